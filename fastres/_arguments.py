@@ -1,0 +1,78 @@
+"""Normalises and checks what users pass to the operators."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from . import _checks
+
+IntOrPair = int | Sequence[int]
+
+
+def pair(name: str, value: IntOrPair) -> tuple[int, int]:
+    try:
+        if isinstance(value, (tuple, list)):
+            first, second = value
+            return operator.index(first), operator.index(second)
+        single = operator.index(value)  # type: ignore[arg-type]
+        return single, single
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be an int or a pair of ints, got {value!r}") from None
+
+
+def resolve_padding(
+    padding: str | IntOrPair, kernel_size: IntOrPair, dilation: IntOrPair = 1
+) -> tuple[int, int, int, int]:
+    """Padding as (top, bottom, left, right).
+
+    Args:
+        padding: an int, (vertical, horizontal), (top, bottom, left, right), "valid", or "same",
+            which splits as PyTorch does: an odd row or column goes to the bottom or right.
+        kernel_size: an int or (R, S).
+        dilation: an int or (vertical, horizontal).
+
+    Raises:
+        ValueError: an unknown string.
+        TypeError: neither a string, an int, nor 2 or 4 ints.
+    """
+    if padding == "same":
+        (r, s), (dh, dw) = pair("kernel_size", kernel_size), pair("dilation", dilation)
+        vertical, horizontal = dh * (r - 1), dw * (s - 1)
+        top, left = vertical // 2, horizontal // 2
+        return top, vertical - top, left, horizontal - left
+    if padding == "valid":
+        return 0, 0, 0, 0
+    if isinstance(padding, str):
+        raise ValueError(f"padding must be ints, 'same' or 'valid', got {padding!r}")
+    if isinstance(padding, (tuple, list)) and len(padding) == 4:
+        top, bottom, left, right = map(operator.index, padding)
+        return top, bottom, left, right
+    vertical, horizontal = pair("padding", padding)
+    return vertical, vertical, horizontal, horizontal
+
+
+def check_tensor(
+    op: str, name: str, value: object, dtypes: Sequence[torch.dtype], device: torch.device | None
+) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{op}: {name} must be a tensor, got {type(value).__name__}")
+    if value.dtype not in dtypes:
+        expected = " or ".join(str(dtype) for dtype in dtypes)
+        raise TypeError(f"{op}: {name} must be {expected}, got {value.dtype}")
+    if device is not None and value.device != device:
+        raise ValueError(
+            f"{op}: {name} must be on the same device as x, got {value.device}, expected {device}"
+        )
+
+
+FLOAT32, FLOAT64, BYTES = (torch.float32,), (torch.float64,), (torch.uint8,)
+
+
+def check_input(op: str, x: Tensor) -> tuple[torch.device, Sequence[torch.dtype]]:
+    """Checks x; returns its device and the dtypes that its shifts may have."""
+    check_tensor(op, "x", x, _checks.FLOAT_DTYPES, None)
+    return x.device, (FLOAT64 if x.dtype == torch.float64 else FLOAT32)

@@ -1,0 +1,410 @@
+"""The operators: public functions, fake kernels, autograd and autocast, side by side for each.
+
+Kernels live in csrc/ (or in reference.py where there is no native library). The functions here
+normalise their arguments, check what a kernel cannot name (dtypes, devices), and send float64,
+which has no kernel, to the reference.
+
+Gradients go to x, shift and residual; a packed weight is a constant. They are computed in plain
+PyTorch, in float32 for reduced dtypes, and can be differentiated again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _checks, _library, reference
+from ._arguments import (
+    BYTES,
+    FLOAT32,
+    FLOAT64,
+    IntOrPair,
+    check_input,
+    check_tensor,
+    pair,
+    resolve_padding,
+)
+from ._gradients import Conv, act_grad, bottleneck_convs, needs_preactivation, shift_grad
+
+__all__ = [
+    "content_hash",
+    "conv_bn_act",
+    "grouped_bottleneck",
+    "pack_conv_weight",
+    "resolve_padding",
+]
+
+_OPS = torch.ops.fastres
+_registrations = torch.library.Library("fastres", "IMPL")  # autocast kernels live as long as it
+
+
+# ---- pack_conv_weight ----------------------------------------------------------------------------
+
+
+def pack_conv_weight(weight: Tensor, scale: Tensor | None = None, groups: int = 1) -> Tensor:
+    """Packs a convolution's weight, times a scale, in the layout that the kernels read.
+
+    Args:
+        weight: [K, C/groups, R, S], float32, bfloat16, float16 or float64.
+        scale: [K], float32 (float64 for a float64 weight): BatchNorm's gamma / sqrt(var + eps).
+        groups: the convolution's groups; divides K.
+
+    Returns:
+        1-D uint8 tensor, a constant for ``conv_bn_act`` and ``grouped_bottleneck``. It holds
+        float32 whatever the weight's dtype (float64 for float64), and the same bytes serve every
+        instruction set.
+
+    Raises:
+        ValueError: shapes that do not fit, or a weight or scale that would need a gradient.
+        TypeError: a dtype other than these.
+    """
+    check_tensor("pack_conv_weight", "weight", weight, _checks.FLOAT_DTYPES, None)
+    double = weight.dtype == torch.float64
+    if scale is not None:
+        check_tensor(
+            "pack_conv_weight", "scale", scale, FLOAT64 if double else FLOAT32, weight.device
+        )
+    if torch.is_grad_enabled():
+        for name, tensor in (("weight", weight), ("scale", scale)):
+            if tensor is not None and tensor.requires_grad:
+                raise ValueError(
+                    f"pack_conv_weight: {name} requires grad, but packed weights are constants; "
+                    f"pass {name}.detach()"
+                )
+    if double:
+        return reference.pack_conv_weight(weight, scale, groups)
+    return _OPS.pack_conv_weight(weight, scale, groups)
+
+
+@torch.library.register_fake("fastres::pack_conv_weight")
+def _pack_conv_weight_fake(weight: Tensor, scale: Tensor | None, groups: int) -> Tensor:
+    _checks.pack_conv_weight_check(weight, scale, groups)
+    layout = reference.PLAIN
+    if _library.get_backend() != "reference":
+        group_out = weight.shape[0] // groups
+        lanes = reference.uses_lanes_layout(group_out, weight.shape[1], groups)
+        layout = reference.LANES if lanes else reference.IGEMM
+    size = reference.packed_bytes(weight.shape, groups, layout, reference.compute_dtype(weight))
+    return weight.new_empty(size, dtype=torch.uint8)
+
+
+# ---- what the two inference operators share ------------------------------------------------------
+
+
+def _empty_channels_last(x: Tensor, shape: Sequence[int]) -> Tensor:
+    n, c, h, w = shape
+    return x.new_empty_strided((n, c, h, w), (h * w * c, 1, w * c, c))
+
+
+def _register_autocast(op: str, positions: Sequence[int]) -> None:
+    """Under autocast, casts the arguments at these positions to its dtype, as conv2d does.
+
+    torch.library.register_autocast would round the shifts too.
+    """
+    overload = getattr(_OPS, op).default
+
+    def kernel(device: str, keys: torch._C.DispatchKeySet, *args: Any) -> Tensor:
+        dtype = torch.get_autocast_dtype(device)
+        cast = list(args)
+        for position in positions:
+            tensor = cast[position]
+            if tensor is not None and tensor.dtype != torch.float64:
+                cast[position] = tensor.to(dtype)
+        with torch._C._ExcludeDispatchKeyGuard(keys):
+            return overload(*cast)
+
+    for name in ("CPU", "CUDA"):
+        keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, f"Autocast{name}"))
+        _registrations.impl(op, partial(kernel, name.lower(), keys), f"Autocast{name}")
+
+
+# ---- conv_bn_act ---------------------------------------------------------------------------------
+
+
+def _no_shift(op: str, packed: Tensor, dtype: torch.dtype) -> Tensor:
+    channels = reference.read_header(packed, f"{op}: packed").out_channels
+    return torch.zeros(channels, dtype=dtype, device=packed.device)
+
+
+def conv_bn_act(
+    x: Tensor,
+    packed: Tensor,
+    shift: Tensor | None = None,
+    residual: Tensor | None = None,
+    *,
+    kernel_size: IntOrPair,
+    stride: IntOrPair = 1,
+    padding: str | IntOrPair = 0,
+    dilation: IntOrPair = 1,
+    groups: int = 1,
+    act: str = "none",
+    act_slope: float = 0.01,
+) -> Tensor:
+    """Convolution, folded BatchNorm, shortcut and activation: ``act(conv(x) + shift + residual)``.
+
+    Args:
+        x: [N, C, H, W], float32, bfloat16, float16 or float64; any strides.
+        packed: the weight [K, C/groups, R, S], of ``pack_conv_weight``.
+        shift: [K], float32 (float64 for a float64 x), or None for 0. None reads ``packed`` to learn
+            K, so pass a tensor in code to be compiled.
+        residual: [N, K, OH, OW] in the dtype of x, any strides, or None.
+        kernel_size: int or (R, S).
+        stride: int or (vertical, horizontal).
+        padding: int, (vertical, horizontal), (top, bottom, left, right), "same" or "valid".
+        dilation: int or (vertical, horizontal).
+        groups: divides C and K.
+        act: "none", "relu", "relu6", "silu" or "leaky_relu".
+        act_slope: leaky_relu's negative slope.
+
+    Returns:
+        [N, K, OH, OW] in the dtype of x, with dense channels_last strides. Arithmetic is float32
+        (float64 for float64), rounded once.
+
+    Raises:
+        ValueError: shapes, devices or values that do not fit; names the argument.
+        TypeError: a dtype other than these; names the argument.
+    """
+    op = "conv_bn_act"
+    device, shift_dtypes = check_input(op, x)
+    check_tensor(op, "packed", packed, BYTES, device)
+    if shift is None:
+        shift = _no_shift(op, packed, shift_dtypes[0])
+    else:
+        check_tensor(op, "shift", shift, shift_dtypes, device)
+    if residual is not None:
+        autocast = torch.is_autocast_enabled(device.type)
+        dtypes = _checks.FLOAT_DTYPES if autocast else (x.dtype,)
+        check_tensor(op, "residual", residual, dtypes, device)
+    stride = pair("stride", stride)
+    if padding == "same" and stride != (1, 1):
+        raise ValueError(f"{op}: padding 'same' needs stride 1, got {stride}")
+    kernel = reference.conv_bn_act if x.dtype == torch.float64 else _OPS.conv_bn_act
+    return kernel(
+        x,
+        packed,
+        shift,
+        residual,
+        pair("kernel_size", kernel_size),
+        stride,
+        resolve_padding(padding, kernel_size, dilation),
+        pair("dilation", dilation),
+        groups,
+        act,
+        act_slope,
+    )
+
+
+@torch.library.register_fake("fastres::conv_bn_act")
+def _conv_bn_act_fake(
+    x: Tensor,
+    packed: Tensor,
+    shift: Tensor,
+    residual: Tensor | None,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    act: str,
+    act_slope: float,
+) -> Tensor:
+    shape = _checks.conv_bn_act_shape(
+        x, packed, shift, residual, kernel_size, stride, padding, dilation, groups, act
+    )
+    return _empty_channels_last(x, shape)
+
+
+def _conv_bn_act_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, packed, shift, residual, *ctx.config = inputs
+    ctx.size = x.shape
+    if needs_preactivation(*ctx.config[-2:]):
+        ctx.save_for_backward(packed, shift, x, residual)
+    else:
+        ctx.save_for_backward(packed, shift, output, None)
+
+
+def _conv_bn_act_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    packed, shift, value, residual = ctx.saved_tensors
+    *geometry, act, act_slope = ctx.config
+    conv = Conv(packed, shift, *geometry)
+    wide = reference.compute_dtype(grad)
+    value = value.to(wide)
+    if needs_preactivation(act, act_slope):
+        shortcut = None if residual is None else residual.to(wide)
+        _, value = conv.forward_for_grad(value, shortcut, act, act_slope)
+    g = act_grad(grad.to(wide), value, act, act_slope)
+    needs_x, _, needs_shift, needs_residual, *_ = ctx.needs_input_grad
+    return (
+        conv.input_grad(g, ctx.size).to(grad.dtype) if needs_x else None,
+        None,
+        shift_grad(g) if needs_shift else None,
+        g.to(grad.dtype) if needs_residual else None,
+        *[None] * len(ctx.config),
+    )
+
+
+torch.library.register_autograd(
+    "fastres::conv_bn_act", _conv_bn_act_backward, setup_context=_conv_bn_act_setup
+)
+_register_autocast("conv_bn_act", (0, 3))  # x, residual
+
+
+# ---- grouped_bottleneck --------------------------------------------------------------------------
+
+
+def grouped_bottleneck(
+    x: Tensor,
+    packed1: Tensor,
+    shift1: Tensor,
+    packed2: Tensor,
+    shift2: Tensor,
+    packed3: Tensor,
+    shift3: Tensor,
+    packed_down: Tensor | None = None,
+    shift_down: Tensor | None = None,
+    *,
+    stride: IntOrPair = 1,
+    dilation: IntOrPair = 1,
+    groups: int = 1,
+    act: str = "relu",
+) -> Tensor:
+    """A whole bottleneck, ``act(conv3(act(conv2(act(conv1(x))))) + shortcut)``, depth-first.
+
+    conv1 and conv3 are 1x1, conv2 is 3x3 with padding=dilation, and the shortcut is x or a 1x1
+    convolution of x (He et al., arXiv:1512.03385; with groups, Xie et al., arXiv:1611.05431). Both
+    strides are where torchvision has them: in conv2 and in the shortcut.
+
+    Args:
+        x: [N, C, H, W], float32, bfloat16, float16 or float64; any strides.
+        packed1: conv1's weight [K1, C, 1, 1], of ``pack_conv_weight``.
+        shift1: [K1], float32 (float64 for a float64 x).
+        packed2: conv2's weight [K2, K1/groups, 3, 3].
+        shift2: [K2].
+        packed3: conv3's weight [K3, K2, 1, 1].
+        shift3: [K3].
+        packed_down: the shortcut's weight [K3, C, 1, 1], or None for x itself.
+        shift_down: [K3], with ``packed_down``.
+        stride: int or (vertical, horizontal).
+        dilation: int or (vertical, horizontal).
+        groups: of conv2.
+        act: "none", "relu", "relu6", "silu" or "leaky_relu" (slope 0.01).
+
+    Returns:
+        [N, K3, OH, OW] in the dtype of x, with dense channels_last strides. Arithmetic is float32
+        (float64 for float64), rounded once.
+
+    Raises:
+        ValueError: shapes, devices or values that do not fit; names the argument.
+        TypeError: a dtype other than these; names the argument.
+    """
+    op = "grouped_bottleneck"
+    device, shift_dtypes = check_input(op, x)
+    for name, packed, shift in (
+        ("1", packed1, shift1),
+        ("2", packed2, shift2),
+        ("3", packed3, shift3),
+        ("_down", packed_down, shift_down),
+    ):
+        if packed is not None:
+            check_tensor(op, f"packed{name}", packed, BYTES, device)
+        if shift is not None:
+            check_tensor(op, f"shift{name}", shift, shift_dtypes, device)
+    double = x.dtype == torch.float64
+    kernel = reference.grouped_bottleneck if double else _OPS.grouped_bottleneck
+    return kernel(
+        x,
+        packed1,
+        shift1,
+        packed2,
+        shift2,
+        packed3,
+        shift3,
+        packed_down,
+        shift_down,
+        pair("stride", stride),
+        pair("dilation", dilation),
+        groups,
+        act,
+    )
+
+
+@torch.library.register_fake("fastres::grouped_bottleneck")
+def _grouped_bottleneck_fake(x: Tensor, *args: Any) -> Tensor:
+    return _empty_channels_last(x, _checks.grouped_bottleneck_shape(x, *args))
+
+
+def _grouped_bottleneck_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.config = inputs[9:]
+    ctx.save_for_backward(*inputs[:9], output)
+
+
+def _grouped_bottleneck_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """Recomputes the inner activations, which the forward did not store."""
+    x, *constants, out = ctx.saved_tensors
+    act, slope, dtype = ctx.config[-1], 0.01, x.dtype
+    conv1, conv2, conv3, down = bottleneck_convs(constants, ctx.config)
+    wide = reference.compute_dtype(x)
+    x, value3 = x.to(wide), out.to(wide)
+    h1, value1 = conv1.forward_for_grad(x, None, act, slope)
+    h2, value2 = conv2.forward_for_grad(h1, None, act, slope)
+    if needs_preactivation(act, slope):
+        shortcut = x if down is None else down.forward(x, None, "none", slope)
+        _, value3 = conv3.forward_for_grad(h2, shortcut, act, slope)
+
+    g3 = act_grad(grad.to(wide), value3, act, slope)
+    g2 = act_grad(conv3.input_grad(g3, h2.shape), value2, act, slope)
+    g1 = act_grad(conv2.input_grad(g2, h1.shape), value1, act, slope)
+    grads: list[Tensor | None] = [None] * len(ctx.needs_input_grad)
+    if ctx.needs_input_grad[0]:
+        direct = g3 if down is None else down.input_grad(g3, x.shape)
+        grads[0] = (conv1.input_grad(g1, x.shape) + direct).to(dtype)
+    for position, g in ((2, g1), (4, g2), (6, g3), (8, g3)):  # shift1, 2, 3 and shift_down
+        if ctx.needs_input_grad[position]:
+            grads[position] = shift_grad(g)
+    return tuple(grads)
+
+
+torch.library.register_autograd(
+    "fastres::grouped_bottleneck",
+    _grouped_bottleneck_backward,
+    setup_context=_grouped_bottleneck_setup,
+)
+_register_autocast("grouped_bottleneck", (0,))  # x
+
+
+# ---- content_hash --------------------------------------------------------------------------------
+
+
+def content_hash(tensors: Sequence[Tensor]) -> list[int]:
+    """One hash per tensor, of its elements: tells that a parameter changed, however that was done.
+
+    Writing through ``parameter.data`` bumps no version counter; this sees it.
+
+    Args:
+        tensors: dense tensors of any dtype, shape, strides and device.
+
+    Returns:
+        A 64-bit int for each. Equal for equal elements (in the same backend and process), different
+        for different ones but for a chance of about 2**-64.
+
+    Raises:
+        TypeError: something is not a tensor.
+    """
+    tensors = list(tensors)
+    for index, tensor in enumerate(tensors):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(
+                f"content_hash: tensors[{index}] must be a tensor, got {type(tensor).__name__}"
+            )
+    if any(tensor.device.type != "cpu" for tensor in tensors) or not tensors:
+        return reference.content_hash(tensors)
+    return _OPS.content_hash(tensors)
+
+
+@torch.library.register_fake("fastres::content_hash")
+def _content_hash_fake(tensors: Sequence[Tensor]) -> list[int]:
+    raise RuntimeError("content_hash: reads its tensors' values, so it cannot be traced")
