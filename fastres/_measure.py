@@ -1,0 +1,86 @@
+"""Errors and times, measured the same way by every command and benchmark."""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+__all__ = [
+    "ERROR_FACTOR",
+    "error_limit",
+    "medians",
+    "output_tensors",
+    "relative_error",
+    "time_in_turn",
+]
+
+#: The numerics contract: how many times eager PyTorch's own error an error may be.
+ERROR_FACTOR = 2.0
+
+
+def output_tensors(output: Any) -> list[Tensor]:
+    """The floating-point tensors in what a model returned, in order."""
+    leaves = tree_leaves(output)
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+
+
+def relative_error(output: Any, reference: Any) -> float:
+    """``‖output - reference‖ / ‖reference‖`` over all tensors of both, computed in float64.
+
+    Infinite where shapes differ or a value is not finite in one alone.
+    """
+    ours, theirs = output_tensors(output), output_tensors(reference)
+    if [tensor.shape for tensor in ours] != [tensor.shape for tensor in theirs]:
+        return float("inf")
+    difference = norm = 0.0
+    for tensor, expected in zip(ours, theirs, strict=True):
+        if not torch.equal(tensor.isfinite(), expected.isfinite()):
+            return float("inf")
+        exact = expected.detach().double().nan_to_num()
+        difference += float((tensor.detach().double().nan_to_num() - exact).square().sum())
+        norm += float(exact.square().sum())
+    if norm == 0:
+        return 0.0 if difference == 0 else float("inf")
+    return (difference / norm) ** 0.5
+
+
+def error_limit(eager_error: float, dtype: torch.dtype = torch.float32) -> float:
+    """The largest error that the contract allows where eager's own is ``eager_error``.
+
+    Where eager is exact by luck, half a unit in the last place counts as its error.
+    """
+    return ERROR_FACTOR * max(eager_error, torch.finfo(dtype).eps / 2)
+
+
+def time_in_turn(
+    contestants: Mapping[str, Callable[[], Any]], rounds: int, pause_s: float = 0.0
+) -> Iterator[tuple[str, float]]:
+    """Times every contestant once a round, one after another, and yields (name, seconds).
+
+    Each timed call follows an untimed one, which takes the cost of what the contestant before left
+    behind: cold caches, and worker threads that still spin.
+
+    Args:
+        contestants: name to call.
+        rounds: how often each is timed.
+        pause_s: a sleep before each contestant's turn.
+    """
+    for _ in range(rounds):
+        for name, call in contestants.items():
+            time.sleep(pause_s)
+            call()
+            start = time.perf_counter()
+            call()
+            yield name, time.perf_counter() - start
+
+
+def medians(timings: Iterator[tuple[str, float]]) -> dict[str, float]:
+    """The median seconds of each name."""
+    samples: dict[str, list[float]] = {}
+    for name, seconds in timings:
+        samples.setdefault(name, []).append(seconds)
+    return {name: statistics.median(values) for name, values in samples.items()}

@@ -1,0 +1,83 @@
+"""Pictures. matplotlib is imported when one is drawn, and never opens a window."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+__all__ = ["ACCENT", "PALETTE", "grouped_bars", "new_figure", "save"]
+
+ACCENT = "#c8452f"
+#: For what is compared against: greys and cool colours that leave the eye to the accent.
+PALETTE = ("#c9ced6", "#8d97a5", "#5b7fa6", "#7fb0a3", "#d8b365", "#a98bbd", "#4d5a6b", "#93b5cf")
+_TEXT = "#2b2f36"
+
+
+def new_figure(width: float, height: float, rows: int = 1, **options: Any) -> tuple[Any, Any]:
+    """A figure without a window, and its axes (an array of them if ``rows`` > 1)."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, 1, **options)
+    for axis in axes if rows > 1 else [axes]:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(axis="y", color="#e6e8eb", linewidth=0.8)
+        axis.set_axisbelow(True)
+        axis.tick_params(colors=_TEXT)
+    return figure, axes
+
+
+def save(figure: Any, path: Path) -> None:
+    """Writes the figure in the format that the suffix names."""
+    figure.savefig(path, dpi=150, facecolor="white")
+
+
+def grouped_bars(
+    path: Path,
+    *,
+    title: str,
+    groups: Sequence[str],
+    series: Mapping[str, Sequence[float | None]],
+    labels: Mapping[str, Sequence[str]],
+    note: str = "",
+    accent: str = "fastres",
+) -> None:
+    """Draws groups of bars, one bar a series; higher is better.
+
+    Args:
+        path: of the picture.
+        title: above it.
+        groups: names of the groups.
+        series: name -> a value for each group; None leaves a gap.
+        labels: name of a series -> what to write over its bars, instead of the value.
+        note: below it.
+        accent: series whose names start with this are drawn in colour.
+    """
+    figure, axis = new_figure(max(6.0, 1.2 + 0.42 * len(groups) * (len(series) + 1)), 4.2)
+    width = 0.8 / len(series)
+    quiet = iter(PALETTE * len(series))
+    for index, (name, values) in enumerate(series.items()):
+        positions = [group - 0.4 + width * (index + 0.5) for group in range(len(groups))]
+        color = ACCENT if name.startswith(accent) else next(quiet)
+        heights = [value or 0.0 for value in values]
+        bars = axis.bar(positions, heights, width * 0.92, label=name, color=color)
+        texts = labels.get(name) or [f"{value:.3g}" if value else "" for value in values]
+        axis.bar_label(
+            bars,
+            texts,
+            padding=2,
+            fontsize=8,
+            color=color if name in labels else _TEXT,
+            fontweight="bold" if name in labels else "normal",
+        )
+    axis.set_xticks(range(len(groups)), groups)
+    axis.tick_params(axis="x", length=0)
+    axis.set_title(title, loc="left", color=_TEXT, fontsize=11)
+    axis.margins(y=0.12)
+    axis.legend(
+        frameon=False, ncols=min(len(series), 4), loc="upper center", bbox_to_anchor=(0.5, -0.08)
+    )
+    if note:
+        figure.supxlabel(note, fontsize=8, color="#6b7280")
+    save(figure, path)
