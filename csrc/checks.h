@@ -1,0 +1,153 @@
+// Argument checks and output shapes, shared by all backends.
+//
+// A failed check throws std::invalid_argument, which Python sees as ValueError. Messages say which
+// argument, what came and what was expected.
+
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <cstdint>
+#include <optional>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "geometry.h"
+#include "packed_weight.h"
+
+namespace fastres {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+template <class... Parts>
+[[noreturn]] void fail(const Parts&... parts) {
+  std::ostringstream message;
+  (message << ... << parts);
+  throw std::invalid_argument(message.str());
+}
+
+template <class... Parts>
+void check(bool condition, const Parts&... parts) {
+  if (!condition) fail(parts...);
+}
+
+inline std::string shape_string(const Tensor& tensor) {
+  std::ostringstream text;
+  text << "[";
+  for (int64_t d = 0; d < tensor.dim(); ++d) text << (d == 0 ? "" : ", ") << tensor.size(d);
+  text << "]";
+  return text.str();
+}
+
+inline void check_cpu(const Tensor& tensor, const char* op, const char* name) {
+  check(tensor.is_cpu(), op, ": ", name, " must be on the CPU like x");
+}
+
+inline bool is_storage_type(ScalarType type) {
+  return type == ScalarType::Float || type == ScalarType::BFloat16 || type == ScalarType::Half;
+}
+
+inline void check_input(const Tensor& x, const char* op) {
+  check(x.dim() == 4, op, ": x must be 4-D [N, C, H, W], got shape ", shape_string(x));
+  check(is_storage_type(x.scalar_type()), op,
+        ": x must be float32, bfloat16 or float16 (float64 goes to fastres.reference), got ",
+        torch::headeronly::toString(x.scalar_type()));
+}
+
+inline Extent positive_pair(const std::vector<int64_t>& values, const char* op, const char* name) {
+  check(values.size() == 2 && values[0] > 0 && values[1] > 0, op, ": ", name,
+        " must be two positive integers, got ", values.size() == 2 ? std::to_string(values[0]) + ", " + std::to_string(values[1])
+                                                : std::to_string(values.size()) + " values");
+  return {values[0], values[1]};
+}
+
+inline Padding padding_of(const std::vector<int64_t>& values, const char* op) {
+  check(values.size() == 4, op, ": padding must be (top, bottom, left, right), got ",
+        values.size(), " values");
+  for (const int64_t value : values) {
+    check(value >= 0, op, ": padding must not be negative, got ", value);
+  }
+  return {values[0], values[1], values[2], values[3]};
+}
+
+// The header of a packed weight, checked against the tensor that holds it.
+inline PackedHeader packed_header(const Tensor& packed, const char* op, const char* name) {
+  check(packed.dim() == 1 && packed.scalar_type() == ScalarType::Byte && packed.is_contiguous() &&
+            packed.numel() >= static_cast<int64_t>(sizeof(PackedHeader)),
+        op, ": ", name, " must be what pack_conv_weight returned (1-D uint8), got ",
+        torch::headeronly::toString(packed.scalar_type()), " of shape ", shape_string(packed));
+  const PackedHeader header = read_packed_header(packed.const_data_ptr());
+  check(header.magic == PackedHeader::kMagic && header.version == PackedHeader::kVersion, op, ": ",
+        name, " does not start with the header that pack_conv_weight writes");
+  check(header.layout != PackedLayout::plain, op, ": ", name,
+        " was packed by the reference backend: pack the weight again under this one");
+  check(header.out_channels > 0 && header.group_in_channels > 0 && header.kernel_h > 0 &&
+            header.kernel_w > 0 && header.groups > 0 &&
+            header.out_channels % header.groups == 0 &&
+            packed.numel() == static_cast<int64_t>(sizeof(PackedHeader) +
+                                                   sizeof(float) * header.payload_floats()),
+        op, ": ", name, " is damaged: its header does not fit its ", packed.numel(), " bytes");
+  return header;
+}
+
+// What the caller says the packed weight is.
+struct ExpectedWeight {
+  int64_t in_channels;
+  Extent kernel;
+  int64_t groups;
+};
+
+inline void check_packed(const PackedHeader& header, const ExpectedWeight& expected, const char* op,
+                         const char* name) {
+  check(expected.groups > 0 && expected.in_channels % expected.groups == 0, op,
+        ": groups must be positive and divide the ", expected.in_channels,
+        " input channels, got ", expected.groups);
+  check(header.groups == expected.groups && header.kernel_h == expected.kernel.h &&
+            header.kernel_w == expected.kernel.w &&
+            header.group_in_channels * expected.groups == expected.in_channels,
+        op, ": ", name, " is of another convolution: it holds a ", header.kernel_h, "x",
+        header.kernel_w, " kernel with ", header.group_in_channels, " channels a group and ",
+        header.groups, " groups, expected ", expected.kernel.h, "x", expected.kernel.w, " with ",
+        expected.in_channels / expected.groups, " and ", expected.groups);
+}
+
+inline void check_shift(const Tensor& shift, int64_t out_channels, const char* op,
+                        const char* name) {
+  check(shift.dim() == 1 && shift.size(0) == out_channels, op, ": ", name, " must have shape [",
+        out_channels, "], got ", shape_string(shift));
+  check(shift.scalar_type() == ScalarType::Float, op, ": ", name, " must be float32, got ",
+        torch::headeronly::toString(shift.scalar_type()));
+}
+
+inline void check_residual(const Tensor& residual, const Tensor& x, const ConvGeometry& g,
+                           const char* op) {
+  check(residual.dim() == 4 && residual.size(0) == g.batch && residual.size(1) == g.out_channels &&
+            residual.size(2) == g.out.h && residual.size(3) == g.out.w,
+        op, ": residual must have the output's shape [", g.batch, ", ", g.out_channels, ", ",
+        g.out.h, ", ", g.out.w, "], got ", shape_string(residual));
+  check(residual.scalar_type() == x.scalar_type(), op, ": residual must have x's dtype ",
+        torch::headeronly::toString(x.scalar_type()), ", got ",
+        torch::headeronly::toString(residual.scalar_type()));
+}
+
+inline int64_t output_size(int64_t in, int64_t kernel, int64_t stride, int64_t dilation,
+                           int64_t padding, const char* op, const char* axis) {
+  const int64_t covered = dilation * (kernel - 1) + 1;
+  check(in > 0 && in + padding >= covered, op, ": x is too small: its padded ", axis, " is ",
+        in + padding, ", the kernel covers ", covered);
+  return (in + padding - covered) / stride + 1;
+}
+
+// Fills in the output size; everything else must be set.
+inline void set_output_size(ConvGeometry& g, const char* op) {
+  g.out.h = output_size(g.in.h, g.kernel.h, g.stride.h, g.dilation.h,
+                        g.padding.top + g.padding.bottom, op, "height");
+  g.out.w = output_size(g.in.w, g.kernel.w, g.stride.w, g.dilation.w,
+                        g.padding.left + g.padding.right, op, "width");
+}
+
+}  // namespace fastres

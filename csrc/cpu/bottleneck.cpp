@@ -1,0 +1,177 @@
+#include "bottleneck.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "cache.h"
+#include "scratch.h"
+
+namespace fastres::cpu {
+namespace {
+
+// One thread's walk down the rows of one image.
+class BandWalker {
+ public:
+  BandWalker(const Microkernels& kernels, const Bottleneck& block)
+      : kernels_(kernels),
+        block_(block),
+        channels1_(block.reduce.header.out_channels),
+        channels2_(block.spatial.header.out_channels),
+        padded_width_(block.in.w + 2 * block.dilation.w),
+        inner1_row_(padded_width_ * channels1_),
+        inner2_row_(block.out.w * channels2_),
+        direct_input_(block.x.is_float32_nhwc()),
+        direct_output_(block.y.type == StorageType::float32) {}
+
+  // Output rows [first, last) of image n.
+  void walk(int64_t n, int64_t first, int64_t last) {
+    const int64_t bands = (last - first + rows_in_cache() - 1) / rows_in_cache();
+    int64_t computed = first * block_.stride.h - block_.dilation.h;  // inner rows before this one
+    for (int64_t i = 0; i < bands; ++i) {
+      const Range rows = even_range(last - first, bands, i);
+      computed = advance(n, first + rows.begin, rows.size(), computed);
+      run_band(n, first + rows.begin, rows.size());
+    }
+  }
+
+ private:
+  int64_t inner_rows(int64_t rows) const {
+    return (rows - 1) * block_.stride.h + 2 * block_.dilation.h + 1;
+  }
+
+  int64_t rows_in_cache() const {
+    const int64_t floats = level2_cache_bytes() / 2 / static_cast<int64_t>(sizeof(float));
+    const int64_t halo = 2 * block_.dilation.h * inner1_row_;
+    const int64_t per_row = block_.stride.h * inner1_row_ + inner2_row_;
+    return std::clamp<int64_t>((floats - halo) / per_row, 1, block_.out.h);
+  }
+
+  float* inner1() const {
+    return thread_scratch().inner1.floats(inner_rows(rows_in_cache()) * inner1_row_);
+  }
+
+  // Brings the first activation to the rows that output rows [row, row + rows) need: the rows that
+  // the band before has left are moved to the top, the others computed. `computed` is the first
+  // inner row, in image coordinates, that has not been computed yet; returns the new one.
+  int64_t advance(int64_t n, int64_t row, int64_t rows, int64_t computed) {
+    const int64_t begin = row * block_.stride.h - block_.dilation.h;
+    const int64_t end = begin + inner_rows(rows);
+    float* buffer = inner1();
+    const int64_t kept = std::max<int64_t>(0, computed - begin);
+    if (kept > 0) {
+      std::memmove(buffer, buffer + last_rows_offset_ - kept * inner1_row_,
+                   static_cast<size_t>(kept * inner1_row_) * sizeof(float));
+    }
+    last_rows_offset_ = (end - begin) * inner1_row_;
+    fill_inner1(n, std::max(begin, computed), end, buffer + kept * inner1_row_);
+    return end;
+  }
+
+  // Inner rows [begin, end) to `target`; those outside the image are padding.
+  void fill_inner1(int64_t n, int64_t begin, int64_t end, float* target) const {
+    const int64_t inside_begin = std::clamp<int64_t>(begin, 0, block_.in.h);
+    const int64_t inside_end = std::clamp<int64_t>(end, inside_begin, block_.in.h);
+    float* inside = target + (inside_begin - begin) * inner1_row_;
+    std::fill(target, inside, 0.0F);
+    std::fill(inside + (inside_end - inside_begin) * inner1_row_,
+              target + (end - begin) * inner1_row_, 0.0F);
+    if (inside_begin == inside_end) return;
+    const int64_t border = block_.dilation.w * channels1_;
+    for (int64_t h = 0; h < inside_end - inside_begin; ++h) {
+      float* row = inside + h * inner1_row_;
+      std::fill_n(row, border, 0.0F);
+      std::fill_n(row + inner1_row_ - border, border, 0.0F);
+    }
+    ConvBand band;
+    band.rows = inside_end - inside_begin;
+    band.pixels = block_.in.w;
+    band.input = input_rows(n, inside_begin, band.rows, thread_scratch().input);
+    band.output = {inside + border, inner1_row_, channels1_};
+    run(block_.reduce, band);
+  }
+
+  void run_band(int64_t n, int64_t row, int64_t rows) const {
+    ConvBand spatial;
+    spatial.rows = rows;
+    spatial.pixels = block_.out.w;
+    spatial.input = {inner1(), inner1_row_, channels1_};
+    spatial.output = {thread_scratch().inner2.floats(rows_in_cache() * inner2_row_), inner2_row_,
+                      channels2_};
+    run(block_.spatial, spatial);
+
+    ConvBand expand = spatial;
+    expand.input = spatial.output;
+    expand.output = output_rows(n, row, rows);
+    expand.residual = shortcut(n, row, rows, expand.output);
+    run(block_.expand, expand);
+    if (!direct_output_) {
+      store_band(kernels_, expand.output, block_.y, n, row, rows, 0, block_.y.channels);
+    }
+  }
+
+  // The shortcut's convolution goes to the output itself, where the last convolution adds it.
+  Band shortcut(int64_t n, int64_t row, int64_t rows, const Band& output) const {
+    if (!block_.down.has_value()) return input_rows(n, row, rows, thread_scratch().residual);
+    ConvBand band;
+    band.rows = rows;
+    band.pixels = block_.out.w;
+    band.input = input_rows(n, row * block_.stride.h, (rows - 1) * block_.stride.h + 1,
+                            thread_scratch().residual);
+    band.output = output;
+    run(*block_.down, band);
+    return output;
+  }
+
+  Band input_rows(int64_t n, int64_t row, int64_t rows, Scratch& scratch) const {
+    const Image& x = block_.x;
+    if (direct_input_) {
+      return {reinterpret_cast<float*>(x.at(n, row, 0)), x.stride_h, x.stride_w};
+    }
+    return load_band(kernels_, x, {n, row, rows, 0, 0},
+                     scratch.floats(rows * x.width * x.channels));
+  }
+
+  Band output_rows(int64_t n, int64_t row, int64_t rows) const {
+    const Image& y = block_.y;
+    if (direct_output_) {
+      return {reinterpret_cast<float*>(y.at(n, row, 0)), y.stride_h, y.stride_w};
+    }
+    const int64_t row_stride = y.width * y.channels;
+    return {thread_scratch().output.floats(rows * row_stride), row_stride, y.channels};
+  }
+
+  void run(const ConvLayer& layer, const ConvBand& band) const {
+    conv_rows(kernels_, layer, band, {0, panel_count(kernels_, layer)});
+  }
+
+  const Microkernels& kernels_;
+  const Bottleneck& block_;
+  const int64_t channels1_;
+  const int64_t channels2_;
+  const int64_t padded_width_;
+  const int64_t inner1_row_;
+  const int64_t inner2_row_;
+  const bool direct_input_;
+  const bool direct_output_;
+  int64_t last_rows_offset_ = 0;
+};
+
+}  // namespace
+
+void run_depth_first(const Microkernels& kernels, const Bottleneck& block) {
+  const int64_t rows = block.batch * block.out.h;
+  if (rows == 0) return;
+  const int64_t parts = std::min(thread_count(), rows);
+  parallel_parts(parts, [&](int64_t i) {
+    const Range share = even_range(rows, parts, i);
+    BandWalker walker(kernels, block);
+    for (int64_t row = share.begin; row < share.end;) {
+      const int64_t h = row % block.out.h;
+      const int64_t count = std::min(block.out.h - h, share.end - row);
+      walker.walk(row / block.out.h, h, h + count);
+      row += count;
+    }
+  });
+}
+
+}  // namespace fastres::cpu

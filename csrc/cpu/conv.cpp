@@ -1,0 +1,174 @@
+#include "conv.h"
+
+#include <algorithm>
+
+#include "cache.h"
+#include "scratch.h"
+
+namespace fastres::cpu {
+namespace {
+
+// A 1x1 convolution with stride 1 over evenly spaced pixels has no image borders: every pixel
+// becomes a row of its own, and threads and bands may cut anywhere.
+void flatten_pixels(Conv& conv) {
+  ConvGeometry& g = conv.geometry;
+  const bool pointwise = g.is_pointwise() && g.stride.h == 1 && g.stride.w == 1;
+  if (!pointwise || !conv.x.pixels_evenly_spaced() || !conv.out.pixels_evenly_spaced()) return;
+  if (conv.residual.data != nullptr && !conv.residual.pixels_evenly_spaced()) return;
+  const int64_t pixels = g.batch * g.out.h * g.out.w;
+  const auto flatten = [&](Image& image) {
+    image.stride_h = image.stride_w;
+    image.batch = 1;
+    image.height = pixels;
+    image.width = 1;
+  };
+  flatten(conv.x);
+  flatten(conv.out);
+  if (conv.residual.data != nullptr) flatten(conv.residual);
+  g.batch = 1;
+  g.in = g.out = {pixels, 1};
+}
+
+// What one thread does: some output rows (of the whole batch) and some panels of channels.
+struct Share {
+  Range rows;
+  Range panels;
+};
+
+// Splitting the rows makes every thread read all weights, splitting the channels makes every thread
+// read the whole input: takes the cheaper, counting what a thread waits for the slowest one.
+class Partition {
+ public:
+  Partition(const Microkernels& kernels, const Conv& conv, int64_t threads)
+      : rows_(conv.geometry.batch * conv.geometry.out.h),
+        panels_(panel_count(kernels, conv.layer)) {
+    const ConvGeometry& g = conv.geometry;
+    const double flops = g.flops();
+    const double weight_bytes = 4.0 * static_cast<double>(conv.layer.header.payload_floats());
+    const double input_bytes = static_cast<double>(conv.x.element_bytes() * g.batch *
+                                                   g.in_channels * g.in.h * g.in.w);
+    const int64_t row_parts = std::min(threads, rows_);
+    const int64_t panel_parts = std::min(threads, panels_);
+    by_panels_ = cost(flops, panels_, panel_parts, input_bytes) <
+                 cost(flops, rows_, row_parts, weight_bytes);
+    parts_ = by_panels_ ? panel_parts : row_parts;
+  }
+
+  int64_t parts() const { return parts_; }
+  Share share(int64_t i) const {
+    const Range all_rows{0, rows_};
+    const Range all_panels{0, panels_};
+    if (by_panels_) return {all_rows, even_range(panels_, parts_, i)};
+    return {even_range(rows_, parts_, i), all_panels};
+  }
+
+ private:
+  // Time of the slowest thread in units of one FLOP: a byte from the shared cache costs about as
+  // much as ten.
+  static double cost(double flops, int64_t units, int64_t parts, double bytes_per_thread) {
+    const double slowest = static_cast<double>((units + parts - 1) / parts) /
+                           static_cast<double>(units);
+    return flops * slowest + 10.0 * bytes_per_thread;
+  }
+
+  int64_t rows_;
+  int64_t panels_;
+  bool by_panels_;
+  int64_t parts_;
+};
+
+// Runs one thread's share in bands that stay in its level-2 cache.
+class BandRunner {
+ public:
+  BandRunner(const Microkernels& kernels, const Conv& conv, Range panels)
+      : kernels_(kernels),
+        conv_(conv),
+        panels_(panels),
+        channels_(panel_channels(kernels, conv.layer, panels)),
+        direct_input_(conv.x.is_float32_nhwc() && !conv.geometry.padding.any()),
+        direct_output_(conv.out.type == StorageType::float32),
+        direct_residual_(conv.residual.data == nullptr || conv.residual.is_float32_nhwc()) {}
+
+  void run(Range rows) const {
+    const int64_t height = conv_.geometry.out.h;
+    const int64_t band_rows = rows_in_cache();
+    for (int64_t row = rows.begin; row < rows.end;) {
+      const int64_t n = row / height;
+      const int64_t h = row % height;
+      const int64_t count = std::min({band_rows, height - h, rows.end - row});
+      run_band(n, h, count);
+      row += count;
+    }
+  }
+
+ private:
+  int64_t rows_in_cache() const {
+    const ConvGeometry& g = conv_.geometry;
+    int64_t bytes_per_row = g.stride.h * g.padded_width() * g.in_channels;
+    if (!direct_output_) bytes_per_row += g.out.w * g.out_channels;
+    if (!direct_residual_) bytes_per_row += g.out.w * g.out_channels;
+    bytes_per_row *= static_cast<int64_t>(sizeof(float));
+    return std::max<int64_t>(1, level2_cache_bytes() / 2 / bytes_per_row);
+  }
+
+  void run_band(int64_t n, int64_t h, int64_t rows) const {
+    ConvBand band;
+    band.rows = rows;
+    band.pixels = conv_.geometry.out.w;
+    band.input = input_band(n, h, rows);
+    if (conv_.residual.data != nullptr) band.residual = residual_band(n, h, rows);
+    band.output = direct_output_ ? direct(conv_.out, n, h) : output_scratch(rows);
+    conv_rows(kernels_, conv_.layer, band, panels_);
+    if (!direct_output_) {
+      store_band(kernels_, band.output, conv_.out, n, h, rows, channels_.begin, channels_.end);
+    }
+  }
+
+  static Band direct(const Image& image, int64_t n, int64_t h) {
+    return {reinterpret_cast<float*>(image.at(n, h, 0)), image.stride_h, image.stride_w};
+  }
+
+  Band input_band(int64_t n, int64_t h, int64_t rows) const {
+    const ConvGeometry& g = conv_.geometry;
+    if (direct_input_) return direct(conv_.x, n, h * g.stride.h);
+    const PaddedRows what{n, h * g.stride.h - g.padding.top, g.input_rows(rows), g.padding.left,
+                          g.padding.right};
+    const int64_t floats = what.rows * g.padded_width() * g.in_channels;
+    return load_band(kernels_, conv_.x, what, thread_scratch().input.floats(floats));
+  }
+
+  Band residual_band(int64_t n, int64_t h, int64_t rows) const {
+    if (direct_residual_) return direct(conv_.residual, n, h);
+    const PaddedRows what{n, h, rows, 0, 0};
+    const int64_t floats = rows * conv_.residual.width * conv_.residual.channels;
+    return load_band(kernels_, conv_.residual, what, thread_scratch().residual.floats(floats));
+  }
+
+  Band output_scratch(int64_t rows) const {
+    const ConvGeometry& g = conv_.geometry;
+    const int64_t row_stride = g.out.w * g.out_channels;
+    return {thread_scratch().output.floats(rows * row_stride), row_stride, g.out_channels};
+  }
+
+  const Microkernels& kernels_;
+  const Conv& conv_;
+  const Range panels_;
+  const Range channels_;
+  const bool direct_input_;
+  const bool direct_output_;
+  const bool direct_residual_;
+};
+
+}  // namespace
+
+void run_conv(const Microkernels& kernels, Conv conv) {
+  if (conv.geometry.batch == 0) return;
+  flatten_pixels(conv);
+  const Partition partition(kernels, conv, thread_count());
+  parallel_parts(partition.parts(), [&](int64_t i) {
+    const Share share = partition.share(i);
+    BandRunner(kernels, conv, share.panels).run(share.rows);
+  });
+}
+
+}  // namespace fastres::cpu

@@ -1,0 +1,123 @@
+#include "conv_rows.h"
+
+#include <algorithm>
+
+namespace fastres::cpu {
+namespace {
+
+bool continues(const Band& band, int64_t pixels, int64_t row_step, int64_t pixel_step) {
+  return band.data == nullptr ||
+         band.row_stride * row_step == pixels * band.pixel_stride * pixel_step;
+}
+
+// Rows that follow each other at the pixels' own distance are one long row, which leaves one
+// narrower tile at its end instead of one per row.
+void join_rows(const ConvLayer& layer, ConvBand& band) {
+  if (band.pixels == 1) {
+    band.input.pixel_stride = band.input.row_stride * layer.stride.h / layer.stride.w;
+    if (band.input.pixel_stride * layer.stride.w != band.input.row_stride * layer.stride.h) return;
+    band.residual.pixel_stride = band.residual.row_stride;
+    band.output.pixel_stride = band.output.row_stride;
+  } else if (!continues(band.input, band.pixels, layer.stride.h, layer.stride.w) ||
+             !continues(band.residual, band.pixels, 1, 1) ||
+             !continues(band.output, band.pixels, 1, 1)) {
+    return;
+  }
+  band.pixels *= band.rows;
+  band.rows = 1;
+}
+
+ConvTile tile_of(const ConvLayer& layer, const ConvBand& band) {
+  const PackedHeader& h = layer.header;
+  ConvTile t{};
+  t.input = band.input.data;
+  t.input_row_stride = band.input.row_stride * layer.stride.h;
+  t.input_pixel_stride = band.input.pixel_stride * layer.stride.w;
+  t.tap_rows = h.kernel_h;
+  t.tap_cols = h.kernel_w;
+  t.tap_row_stride = band.input.row_stride * layer.dilation.h;
+  t.tap_col_stride = band.input.pixel_stride * layer.dilation.w;
+  t.channels = h.group_in_channels;
+  if (h.layout == PackedLayout::igemm && t.tap_col_stride == t.channels) {
+    // The taps of a kernel row are adjacent in memory: one run instead of several short ones.
+    t.channels *= t.tap_cols;
+    t.tap_cols = 1;
+  }
+  t.weights = layer.weights;
+  t.weight_block_stride = h.block_stride();
+  t.shift = layer.shift;
+  t.residual = band.residual.data;
+  t.residual_row_stride = band.residual.row_stride;
+  t.residual_pixel_stride = band.residual.pixel_stride;
+  t.output = band.output.data;
+  t.output_row_stride = band.output.row_stride;
+  t.output_pixel_stride = band.output.pixel_stride;
+  t.rows = band.rows;
+  t.pixels = band.pixels;
+  t.out_channels = h.out_channels;
+  t.act = layer.act;
+  t.act_slope = layer.act_slope;
+  return t;
+}
+
+void select_channels(ConvTile& t, int64_t first, int64_t count) {
+  t.shift += first;
+  if (t.residual != nullptr) t.residual += first;
+  t.output += first;
+  t.out_channels = count;
+}
+
+int64_t panels_per_group(const Microkernels& kernels, const ConvLayer& layer) {
+  return (layer.header.group_out_channels() + kernels.panel_channels - 1) / kernels.panel_channels;
+}
+
+void igemm_panel(const Microkernels& kernels, const ConvLayer& layer, ConvTile t, int64_t panel) {
+  const PackedHeader& h = layer.header;
+  const int64_t per_group = panels_per_group(kernels, layer);
+  const int64_t group = panel / per_group;
+  const int64_t first = panel % per_group * kernels.panel_channels;
+  t.input += group * h.group_in_channels;
+  t.weights += (group * h.blocks() + first / kChannelBlock) * h.block_stride() +
+               first % kChannelBlock;
+  select_channels(t, group * h.group_out_channels() + first,
+                  std::min(kernels.panel_channels, h.group_out_channels() - first));
+  kernels.igemm(t);
+}
+
+}  // namespace
+
+int64_t panel_count(const Microkernels& kernels, const ConvLayer& layer) {
+  if (layer.header.layout == PackedLayout::lanes) return layer.header.blocks();
+  return layer.header.groups * panels_per_group(kernels, layer);
+}
+
+Range panel_channels(const Microkernels& kernels, const ConvLayer& layer, Range panels) {
+  const PackedHeader& h = layer.header;
+  if (h.layout == PackedLayout::lanes) {
+    return {panels.begin * kChannelBlock,
+            std::min<int64_t>(panels.end * kChannelBlock, h.out_channels)};
+  }
+  const int64_t per_group = panels_per_group(kernels, layer);
+  const auto first_channel = [&](int64_t panel) {
+    return panel / per_group * h.group_out_channels() +
+           panel % per_group * kernels.panel_channels;
+  };
+  return {first_channel(panels.begin), first_channel(panels.end)};
+}
+
+void conv_rows(const Microkernels& kernels, const ConvLayer& layer, ConvBand band, Range panels) {
+  if (layer.header.taps() == 1) join_rows(layer, band);
+  ConvTile t = tile_of(layer, band);
+  if (layer.header.layout == PackedLayout::lanes) {
+    const Range channels = panel_channels(kernels, layer, panels);
+    t.input += channels.begin;
+    t.weights += panels.begin * t.weight_block_stride;
+    select_channels(t, channels.begin, channels.size());
+    return kernels.lanes(t, layer.header.group_in_channels);
+  }
+  for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
+    igemm_panel(kernels, layer, t, panel);
+  }
+}
+
+}  // namespace fastres::cpu

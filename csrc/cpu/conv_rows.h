@@ -1,0 +1,42 @@
+// One convolution over a band of rows on one thread: what conv_bn_act and grouped_bottleneck are
+// both made of.
+
+#pragma once
+
+#include <cstdint>
+
+#include "../geometry.h"
+#include "../packed_weight.h"
+#include "image.h"
+#include "microkernels.h"
+#include "parallel.h"
+
+namespace fastres::cpu {
+
+// Everything about a convolution that is not its data.
+struct ConvLayer {
+  PackedHeader header;
+  const float* weights = nullptr;
+  const float* shift = nullptr;
+  Extent stride, dilation;
+  Activation act = Activation::none;
+  float act_slope = 0.0F;
+};
+
+// Output channels are split into panels, the unit of work that threads can share.
+int64_t panel_count(const Microkernels& kernels, const ConvLayer& layer);
+// The output channels of a range of panels.
+Range panel_channels(const Microkernels& kernels, const ConvLayer& layer, Range panels);
+
+struct ConvBand {
+  Band input;     // starts at the padded input pixel of the first output pixel's first tap
+  Band residual;  // data is null for none; may be the output itself
+  Band output;
+  int64_t rows = 0;
+  int64_t pixels = 0;
+};
+
+// Computes `panels` of all output pixels of the band.
+void conv_rows(const Microkernels& kernels, const ConvLayer& layer, ConvBand band, Range panels);
+
+}  // namespace fastres::cpu

@@ -1,0 +1,71 @@
+#include "image.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace fastres::cpu {
+namespace {
+
+// One row of pixels whose channels are not adjacent (NCHW): reads along the width.
+void load_row_by_channel(const Microkernels& kernels, const Image& image, const char* source,
+                         float* target) {
+  const int64_t bytes = image.element_bytes();
+  for (int64_t c = 0; c < image.channels; ++c) {
+    const char* plane = source + c * image.stride_c * bytes;
+    for (int64_t w = 0; w < image.width; ++w) {
+      const char* value = plane + w * image.stride_w * bytes;
+      float* out = target + w * image.channels + c;
+      if (image.type == StorageType::float32) {
+        std::memcpy(out, value, sizeof(float));
+      } else {
+        kernels.widen(value, image.type, out, 1);
+      }
+    }
+  }
+}
+
+void load_row(const Microkernels& kernels, const Image& image, int64_t n, int64_t h,
+              float* target) {
+  const char* source = image.at(n, h, 0);
+  if (!image.channels_adjacent()) return load_row_by_channel(kernels, image, source, target);
+  if (image.stride_w == image.channels || image.width == 1) {
+    return kernels.widen(source, image.type, target, image.width * image.channels);
+  }
+  for (int64_t w = 0; w < image.width; ++w) {
+    kernels.widen(image.at(n, h, w), image.type, target + w * image.channels, image.channels);
+  }
+}
+
+}  // namespace
+
+Band load_band(const Microkernels& kernels, const Image& image, const PaddedRows& what,
+               float* target) {
+  const int64_t channels = image.channels;
+  const int64_t row_floats = (what.left + image.width + what.right) * channels;
+  for (int64_t i = 0; i < what.rows; ++i) {
+    float* row = target + i * row_floats;
+    const int64_t h = what.row + i;
+    if (h < 0 || h >= image.height) {
+      std::fill_n(row, row_floats, 0.0F);
+      continue;
+    }
+    float* inside = row + what.left * channels;
+    std::fill_n(row, what.left * channels, 0.0F);
+    load_row(kernels, image, what.n, h, inside);
+    std::fill_n(inside + image.width * channels, what.right * channels, 0.0F);
+  }
+  return {target, row_floats, channels};
+}
+
+void store_band(const Microkernels& kernels, const Band& band, const Image& image, int64_t n,
+                int64_t row, int64_t rows, int64_t first, int64_t last) {
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t w = 0; w < image.width; ++w) {
+      const float* source = band.data + i * band.row_stride + w * band.pixel_stride + first;
+      char* target = image.at(n, row + i, w) + first * image.element_bytes();
+      kernels.narrow(source, image.type, target, last - first);
+    }
+  }
+}
+
+}  // namespace fastres::cpu

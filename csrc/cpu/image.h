@@ -1,0 +1,55 @@
+// Views of tensors and of float32 bands, as the CPU kernels see them.
+
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "microkernels.h"
+
+namespace fastres::cpu {
+
+// A 4-D tensor of any strides, in elements.
+struct Image {
+  void* data = nullptr;
+  StorageType type = StorageType::float32;
+  int64_t batch = 0, channels = 0, height = 0, width = 0;
+  int64_t stride_n = 0, stride_c = 0, stride_h = 0, stride_w = 0;
+
+  int64_t element_bytes() const { return type == StorageType::float32 ? 4 : 2; }
+  char* at(int64_t n, int64_t h, int64_t w) const {
+    return static_cast<char*>(data) + (n * stride_n + h * stride_h + w * stride_w) * element_bytes();
+  }
+  bool channels_adjacent() const { return stride_c == 1 || channels == 1; }
+  // All pixels of all images at one distance from each other.
+  bool pixels_evenly_spaced() const {
+    return channels_adjacent() && (height == 1 || stride_h == width * stride_w) &&
+           (batch == 1 || stride_n == height * width * stride_w);
+  }
+  bool is_float32_nhwc() const { return type == StorageType::float32 && channels_adjacent(); }
+};
+
+// Rows of float32 pixels whose channels are adjacent.
+struct Band {
+  float* data = nullptr;
+  ptrdiff_t row_stride = 0;
+  ptrdiff_t pixel_stride = 0;
+};
+
+// Rows [row, row + rows) of image n, columns [-left, width + right) and rows outside the image
+// filled with zeros, as a dense float32 band at `target`.
+struct PaddedRows {
+  int64_t n = 0;
+  int64_t row = 0;
+  int64_t rows = 0;
+  int64_t left = 0;
+  int64_t right = 0;
+};
+Band load_band(const Microkernels& kernels, const Image& image, const PaddedRows& what,
+               float* target);
+
+// Writes channels [first, last) of `rows` rows of the band to image n from row `row` on.
+void store_band(const Microkernels& kernels, const Band& band, const Image& image, int64_t n,
+                int64_t row, int64_t rows, int64_t first, int64_t last);
+
+}  // namespace fastres::cpu

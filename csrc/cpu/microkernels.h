@@ -1,0 +1,74 @@
+// The innermost loops, behind one table of functions per instruction set.
+//
+// Each .cpp in microkernels/ is written once over the compiler's vector extension and built once per
+// instruction set, in a namespace of its own. Raw pointers and strides in floats; no torch.
+
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "isa.h"
+
+namespace fastres::cpu {
+
+enum class Activation { none, relu, relu6, silu, leaky_relu };
+
+enum class StorageType { float32, bfloat16, float16 };
+
+// One band of output rows for one panel of output channels.
+struct ConvTile {
+  // First input value of the first output pixel, padding included: the band is already padded.
+  const float* input;
+  ptrdiff_t input_row_stride;    // between output rows (vertical stride included)
+  ptrdiff_t input_pixel_stride;  // between output pixels (horizontal stride included)
+  // The taps of the kernel: tap (r, s) reads `channels` values at r*tap_row + s*tap_col.
+  int64_t tap_rows;
+  int64_t tap_cols;
+  ptrdiff_t tap_row_stride;
+  ptrdiff_t tap_col_stride;
+  int64_t channels;
+
+  const float* weights;
+  ptrdiff_t weight_block_stride;  // between blocks of 16 output channels
+  const float* shift;
+
+  const float* residual;  // null for none
+  ptrdiff_t residual_row_stride;
+  ptrdiff_t residual_pixel_stride;
+
+  float* output;
+  ptrdiff_t output_row_stride;
+  ptrdiff_t output_pixel_stride;
+
+  int64_t rows;
+  int64_t pixels;
+  int64_t out_channels;  // of this panel; lanes: all that are left
+  Activation act;
+  float act_slope;
+};
+
+struct Microkernels {
+  Isa isa;
+  // Output channels of one igemm panel: what a register tile holds.
+  int64_t panel_channels;
+  // Output pixels of one register tile.
+  int64_t tile_pixels;
+
+  // Dense convolution of one group; out_channels <= panel_channels.
+  void (*igemm)(const ConvTile&);
+  // Convolution of all groups of the lanes layout, `group_width` in {1, 2, 4, 8}.
+  void (*lanes)(const ConvTile&, int64_t group_width);
+  // Storage to float32 and back, `count` values.
+  void (*widen)(const void* source, StorageType type, float* target, int64_t count);
+  void (*narrow)(const float* source, StorageType type, void* target, int64_t count);
+  // 64-bit hash of `bytes` bytes.
+  uint64_t (*hash)(const void* data, size_t bytes);
+  // Runs `iterations` rounds of independent fused multiply-adds and returns the FLOPs done.
+  double (*fma_burn)(int64_t iterations);
+};
+
+const Microkernels& microkernels_for(Isa isa);
+inline const Microkernels& selected_microkernels() { return microkernels_for(selected_isa()); }
+
+}  // namespace fastres::cpu

@@ -1,0 +1,162 @@
+// Implicit-GEMM convolution: a register tile of output pixels x output channels.
+//
+// For every tap and input channel the tile broadcasts one input value per pixel and multiplies it
+// with a panel of packed weights. Accumulators stay in registers over the whole reduction, so the
+// output is written once, with shift, residual and activation applied.
+
+#include <algorithm>
+#include <utility>
+
+#include "activation.h"
+#include "kernels.h"
+
+namespace fastres::cpu::FASTRES_ISA_NAMESPACE {
+namespace {
+
+// 14 x 2 accumulators, 2 weights and a broadcast fill AVX-512's 32 registers; 6 x 2 fill 16.
+constexpr int kMaxPixels = kLanes == 16 ? 14 : 6;
+constexpr int kMaxVecs = 2;
+constexpr int kVecsPerBlock = 16 / kLanes;
+
+// Pixels addressed off one pointer, by 0, 1 and 2 strides: what x86's addressing modes offer.
+constexpr int kPixelsPerPointer = 3;
+
+template <int kPixels, int kVecs>
+struct Accumulators {
+  Vec at[kPixels][kVecs] = {};
+};
+
+template <int kPixels, int kVecs>
+inline void multiply(const ConvTile& t, const float* input, Accumulators<kPixels, kVecs>& acc) {
+  constexpr int kPointers = (kPixels + kPixelsPerPointer - 1) / kPixelsPerPointer;
+  const ptrdiff_t pixel_stride = t.input_pixel_stride;
+  const ptrdiff_t block_stride = t.weight_block_stride;
+  const float* weights = t.weights;
+  for (int64_t r = 0; r < t.tap_rows; ++r) {
+    for (int64_t s = 0; s < t.tap_cols; ++s) {
+      const float* tap = input + r * t.tap_row_stride + s * t.tap_col_stride;
+      const float* pointers[kPointers];
+#pragma GCC unroll 8
+      for (int g = 0; g < kPointers; ++g) pointers[g] = tap + kPixelsPerPointer * g * pixel_stride;
+      for (int64_t c = 0; c < t.channels; ++c) {
+        Vec w[kVecs];
+#pragma GCC unroll 2
+        for (int j = 0; j < kVecs; ++j) {
+          w[j] = load(weights + (j / kVecsPerBlock) * block_stride + (j % kVecsPerBlock) * kLanes);
+        }
+#pragma GCC unroll 16
+        for (int i = 0; i < kPixels; ++i) {
+          const Vec x =
+              broadcast(pointers[i / kPixelsPerPointer][(i % kPixelsPerPointer) * pixel_stride]);
+#pragma GCC unroll 2
+          for (int j = 0; j < kVecs; ++j) acc.at[i][j] += x * w[j];
+        }
+        weights += 16;
+#pragma GCC unroll 8
+        for (int g = 0; g < kPointers; ++g) ++pointers[g];
+      }
+    }
+  }
+}
+
+// Adds shift and residual and stores; activations other than ReLU run over the stored tile, to keep
+// their code out of the unrolled loops.
+template <int kPixels, int kVecs>
+inline void finish(const ConvTile& t, const float* residual, float* output,
+                   Accumulators<kPixels, kVecs>& acc) {
+  const bool relu = t.act == Activation::relu;
+  Vec shift[kVecs];
+#pragma GCC unroll 2
+  for (int j = 0; j < kVecs; ++j) shift[j] = load(t.shift + j * kLanes);
+#pragma GCC unroll 16
+  for (int i = 0; i < kPixels; ++i) {
+#pragma GCC unroll 2
+    for (int j = 0; j < kVecs; ++j) {
+      Vec v = acc.at[i][j] + shift[j];
+      if (residual != nullptr) v += load(residual + i * t.residual_pixel_stride + j * kLanes);
+      if (relu) v = at_least(v, Vec{});
+      store(output + i * t.output_pixel_stride + j * kLanes, v);
+    }
+  }
+  if (relu || t.act == Activation::none) return;
+  for (int i = 0; i < kPixels; ++i) {
+    for (int j = 0; j < kVecs; ++j) {
+      float* p = output + i * t.output_pixel_stride + j * kLanes;
+      store(p, activate(load(p), t.act, t.act_slope));
+    }
+  }
+}
+
+// The last panel of a group whose channels do not fill it.
+template <int kPixels, int kVecs>
+void finish_partial(const ConvTile& t, const float* residual, float* output,
+                    const Accumulators<kPixels, kVecs>& acc) {
+  for (int i = 0; i < kPixels; ++i) {
+    for (int j = 0; j < kVecs; ++j) {
+      const int64_t count = std::min<int64_t>(kLanes, t.out_channels - j * kLanes);
+      if (count <= 0) break;
+      Vec v = acc.at[i][j] + load_partial(t.shift + j * kLanes, count);
+      if (residual != nullptr) {
+        v += load_partial(residual + i * t.residual_pixel_stride + j * kLanes, count);
+      }
+      v = activate(v, t.act, t.act_slope);
+      store_partial(output + i * t.output_pixel_stride + j * kLanes, v, count);
+    }
+  }
+}
+
+template <int kPixels, int kVecs>
+void tile(const ConvTile& t, const float* input, const float* residual, float* output) {
+  Accumulators<kPixels, kVecs> acc;
+  multiply(t, input, acc);
+  if (t.out_channels == kVecs * kLanes) {
+    finish(t, residual, output, acc);
+  } else {
+    finish_partial(t, residual, output, acc);
+  }
+}
+
+using Tile = void (*)(const ConvTile&, const float*, const float*, float*);
+
+template <int kVecs, int... kPixelsMinusOne>
+Tile tile_of(int64_t pixels, std::integer_sequence<int, kPixelsMinusOne...>) {
+  static constexpr Tile kTiles[] = {tile<kPixelsMinusOne + 1, kVecs>...};
+  return kTiles[pixels - 1];
+}
+
+template <int kVecs>
+void rows(const ConvTile& t) {
+  // Tiles of nearly equal width: 49 pixels are 13 + 12 + 12 + 12, not 14 + 14 + 14 + 7.
+  const int64_t tiles = (t.pixels + kMaxPixels - 1) / kMaxPixels;
+  const int64_t width = t.pixels / tiles;
+  const int64_t wider = t.pixels % tiles;
+  for (int64_t row = 0; row < t.rows; ++row) {
+    const float* input = t.input + row * t.input_row_stride;
+    const float* residual =
+        t.residual != nullptr ? t.residual + row * t.residual_row_stride : nullptr;
+    float* output = t.output + row * t.output_row_stride;
+    for (int64_t i = 0; i < tiles; ++i) {
+      const int64_t pixels = width + (i < wider ? 1 : 0);
+      tile_of<kVecs>(pixels, std::make_integer_sequence<int, kMaxPixels>{})(t, input, residual,
+                                                                            output);
+      input += pixels * t.input_pixel_stride;
+      if (residual != nullptr) residual += pixels * t.residual_pixel_stride;
+      output += pixels * t.output_pixel_stride;
+    }
+  }
+}
+
+}  // namespace
+
+const int64_t kIgemmPanelChannels = kMaxVecs * kLanes;
+const int64_t kIgemmTilePixels = kMaxPixels;
+
+void igemm(const ConvTile& t) {
+  if (t.out_channels <= kLanes) {
+    rows<1>(t);
+  } else {
+    rows<2>(t);
+  }
+}
+
+}  // namespace fastres::cpu::FASTRES_ISA_NAMESPACE

@@ -1,0 +1,19 @@
+// What each file of this folder defines, once per instruction set.
+
+#pragma once
+
+#include "../microkernels.h"
+#include "vec.h"
+
+namespace fastres::cpu::FASTRES_ISA_NAMESPACE {
+
+extern const int64_t kIgemmPanelChannels;
+extern const int64_t kIgemmTilePixels;
+void igemm(const ConvTile& tile);
+void lanes(const ConvTile& tile, int64_t group_width);
+void widen(const void* source, StorageType type, float* target, int64_t count);
+void narrow(const float* source, StorageType type, void* target, int64_t count);
+uint64_t hash(const void* data, size_t bytes);
+double fma_burn(int64_t iterations);
+
+}  // namespace fastres::cpu::FASTRES_ISA_NAMESPACE

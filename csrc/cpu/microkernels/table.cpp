@@ -1,0 +1,24 @@
+// This instruction set's row of the table that microkernels_for() looks up.
+
+#include "kernels.h"
+
+namespace fastres::cpu::FASTRES_ISA_NAMESPACE {
+
+const Microkernels& microkernels() {
+  static const Microkernels kTable{
+      kLanes == 16  ? Isa::avx512
+      : kLanes == 8 ? Isa::avx2
+                    : Isa::portable,
+      kIgemmPanelChannels,
+      kIgemmTilePixels,
+      igemm,
+      lanes,
+      widen,
+      narrow,
+      hash,
+      fma_burn,
+  };
+  return kTable;
+}
+
+}  // namespace fastres::cpu::FASTRES_ISA_NAMESPACE

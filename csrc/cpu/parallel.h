@@ -1,0 +1,35 @@
+// torch's own thread pool and thread count.
+
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <cstdint>
+
+namespace fastres::cpu {
+
+inline int64_t thread_count() {
+  return static_cast<int64_t>(torch::stable::get_num_threads());
+}
+
+// Calls part(i) for i in [0, parts), one per thread where there are as many.
+template <class Part>
+void parallel_parts(int64_t parts, const Part& part) {
+  if (parts == 1) return part(0);
+  torch::stable::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) part(i);
+  });
+}
+
+struct Range {
+  int64_t begin, end;
+  int64_t size() const { return end - begin; }
+};
+
+// The i-th of `parts` nearly equal ranges of [0, count).
+inline Range even_range(int64_t count, int64_t parts, int64_t i) {
+  return {count * i / parts, count * (i + 1) / parts};
+}
+
+}  // namespace fastres::cpu

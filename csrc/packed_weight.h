@@ -1,0 +1,77 @@
+// The packed weight: a header that says which convolution it is of, then float32 values.
+//
+// The layout is the same on every instruction set, so a packed weight can be saved on one machine
+// and used on another. fastres/reference.py reads the same layouts in Python.
+
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+namespace fastres {
+
+// Output channels come in blocks of this many, whatever the vector width.
+constexpr int64_t kChannelBlock = 16;
+
+enum class PackedLayout : int32_t {
+  // [K, C/groups, R, S]: what the reference makes. No kernel reads it.
+  plain = 0,
+  // [groups][ceil(Kg/16)][R][S][Cg][16]: a register tile broadcasts an input value and multiplies
+  // it with 16 output channels of the same group.
+  igemm = 1,
+  // [ceil(K/16)][R][S][Cg][16], for narrow groups with Kg == Cg: lane l multiplies the input of its
+  // own group, so that several groups share a vector.
+  lanes = 2,
+};
+
+struct PackedHeader {
+  static constexpr int32_t kMagic = 0x53525446;  // "FTRS"
+  static constexpr int32_t kVersion = 1;
+
+  int32_t magic = kMagic;
+  int32_t version = kVersion;
+  PackedLayout layout = PackedLayout::igemm;
+  int32_t payload_dtype = 0;  // 0 float32, 1 float64 (plain only)
+  int32_t out_channels = 0;
+  int32_t group_in_channels = 0;
+  int32_t kernel_h = 0;
+  int32_t kernel_w = 0;
+  int32_t groups = 0;
+  int32_t reserved[7] = {};
+
+  int64_t group_out_channels() const { return out_channels / groups; }
+  int64_t taps() const { return int64_t{kernel_h} * kernel_w; }
+
+  // Blocks of output channels that one group has (igemm) or that the whole tensor has (lanes).
+  int64_t blocks() const {
+    const int64_t channels = layout == PackedLayout::lanes ? out_channels : group_out_channels();
+    return (channels + kChannelBlock - 1) / kChannelBlock;
+  }
+  // Floats from one block of output channels to the next.
+  int64_t block_stride() const { return taps() * group_in_channels * kChannelBlock; }
+
+  int64_t payload_floats() const {
+    if (layout == PackedLayout::plain) return int64_t{out_channels} * group_in_channels * taps();
+    const int64_t rows = layout == PackedLayout::lanes ? 1 : groups;
+    return rows * blocks() * block_stride();
+  }
+};
+static_assert(sizeof(PackedHeader) == 64, "the payload starts on a cache line");
+
+inline PackedHeader read_packed_header(const void* packed) {
+  PackedHeader header;
+  std::memcpy(&header, packed, sizeof(header));
+  return header;
+}
+
+inline const float* packed_payload(const void* packed) {
+  return reinterpret_cast<const float*>(static_cast<const char*>(packed) + sizeof(PackedHeader));
+}
+
+// Groups this narrow would leave most of a 16-lane block empty.
+inline bool uses_lanes_layout(int64_t group_out, int64_t group_in, int64_t groups) {
+  return groups > 1 && group_out == group_in && group_in <= 8 && (group_in & (group_in - 1)) == 0;
+}
+
+}  // namespace fastres
