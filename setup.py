@@ -176,13 +176,11 @@ class Plan:
         if not compiler:
             return cls(skipped={"native libraries": no_compiler})
 
-        plan = cls(compiler)
+        plan = cls(compiler, cuda)
         if not CUDA_SOURCES:
-            plan.skipped["libfastres_cuda"] = "no CUDA kernels in this version (csrc/cuda/*.cu)"
+            plan.skipped["libfastres_cuda"] = "this version has no CUDA kernels (csrc/cuda/*.cu)"
         elif cuda is None:
             plan.skipped["libfastres_cuda"] = no_cuda
-        else:
-            plan.cuda = cuda
         python_h = Path(sysconfig.get_path("include")) / "Python.h"
         plan.diagnostics = python_h.is_file()
         if not plan.diagnostics:
@@ -194,7 +192,7 @@ class Plan:
         wanted = {
             "fastres.libfastres": OP_SOURCES if self.compiler else [],
             "fastres._diagnostics": DIAGNOSTICS_SOURCES if self.diagnostics else [],
-            "fastres.libfastres_cuda": CUDA_SOURCES if self.cuda else [],
+            "fastres.libfastres_cuda": CUDA_SOURCES if self.cuda and self.compiler else [],
         }
         return [Extension(name, files, language="c++") for name, files in wanted.items() if files]
 
@@ -208,10 +206,11 @@ class Plan:
             rows["flags"] = shlex.join(FLAGS["common"] + environment_flags("CXXFLAGS"))
             rows["kernels for"] = ", ".join(ISAS)
             rows["parallel jobs"] = os.environ["MAX_JOBS"]
+        names = [extension.name for extension in self.extensions()]
         if self.cuda:
             rows["cuda toolkit"] = f"{self.cuda.release}, {self.cuda.home}"
+        if "fastres.libfastres_cuda" in names:
             rows["cuda archs"] = os.environ.get("TORCH_CUDA_ARCH_LIST", "torch's choice")
-        names = [extension.name for extension in self.extensions()]
         rows["builds"] = ", ".join(names) or "the pure-Python package"
         rows |= {f"no {what}": why for what, why in self.skipped.items()}
         width = max(map(len, rows))
@@ -232,18 +231,21 @@ class BuildPython(build_py):
     plan = Plan()
 
     def run(self) -> None:
+        folder = ROOT / "fastres" if self.editable_mode else Path(self.build_lib) / "fastres"
+        if not self.editable_mode:  # or a module deleted since the last build would be installed
+            shutil.rmtree(folder, ignore_errors=True)
         super().run()
         if not self.plan.compiler:
             print(self.plan.describe(), flush=True)
-        folder = ROOT / "fastres" if self.editable_mode else Path(self.build_lib) / "fastres"
         note = folder / "_build_info.json"
         note.write_text(json.dumps({"skipped": self.plan.skipped}, indent=2) + "\n")
 
 
 def build_native_command(plan: Plan) -> type:
     """Makes the build_ext command. Torch is needed from here on, and not before."""
-    os.environ["CXX"] = plan.compiler  # torch's ninja build reads these three
+    os.environ["CXX"] = plan.compiler  # torch's ninja build reads these
     os.environ.setdefault("MAX_JOBS", str(default_jobs()))
+    os.environ["PATH"] += os.pathsep + sysconfig.get_path("scripts")  # ninja of this environment
     if plan.cuda:
         os.environ["CUDA_HOME"] = str(plan.cuda.home)
     try:
@@ -261,6 +263,7 @@ def build_native_command(plan: Plan) -> type:
         def run(self) -> None:
             print(plan.describe(torch.__version__), flush=True)
             self.kernel_objects: list[str] = []
+            self.temporary_root = Path(self.build_temp)
             super().run()
 
         def build_extensions(self) -> None:
@@ -282,6 +285,8 @@ def build_native_command(plan: Plan) -> type:
                 "fastres.libfastres_cuda": self.prepare_cuda,
             }
             prepare[ext.name](ext)
+            # Sources that two libraries share are compiled with the flags of each.
+            self.build_temp = str(self.temporary_root / ext.name)
             super().build_extension(ext)
 
         def prepare_cpu(self, ext: Extension) -> None:
@@ -322,7 +327,7 @@ def build_native_command(plan: Plan) -> type:
             for isa in () if self.kernel_objects else ISAS:
                 self.kernel_objects += self.compiler.compile(
                     KERNEL_SOURCES,
-                    output_dir=str(Path(self.build_temp) / isa),
+                    output_dir=str(self.temporary_root / isa),
                     extra_postargs=FLAGS["common"] + FLAGS[f"isa_{isa}"],
                 )
             return self.kernel_objects

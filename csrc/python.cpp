@@ -3,9 +3,7 @@
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
-#include <unistd.h>
 
-#include <map>
 #include <string>
 #include <thread>
 #include <vector>
@@ -34,27 +32,11 @@ py::dict build_info() {
   return info;
 }
 
-// Data cache sizes in bytes, those that the C library knows.
-std::map<std::string, long> caches() {
-  std::map<std::string, long> sizes;
-#if defined(_SC_LEVEL1_DCACHE_SIZE)
-  const std::pair<const char*, int> names[] = {{"L1d", _SC_LEVEL1_DCACHE_SIZE},
-                                               {"L2", _SC_LEVEL2_CACHE_SIZE},
-                                               {"L3", _SC_LEVEL3_CACHE_SIZE}};
-  for (const auto& [name, key] : names) {
-    const long size = sysconf(key);
-    if (size > 0) sizes[name] = size;
-  }
-#endif
-  return sizes;
-}
-
 py::dict cpu_info() {
   py::dict info;
   info["detected_isa"] = fastres::isa_name(fastres::detected_isa());
   info["selected_isa"] = fastres::isa_name(fastres::selected_isa());
   info["cores"] = std::thread::hardware_concurrency();
-  info["caches"] = caches();
   return info;
 }
 
@@ -75,8 +57,8 @@ PYBIND11_MODULE(_diagnostics, m) {
   m.def("build_info", &build_info,
         "Compiler, flags, torch's version and the instruction sets of this build.");
   m.def("cpu_info", &cpu_info,
-        "Detected and selected instruction set, cores and cache sizes in bytes. Raises ValueError "
-        "when FASTRES_ISA names an instruction set that this machine does not run.");
+        "Detected and selected instruction set, and cores that may be used. Raises ValueError when "
+        "FASTRES_ISA names an instruction set that this machine does not run.");
   m.def("supported_isas", &supported_isas,
         "The instruction sets that run on this machine: the choices of FASTRES_ISA.");
   m.def("fma_burn", &fma_burn, py::arg("iterations"), py::call_guard<py::gil_scoped_release>(),

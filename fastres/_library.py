@@ -1,0 +1,286 @@
+"""Finds and loads the native libraries, chooses the backend, and tells what was found.
+
+The native library brings the schemas (csrc/ops.cpp) and the kernels of the CPU. Without it the
+schemas are defined from Python. Either way the reference serves every device that has no kernels of
+its own, so an operator always runs and is always right.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import platform
+import threading
+import warnings
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+from . import reference
+from ._schemas import SCHEMAS
+from ._version import __version__
+
+_FOLDER = Path(__file__).resolve().parent
+
+# Backend -> the device type that its kernels run on.
+_DEVICE_OF = {"cpu": "cpu", "cuda": "cuda", "triton": "cuda"}
+_BACKENDS = ("auto", *_DEVICE_OF, "reference")
+
+
+class _State:
+    """What was loaded and chosen; one per process, like the dispatcher that it mirrors."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.backend = "auto"
+        self.loaded: dict[str, Path] = {}  # backend -> its library
+        self.missing: dict[str, str] = {}  # backend -> why it cannot be used
+        self.registrations: list[torch.library.Library] = []  # kept alive for the process
+        self.override: torch.library.Library | None = None  # set_backend("reference")
+
+
+_state = _State()
+
+
+def set_backend(name: str) -> None:
+    """Chooses the kernels that the operators run on, for the whole process.
+
+    Args:
+        name: "auto" (the best kernels for the device of the tensors, the reference where there are
+            none), "cpu", "cuda" or "triton" (as "auto", but those kernels have to be there), or
+            "reference" (plain PyTorch on every device). FASTRES_BACKEND sets it from outside.
+
+    Raises:
+        ValueError: no such backend, or one that cannot be used here; lists those that can.
+    """
+    if name not in _BACKENDS:
+        raise ValueError(f"set_backend: unknown backend {name!r}, expected one of {_choices()}")
+    if name in _state.missing:
+        raise ValueError(
+            f"set_backend: backend {name!r} is not available ({_state.missing[name]}), "
+            f"expected one of {_choices()}"
+        )
+    with _state.lock:
+        if name == "reference" and _state.override is None:
+            _state.override = _override_kernels()
+        elif name != "reference" and _state.override is not None:
+            _state.override._destroy()
+            _state.override = None
+        _state.backend = name
+
+
+def get_backend() -> str:
+    """Returns the backend that was set: "auto", "cpu", "cuda", "triton" or "reference"."""
+    return _state.backend
+
+
+def available_backends() -> list[str]:
+    """Returns the names that ``set_backend`` accepts on this machine."""
+    return [name for name in _BACKENDS if name not in _state.missing]
+
+
+def has_kernels(device_type: str) -> bool:
+    """Whether tensors on this type of device ("cpu", "cuda") run on kernels, not the reference."""
+    if _state.backend == "reference":
+        return False
+    return any(device == device_type for name, device in _DEVICE_OF.items() if name in _state.loaded)
+
+
+def show_config() -> str:
+    """Returns versions, processor, libraries and backends: what one pastes into a bug report."""
+    rows = {**_version_rows(), **_processor_rows(), **_backend_rows()}
+    width = max(map(len, rows))
+    return "\n".join(f"{name:<{width}}  {value}".rstrip() for name, value in rows.items())
+
+
+def diagnostics() -> ModuleType | None:
+    """Returns the pybind11 module ``fastres._diagnostics``, None where it was not built."""
+    if _native_is_off():
+        return None
+    try:
+        return importlib.import_module("fastres._diagnostics")
+    except ImportError:
+        return None
+
+
+# ---- loading -------------------------------------------------------------------------------------
+
+
+def _load() -> None:
+    """Loads what is there and registers the reference for the rest; called once, at import."""
+    problem = _load_library("cpu", "libfastres.so")
+    if problem:
+        _define_from_python()
+        if not _native_is_off():
+            warnings.warn(
+                f"fastres runs without its native library: {problem}. Results are right but slow, "
+                "every operator is its plain-PyTorch reference. See `fastres env`.",
+                stacklevel=3,
+            )
+    if torch.version.cuda is None:
+        _state.missing["cuda"] = "this torch is a CPU build"
+    elif not torch.cuda.is_available():
+        _state.missing["cuda"] = "torch sees no GPU"
+    else:
+        _load_library("cuda", "libfastres_cuda.so")
+    _state.missing["triton"] = "this version has no Triton kernels"
+    _register_reference()
+    set_backend(os.environ.get("FASTRES_BACKEND") or "auto")
+
+
+def _native_is_off() -> bool:
+    return os.environ.get("FASTRES_NATIVE") == "0"
+
+
+def _load_library(backend: str, file_name: str) -> str:
+    """Loads a library; returns, and notes, why it could not be."""
+    path = _FOLDER / file_name
+    problem = ""
+    if _native_is_off():
+        problem = "FASTRES_NATIVE=0 is set"
+    elif not path.is_file():
+        problem = _why_not_built(path)
+    else:
+        try:
+            torch.ops.load_library(path)
+        except OSError as error:
+            problem = f"{path} does not load: {error}"
+    if problem:
+        _state.missing[backend] = problem
+    else:
+        _state.loaded[backend] = path
+    return problem
+
+
+def _why_not_built(path: Path) -> str:
+    skipped = _skipped_by_build()
+    for name in (path.stem, "native libraries"):
+        if name in skipped:
+            return skipped[name]
+    if (_FOLDER.parent / "csrc").is_dir():
+        return (
+            f"{_FOLDER} is a source folder that was not built in place; to use an installed "
+            "fastres, run Python from another folder"
+        )
+    return f"{path} does not exist"
+
+
+def _skipped_by_build() -> Mapping[str, str]:
+    """What the build left out and why, as setup.py noted it."""
+    note = _FOLDER / "_build_info.json"
+    if not note.is_file():
+        return {}
+    skipped: dict[str, str] = json.loads(note.read_text())["skipped"]
+    return skipped
+
+
+def _define_from_python() -> None:
+    library = torch.library.Library("fastres", "DEF")
+    for schema in SCHEMAS.values():
+        library.define(schema)
+    _state.registrations.append(library)
+
+
+def _register_reference() -> None:
+    # CompositeExplicitAutograd: for every device without a kernel of its own, and below autograd.
+    library = torch.library.Library("fastres", "IMPL")
+    for name in SCHEMAS:
+        library.impl(name, getattr(reference, name), "CompositeExplicitAutograd")
+    _state.registrations.append(library)
+
+
+def _override_kernels() -> torch.library.Library:
+    """Puts the reference over the loaded kernels until the returned library is destroyed."""
+    library = torch.library.Library("fastres", "IMPL")
+    keys = {_DEVICE_OF[backend].upper() for backend in _state.loaded}
+    with warnings.catch_warnings():
+        # The dispatcher remarks on an overridden kernel, which is what was asked for.
+        warnings.filterwarnings("ignore", message=".*[Oo]verriding a previously registered kernel")
+        for key in sorted(keys):
+            for name in SCHEMAS:
+                library.impl(name, getattr(reference, name), key, allow_override=True)
+    return library
+
+
+def _choices() -> str:
+    return ", ".join(available_backends())
+
+
+# ---- show_config ---------------------------------------------------------------------------------
+
+
+def _version_rows() -> dict[str, str]:
+    rows = {
+        "fastres": f"{__version__}, {_FOLDER}",
+        "python": f"{platform.python_version()}, {platform.platform()}",
+        "torch": f"{torch.__version__}, threads {torch.get_num_threads()}, "
+        f"CUDA build {torch.version.cuda or 'no'}",
+    }
+    for package in ("numpy", "torchvision", "timm"):
+        try:
+            rows[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            rows[package] = "not installed"
+    return rows
+
+
+def _processor_rows() -> dict[str, str]:
+    rows = {"processor": f"{_processor_name()}; {_caches()}"}
+    module = diagnostics()
+    if module is None:
+        reason = "FASTRES_NATIVE=0 is set" if _native_is_off() else "not built"
+        rows["diagnostics"] = _skipped_by_build().get("_diagnostics", reason)
+        return rows
+    build = module.build_info()
+    rows["built with"] = f"{build['compiler']}, torch {build['torch']}"
+    rows["build flags"] = build["flags"]
+    rows["instruction sets"] = f"built {build['isas']}; {_selected_isa(module)}"
+    return rows
+
+
+def _selected_isa(module: ModuleType) -> str:
+    forced = os.environ.get("FASTRES_ISA")
+    try:
+        info = module.cpu_info()
+    except ValueError as error:
+        return str(error)
+    why = f"forced by FASTRES_ISA={forced}" if forced else "the best of this processor"
+    return f"uses {info['selected_isa']} ({why}); {info['cores']} cores"
+
+
+def _processor_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _caches() -> str:
+    """Sizes of one core's data caches, as Linux tells them."""
+    sizes = []
+    for cache in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        if (cache / "type").read_text().strip() != "Instruction":
+            level, size = ((cache / name).read_text().strip() for name in ("level", "size"))
+            sizes.append(f"L{level} {size}")
+    return ", ".join(sizes) or "cache sizes unknown"
+
+
+def _backend_rows() -> dict[str, str]:
+    rows = {"backend": f"{get_backend()} (available: {_choices()})"}
+    for backend in _DEVICE_OF:
+        where = str(_state.loaded.get(backend, ""))
+        rows[f"  {backend}"] = where or f"not available: {_state.missing[backend]}"
+    rows["  reference"] = "plain PyTorch, always there"
+    names = ("FASTRES_BACKEND", "FASTRES_ISA", "FASTRES_NATIVE")
+    found = [f"{name}={os.environ[name]}" for name in names if name in os.environ]
+    rows["environment"] = ", ".join(found) or "no FASTRES_ variable is set"
+    return rows
+
+
+_load()
