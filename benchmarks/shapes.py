@@ -1,0 +1,174 @@
+"""The layer shapes that the benchmarks run over, read off the networks themselves."""
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torchvision import models
+from torchvision.models.resnet import BasicBlock, Bottleneck
+
+MODELS = (
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "resnet101",
+    "resnet152",
+    "resnext50_32x4d",
+    "resnext101_32x8d",
+    "resnext101_64x4d",
+    "wide_resnet50_2",
+    "wide_resnet101_2",
+)
+#: What `pytest benchmarks` runs unless told otherwise: the two networks of the project's targets.
+DEFAULT_MODELS = ("resnet50", "resnext50_32x4d")
+IMAGE_SIZE = 224
+
+
+@dataclass(frozen=True)
+class ConvShape:
+    """A convolution, BatchNorm, the shortcut if it ends a block, and ReLU if one follows."""
+
+    in_channels: int
+    out_channels: int
+    kernel: int
+    stride: int
+    padding: int
+    groups: int
+    height: int
+    width: int
+    residual: bool
+    act: str
+
+    @property
+    def out_height(self) -> int:
+        return (self.height + 2 * self.padding - self.kernel) // self.stride + 1
+
+    @property
+    def out_width(self) -> int:
+        return (self.width + 2 * self.padding - self.kernel) // self.stride + 1
+
+    def flops(self, batch: int) -> int:
+        """Two for a multiply-accumulate; BatchNorm, shortcut and ReLU are not counted."""
+        taps = self.in_channels // self.groups * self.kernel**2
+        return 2 * batch * self.out_channels * self.out_height * self.out_width * taps
+
+    def __str__(self) -> str:
+        text = f"{self.in_channels}-{self.out_channels}_{self.kernel}x{self.kernel}"
+        text += f"_s{self.stride}" if self.stride > 1 else ""
+        text += f"_g{self.groups}" if self.groups > 1 else ""
+        text += f"_{self.height}x{self.width}"
+        text += "_residual" if self.residual else ""
+        return text + (f"_{self.act}" if self.act != "relu" else "")
+
+
+@dataclass(frozen=True)
+class BottleneckShape:
+    """A whole bottleneck block; it has a projection where it strides or widens."""
+
+    in_channels: int
+    width_channels: int
+    out_channels: int
+    stride: int
+    groups: int
+    height: int
+    width: int
+
+    @property
+    def has_projection(self) -> bool:
+        return self.stride != 1 or self.in_channels != self.out_channels
+
+    def flops(self, batch: int) -> int:
+        """Two for a multiply-accumulate of its three or four convolutions."""
+        pixels = self.height * self.width
+        out_pixels = -(-self.height // self.stride) * -(-self.width // self.stride)
+        macs = self.in_channels * self.width_channels * pixels
+        macs += self.width_channels**2 // self.groups * 9 * out_pixels
+        macs += self.width_channels * self.out_channels * out_pixels
+        if self.has_projection:
+            macs += self.in_channels * self.out_channels * out_pixels
+        return 2 * batch * macs
+
+    def __str__(self) -> str:
+        text = f"{self.in_channels}-{self.width_channels}-{self.out_channels}"
+        text += f"_s{self.stride}" if self.stride > 1 else ""
+        text += f"_g{self.groups}" if self.groups > 1 else ""
+        return f"{text}_{self.height}x{self.width}" + ("_down" if self.has_projection else "")
+
+
+class _Call(NamedTuple):
+    """A call of a module in a network's forward pass."""
+
+    name: str
+    module: nn.Module
+    parent: nn.Module
+    height: int
+    width: int
+
+
+def conv_shapes(*names: str) -> list[ConvShape]:
+    """Every different convolution of these networks for a square image, in order of appearance."""
+    calls = (call for name in names for call in _calls(name))
+    return list(dict.fromkeys(_conv_shape(c) for c in calls if isinstance(c.module, nn.Conv2d)))
+
+
+def bottleneck_shapes(*names: str) -> list[BottleneckShape]:
+    """Every different bottleneck block of these networks, in order of appearance."""
+    calls = (call for name in names for call in _calls(name))
+    return list(
+        dict.fromkeys(_bottleneck_shape(c) for c in calls if isinstance(c.module, Bottleneck))
+    )
+
+
+@cache
+def _calls(model: str) -> list[_Call]:
+    calls: list[_Call] = []
+    with torch.device("meta"):
+        network = models.get_model(model).eval()
+        image = torch.empty(1, 3, IMAGE_SIZE, IMAGE_SIZE)
+
+    def hook_as(name: str) -> Any:
+        parent = network.get_submodule(name.rpartition(".")[0])
+
+        def hook(module: nn.Module, inputs: Any) -> None:
+            calls.append(_Call(name.rpartition(".")[2], module, parent, *inputs[0].shape[-2:]))
+
+        return hook
+
+    for name, module in network.named_modules():
+        module.register_forward_pre_hook(hook_as(name))
+    with torch.no_grad():
+        network(image)
+    return calls
+
+
+def _conv_shape(call: _Call) -> ConvShape:
+    conv = call.module
+    ends_block = (type(call.parent), call.name) in {(BasicBlock, "conv2"), (Bottleneck, "conv3")}
+    is_projection = isinstance(call.parent, nn.Sequential)
+    return ConvShape(
+        in_channels=conv.in_channels,
+        out_channels=conv.out_channels,
+        kernel=conv.kernel_size[0],
+        stride=conv.stride[0],
+        padding=conv.padding[0],
+        groups=conv.groups,
+        height=call.height,
+        width=call.width,
+        residual=ends_block,
+        act="none" if is_projection else "relu",
+    )
+
+
+def _bottleneck_shape(call: _Call) -> BottleneckShape:
+    block = call.module
+    return BottleneckShape(
+        in_channels=block.conv1.in_channels,
+        width_channels=block.conv2.in_channels,
+        out_channels=block.conv3.out_channels,
+        stride=block.stride,
+        groups=block.conv2.groups,
+        height=call.height,
+        width=call.width,
+    )
