@@ -1,0 +1,209 @@
+"""Whether a module is still built as it was when it was traced.
+
+A trace freezes every Python value that a ``forward`` looked at: which submodules there are, strides,
+flags, training modes. A ``Structure`` remembers them and compares, in well under a microsecond a
+module, so that a fused program is never run for a model that has become another one. The values of
+parameters and buffers are not its business (``fastres.packing`` hashes those).
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Iterable, Iterator
+from operator import itemgetter
+from typing import Any
+
+import torch
+from torch import nn
+
+#: Name of the instance attribute in which an accelerated module keeps its derived state.
+STATE = "_fastres"
+
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+
+# Entries of a module's __dict__ that no forward's result depends on, or that are compared elsewhere.
+_IGNORED = {
+    STATE,
+    "_parameters",
+    "_buffers",
+    "_non_persistent_buffers_set",
+    "_is_full_backward_hook",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks_with_kwargs",
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+}
+
+_ATOMS = (
+    type(None), bool, int, float, complex, str, bytes, type, torch.dtype, torch.device,
+    torch.memory_format, torch.layout, types.FunctionType, types.BuiltinFunctionType,
+    types.MethodType, types.ModuleType,
+)  # fmt: skip
+
+_FOREIGN = (torch.Tensor, type, types.ModuleType, types.FunctionType)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether calling ``module`` does more than calling its ``forward``."""
+    attributes = module.__dict__
+    return any(attributes.get(name) for name in _HOOKS)
+
+
+def original_class(module: nn.Module) -> type[nn.Module]:
+    """The class that the user wrote: what it was before ``accelerate`` put its own in front."""
+    return getattr(type(module), "_fastres_original", type(module))
+
+
+def _copy_plain(value: object) -> tuple[bool, Any]:
+    """(True, a copy that == compares by content) for plain data; (False, None) for the rest."""
+    if isinstance(value, nn.Module) or type(value) in _ATOMS or isinstance(value, type):
+        return True, value
+    if isinstance(value, (list, tuple, set, frozenset)) and type(value).__module__ in (
+        "builtins",
+        "torch",
+    ):
+        copies = [_copy_plain(item) for item in value]
+        return all(ok for ok, _ in copies), type(value)(copy for _, copy in copies)
+    if isinstance(value, dict):
+        items = [(key, _copy_plain(item)) for key, item in value.items()]
+        return all(ok for _, (ok, _) in items), {key: copy for key, (_, copy) in items}
+    return False, None
+
+
+class _Record:
+    """The attributes of one object, and whether they are what they were."""
+
+    __slots__ = ("_class", "_get", "_same", "_size", "_target", "_values")
+
+    def __init__(self, target: Any, root: nn.Module, names: Iterable[str] | None = None) -> None:
+        attributes = target.__dict__
+        self._target = None if target is root else target  # no cycle: del model frees the model
+        self._class = type(target)
+        self._size = len(attributes) - (STATE in attributes) if names is None else -1
+        plain: dict[str, Any] = {}
+        same: list[tuple[str, Any]] = []
+        for name in attributes if names is None else names:
+            if name in _IGNORED or name not in attributes:
+                continue
+            value = attributes[name]
+            is_plain, copy = _copy_plain(value)
+            if is_plain:
+                plain[name] = copy
+            else:
+                same.append((name, value))
+        self._get = _getter(plain)
+        self._values = tuple(plain.values())
+        self._same = tuple(same)
+
+    def holds(self, root: nn.Module) -> bool:
+        target = root if self._target is None else self._target
+        attributes = target.__dict__
+        if type(target) is not self._class:
+            return False
+        if self._size >= 0 and len(attributes) - (STATE in attributes) != self._size:
+            return False
+        try:
+            if self._get(attributes) != self._values:
+                return False
+        except KeyError:
+            return False
+        return all(attributes.get(name) is value for name, value in self._same)
+
+
+def _getter(names: Iterable[str]) -> Callable[[dict[str, Any]], tuple[Any, ...]]:
+    keys = list(names)
+    if not keys:
+        return lambda attributes: ()
+    if len(keys) == 1:
+        return lambda attributes: (attributes[keys[0]],)
+    return itemgetter(*keys)
+
+
+class _OwnTensors:
+    """Which parameter and buffer objects a module had (not what they hold)."""
+
+    __slots__ = ("_module", "_tensors")
+
+    def __init__(self, module: nn.Module, root: nn.Module) -> None:
+        self._module = None if module is root else module
+        self._tensors = self._current(module)
+
+    @staticmethod
+    def _current(module: nn.Module) -> list[Any]:
+        return [*module._parameters.values(), *module._buffers.values()]
+
+    def holds(self, root: nn.Module) -> bool:
+        current = self._current(root if self._module is None else self._module)
+        return len(current) == len(self._tensors) and all(
+            map(lambda a, b: a is b, current, self._tensors)
+        )
+
+
+def _configs(module: nn.Module) -> Iterator[Any]:
+    """Objects of the user's that ``module`` refers to, such as a config read in ``forward``."""
+    for name, value in module.__dict__.items():
+        if (
+            name not in _IGNORED
+            and hasattr(value, "__dict__")
+            and not isinstance(value, (nn.Module, *_FOREIGN))
+        ):
+            yield value
+
+
+class Structure:
+    """How the modules of a trace were built.
+
+    Args:
+        root: the module that was traced. It is not kept: ``holds`` is told it again.
+        traced: modules whose ``forward`` was traced through, ``root`` among them.
+        leaves: modules that the trace calls, and whose attributes it may have read.
+        opaque: modules that the trace calls and knows nothing about, such as those with hooks.
+    """
+
+    def __init__(
+        self,
+        root: nn.Module,
+        traced: Iterable[nn.Module],
+        leaves: Iterable[nn.Module],
+        opaque: Iterable[nn.Module],
+    ) -> None:
+        self._records: list[_Record | _OwnTensors] = []
+        for module in traced:
+            self._records.append(_Record(module, root))
+            self._records.extend(_Record(config, root) for config in _configs(module))
+            if module._parameters or module._buffers:
+                self._records.append(_OwnTensors(module, root))
+        self._records.extend(_Record(module, root) for module in leaves)
+        self._records.extend(_Record(module, root, _HOOKS) for module in opaque)
+
+    def holds(self, root: nn.Module) -> bool:
+        """Whether everything is as it was."""
+        return all(record.holds(root) for record in self._records)
+
+
+def eval_view(module: nn.Module) -> nn.Module:
+    """A copy of the tree of modules, in eval mode, that shares everything else with ``module``.
+
+    Says what a model will do in eval mode without changing the model.
+    """
+    copies: dict[int, nn.Module] = {}
+
+    def copy(original: nn.Module) -> nn.Module:
+        if isinstance(original, torch.jit.ScriptModule):
+            return original
+        if id(original) not in copies:
+            view: nn.Module = object.__new__(original_class(original))
+            copies[id(original)] = view
+            view.__dict__.update(original.__dict__)
+            view.__dict__.pop(STATE, None)
+            view.__dict__["training"] = False
+            view.__dict__["_modules"] = {
+                name: child if child is None else copy(child)
+                for name, child in original._modules.items()
+            }
+        return copies[id(original)]
+
+    return copy(module)

@@ -1,0 +1,415 @@
+"""Symbolic tracing that gives up on parts rather than on the whole, and never guesses.
+
+``torch.fx`` replays a ``forward`` once and records what it did with its inputs. What it cannot see,
+it would get wrong without a word: random numbers drawn in Python, attributes that ``forward``
+assigns, tensors made on the way. Here every module traced through is watched for those, and one that
+does such a thing (or branches on data, or has hooks) is left as a call in the graph: an *opaque*
+module, that runs as the user wrote it.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from .structure import Structure, has_hooks, original_class
+
+
+class TraceFailed(Exception):
+    """A module cannot be traced; the message says why."""
+
+
+class _Tensor:
+    """Stands for a tensor argument in a ``Pattern``."""
+
+    def __repr__(self) -> str:
+        return "TENSOR"
+
+
+TENSOR = _Tensor()
+
+_CONSTANTS = (type(None), bool, int, float, str)
+
+# One trace at a time: torch.fx patches nn.Module while it traces. Calls that other threads make
+# meanwhile pass through (see _Tracer.call_module).
+_lock = threading.RLock()
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """How a module is called: which arguments are tensors, and the values of the others."""
+
+    args: tuple[Any, ...]
+    kwargs: tuple[tuple[str, Any], ...] = ()
+
+    @classmethod
+    def of(cls, args: Sequence[Any], kwargs: dict[str, Any]) -> Pattern | None:
+        """The pattern of a call, or None if an argument is neither a tensor nor a plain constant."""
+        kinds = [_kind(value) for value in (*args, *kwargs.values())]
+        if None in kinds:
+            return None
+        return cls(tuple(kinds[: len(args)]), tuple(zip(kwargs, kinds[len(args) :], strict=True)))
+
+
+def _kind(value: Any) -> Any:
+    if type(value) in (Tensor, nn.Parameter):
+        return TENSOR
+    # With its type, because 1 == True == 1.0.
+    return (type(value), value) if type(value) in _CONSTANTS else None
+
+
+@dataclass
+class Trace:
+    """A traced module.
+
+    ``graph`` has one placeholder per tensor argument, in the order of the pattern, and returns a
+    list of values, ``out_spec`` being the structure that they are leaves of.
+    """
+
+    graph: fx.Graph
+    out_spec: pytree.TreeSpec
+    structure: Structure
+    opaque: dict[str, str] = field(default_factory=dict)
+    """Path of each module that is called and not looked into, and why."""
+
+
+def default_pattern(module: nn.Module) -> Pattern:
+    """The call in which the arguments without default, if any, are tensors.
+
+    Raises:
+        TraceFailed: there are no such arguments.
+    """
+    code = _forward_of(module).__code__
+    defaults = _forward_of(module).__defaults__ or ()
+    count = code.co_argcount - 1 - len(defaults)
+    if count < 1:
+        raise TraceFailed("its forward has no required positional argument")
+    return Pattern((TENSOR,) * count)
+
+
+def trace(module: nn.Module, pattern: Pattern) -> Trace:
+    """Records what ``module.forward`` does when called with ``pattern``.
+
+    Raises:
+        TraceFailed: it cannot be recorded; says why.
+    """
+    with _lock, torch.no_grad():
+        tracer = _Tracer(module, pattern)
+        try:
+            with _watch(module):
+                graph = tracer.trace(module)
+        except TraceFailed:
+            raise
+        except Exception as error:  # a forward may raise anything when it meets a proxy
+            raise TraceFailed(_reason(error)) from error
+    visited = tracer.traced
+    structure = Structure(module, visited, tracer.leaves.values(), tracer.opaque_modules())
+    assert tracer.out_spec is not None
+    return Trace(graph, tracer.out_spec, structure, tracer.opaque)
+
+
+def _forward_of(module: nn.Module) -> Any:
+    forward = original_class(module).forward
+    if not hasattr(forward, "__code__"):
+        raise TraceFailed(f"{original_class(module).__name__}.forward is not a Python function")
+    if "forward" in module.__dict__:
+        raise TraceFailed("its forward was replaced on the instance")
+    return forward
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def _is_builtin(module: nn.Module) -> bool:
+    """Whether it is one of PyTorch's own modules, or a subclass that computes the same."""
+    if isinstance(module, nn.Sequential):
+        return False
+    forward = original_class(module).forward
+    name: str = getattr(forward, "__module__", "") or ""
+    return name.startswith(("torch.nn.", "torch.ao.nn."))
+
+
+def opaque_reason(module: nn.Module) -> str | None:
+    """Why a module has to be called as it is, or None if its forward may be looked at."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return "TorchScript"
+    compiled = original_class(module).__module__.startswith("torch._dynamo")
+    if compiled or module.__dict__.get("_compiled_call_impl") is not None:
+        return "compiled with torch.compile"
+    if hasattr(module, "parametrizations"):
+        return "parametrized"
+    if has_hooks(module):
+        return "has hooks"
+    if "forward" in module.__dict__:
+        return "its forward was replaced on the instance"
+    if original_class(module).__call__ is not nn.Module.__call__:
+        return "its __call__ is its own"
+    return None
+
+
+class _TensorProxy(fx.Proxy):
+    """A proxy that passes for a tensor, so that ``isinstance(x, Tensor)`` is what it will be."""
+
+    @property
+    def __class__(self) -> type:  # type: ignore[override]
+        return Tensor
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> fx.Proxy:
+        raise TraceFailed("it deep-copies a tensor")
+
+
+class _Tracer(fx.Tracer):
+    proxy_buffer_attributes = True
+
+    def __init__(self, root: nn.Module, pattern: Pattern) -> None:
+        super().__init__()
+        self._thread = threading.get_ident()
+        self._pattern = pattern
+        self._forward = _forward_of(root)
+        self._paths: dict[int, str] = {id(m): path for path, m in root.named_modules()}
+        self._tensors: dict[int, str] = dict(_named_tensors(root))
+        self._attributes: dict[str, fx.Proxy] = {}
+        self.traced: list[nn.Module] = [root]
+        self.leaves: dict[str, nn.Module] = {}
+        self.opaque: dict[str, str] = {}
+        self.out_spec: pytree.TreeSpec | None = None
+
+    def opaque_modules(self) -> list[nn.Module]:
+        return [self.root.get_submodule(path) for path in self.opaque]
+
+    # -- inputs and outputs --
+
+    def create_args_for_root(
+        self, root_fn: Any, is_module: bool, concrete_args: Any = None
+    ) -> tuple[Any, list[Any]]:
+        names = self._forward.__code__.co_varnames[1 : self._forward.__code__.co_argcount]
+        proxies: list[Any] = []
+
+        def argument(kind: Any, name: str) -> Any:
+            if kind is not TENSOR:
+                return kind[1]
+            proxies.append(self.create_proxy("placeholder", name, (), {}))
+            return proxies[-1]
+
+        args = [
+            argument(kind, names[i] if i < len(names) else f"arg{i}")
+            for i, kind in enumerate(self._pattern.args)
+        ]
+        kwargs = {name: argument(kind, name) for name, kind in self._pattern.kwargs}
+
+        def flat_forward(*_: Any) -> list[Any]:
+            leaves, self.out_spec = pytree.tree_flatten(self._forward(self.root, *args, **kwargs))
+            return leaves
+
+        return flat_forward, proxies
+
+    # -- values --
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        node.meta["tensor"] = _is_tensor(node)
+        return (_TensorProxy if node.meta["tensor"] else fx.Proxy)(node, self)
+
+    def create_arg(self, a: Any) -> Any:
+        if type(a) in (_TensorProxy, fx.Proxy):
+            return a.node
+        if isinstance(a, Tensor):
+            if id(a) not in self._tensors:
+                raise TraceFailed("it makes a tensor out of nothing")
+            return self._attribute(self._tensors[id(a)]).node
+        return super().create_arg(a)
+
+    def _attribute(self, path: str) -> fx.Proxy:
+        if path not in self._attributes:
+            self._attributes[path] = self.create_proxy("get_attr", path, (), {})
+        return self._attributes[path]
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if threading.get_ident() == self._thread and isinstance(attr_val, Tensor):
+            path = self._tensors.get(id(attr_val))
+            if path is not None:
+                return self._attribute(path)
+        return attr_val
+
+    # -- modules --
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return module_qualified_name in self.leaves or module_qualified_name in self.opaque
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: dict[str, Any]
+    ) -> Any:
+        if threading.get_ident() != self._thread:
+            return forward(*args, **kwargs)
+        path = self._paths.get(id(m))
+        if path is None:  # made in forward, as in nn.ReLU(inplace=True)(x)
+            return m.forward(*args, **kwargs)
+        if path not in self.opaque:
+            reason = opaque_reason(m)
+            if reason is not None:
+                self.opaque[path] = reason
+            elif _is_builtin(m):
+                self.leaves[path] = m
+        if self.is_leaf_module(m, path):
+            return super().call_module(m, forward, args, kwargs)
+        return self._trace_through(path, m, forward, args, kwargs)
+
+    def _trace_through(
+        self, path: str, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: dict[str, Any]
+    ) -> Any:
+        """Traces a module's inside; if that fails, calls the module instead."""
+        last = next(iter(reversed(self.graph.nodes)))
+        stack = dict(self.module_stack)
+        traced = len(self.traced)
+        self.traced.append(m)
+        try:
+            with _watch(m):
+                return super().call_module(m, forward, args, kwargs)
+        except Exception as error:
+            self._undo(last)
+            del self.traced[traced:]
+            self.module_stack.clear()
+            self.module_stack.update(stack)
+            reason = str(error) if isinstance(error, TraceFailed) else _reason(error)
+            self.opaque[path] = f"tracing failed: {reason}"
+            return super().call_module(m, forward, args, kwargs)
+
+    def _undo(self, last: fx.Node) -> None:
+        for node in list(reversed(self.graph.nodes)):
+            if node is last:
+                break
+            self.graph.erase_node(node)
+        kept = set(self.graph.nodes)
+        self._attributes = {k: p for k, p in self._attributes.items() if p.node in kept}
+
+
+def _named_tensors(root: nn.Module) -> Iterator[tuple[int, str]]:
+    for prefix, module in root.named_modules():
+        own = {**module.__dict__, **module._parameters, **module._buffers}
+        for name, value in own.items():
+            if isinstance(value, Tensor):
+                yield id(value), f"{prefix}.{name}" if prefix else name
+
+
+_METADATA_METHODS = {"size", "dim", "ndimension", "numel", "item", "tolist", "stride", "__len__"}
+
+
+def _is_tensor(node: fx.Node) -> bool:
+    """Whether a node's value surely is a tensor; what is not sure does not pass for one."""
+    if node.op in ("placeholder", "get_attr", "call_module"):
+        return True
+    of_tensors = any(operand.meta.get("tensor") for operand in node.all_input_nodes)
+    if node.op == "call_method":
+        return of_tensors and node.target not in _METADATA_METHODS
+    module = getattr(node.target, "__module__", "") or ""
+    name = getattr(node.target, "__name__", "")
+    if module == "_operator" or module.startswith("torch.nn.functional"):
+        return of_tensors
+    return getattr(torch, name, None) is node.target and not name.startswith("_")
+
+
+# ---- what a forward may do that a graph would not repeat ------------------------------------------
+
+
+@contextmanager
+def _watch(module: nn.Module) -> Iterator[None]:
+    """Raises TraceFailed if the body draws random numbers or changes the module's attributes.
+
+    Puts both back as they were.
+    """
+    before = _Attributes(module)
+    states = _random_states()
+    try:
+        yield
+    finally:
+        drew = _restore_random_states(states)
+        changed = before.restore()
+    if drew:
+        raise TraceFailed("it draws random numbers")
+    if changed is not None:
+        raise TraceFailed(f"its forward assigns its attribute {changed!r}")
+
+
+def _random_states() -> tuple[Any, ...]:
+    numpy = sys.modules.get("numpy")
+    legacy = numpy.random.get_state() if numpy is not None else None
+    return torch.get_rng_state(), random.getstate(), legacy
+
+
+def _restore_random_states(states: tuple[Any, ...]) -> bool:
+    """Puts the random states back; says whether they had changed.
+
+    With other threads about, the draws may have been theirs, and are not taken back.
+    """
+    current = _random_states()
+    if (
+        torch.equal(states[0], current[0])
+        and states[1] == current[1]
+        and (states[2] is None or all(map(_equal, states[2], current[2])))
+    ):
+        return False
+    if threading.active_count() == 1:
+        torch.set_rng_state(states[0])
+        random.setstate(states[1])
+        if states[2] is not None:
+            sys.modules["numpy"].random.set_state(states[2])
+    return True
+
+
+def _equal(a: Any, b: Any) -> bool:
+    return bool((a == b) if not hasattr(a, "all") else (a == b).all())
+
+
+class _Attributes:
+    """A module's attributes, with the contents of lists, dicts and sets one level deep."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._values = dict(module.__dict__)
+        self._contents = {
+            name: value.copy()
+            for name, value in self._values.items()
+            if isinstance(value, (list, dict, set))
+        }
+
+    def restore(self) -> str | None:
+        """Puts the attributes back; returns the name of one that had changed, if any."""
+        changed = None
+        current = self._module.__dict__
+        for name in {*self._values, *current}:
+            if name not in self._values:
+                changed = name
+                del current[name]
+            elif current.get(name, self) is not self._values[name]:
+                changed = name
+                current[name] = self._values[name]
+        for name, content in self._contents.items():
+            if not _same_items(self._values[name], content):
+                changed = name
+                _refill(self._values[name], content)
+        return changed
+
+
+def _items(container: Any) -> list[Any]:
+    if isinstance(container, dict):
+        return [part for item in container.items() for part in item]
+    return list(container)
+
+
+def _same_items(a: Any, b: Any) -> bool:
+    return len(a) == len(b) and all(map(lambda x, y: x is y, _items(a), _items(b)))
+
+
+def _refill(container: Any, content: Any) -> None:
+    container.clear()
+    (container.extend if isinstance(container, list) else container.update)(content)
