@@ -49,7 +49,10 @@ def resolve_padding(
     if isinstance(padding, str):
         raise ValueError(f"padding must be ints, 'same' or 'valid', got {padding!r}")
     if isinstance(padding, (tuple, list)) and len(padding) == 4:
-        top, bottom, left, right = map(operator.index, padding)
+        try:
+            top, bottom, left, right = map(operator.index, padding)
+        except TypeError:
+            raise TypeError(f"padding must be ints, got {padding!r}") from None
         return top, bottom, left, right
     vertical, horizontal = pair("padding", padding)
     return vertical, vertical, horizontal, horizontal

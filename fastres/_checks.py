@@ -1,15 +1,18 @@
 """Argument checks and output shapes, shared by the reference and the fake kernels.
 
 The same rules as csrc/checks.h: what these accept the kernels accept, and the other way round.
-Everything here works on symbolic sizes and reads no tensor's data.
+Works on symbolic sizes, and reads no data unless told to read the packed weights' headers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from ._packed import read_header
 
 ACTIVATIONS = ("none", "relu", "relu6", "silu", "leaky_relu")
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -23,8 +26,8 @@ def _shape(tensor: Tensor) -> list[int]:
 
 def _require_ints(op: str, name: str, values: Sequence[int], count: int, minimum: int) -> None:
     if len(values) != count or any(value < minimum for value in values):
-        kind = "positive" if minimum == 1 else "non-negative"
-        raise ValueError(f"{op}: {name} must be {count} {kind} ints, got {list(values)}")
+        kind = "positive" if minimum == 1 else "not negative"
+        raise ValueError(f"{op}: {name} must be {count} ints, all {kind}, got {list(values)}")
 
 
 def _require_same_device(op: str, x: Tensor, **others: Tensor | None) -> None:
@@ -51,25 +54,61 @@ def _require_input(op: str, x: Tensor, groups: int) -> None:
         raise ValueError(f"{op}: groups must be positive, got {groups}")
 
 
-def _require_shift(op: str, name: str, shift: Tensor, x: Tensor) -> None:
-    if shift.dim() != 1:
-        raise ValueError(f"{op}: {name} must have 1 dimension [K], got shape {_shape(shift)}")
-    expected = torch.float64 if x.dtype == torch.float64 else torch.float32
-    if shift.dtype != expected:
-        raise ValueError(f"{op}: {name} must be {expected} when x is {x.dtype}, got {shift.dtype}")
-
-
-def _require_packed(op: str, name: str, packed: Tensor) -> None:
-    if packed.dim() != 1 or packed.dtype != torch.uint8:
-        raise ValueError(
-            f"{op}: {name} must be a 1-D uint8 tensor made by pack_conv_weight, "
-            f"got {packed.dtype} of shape {_shape(packed)}"
-        )
-
-
 def _require_groups(op: str, what: str, channels: int, groups: int) -> None:
     if channels % groups != 0:
         raise ValueError(f"{op}: groups={groups} does not divide the {channels} {what} channels")
+
+
+class _Constants(NamedTuple):
+    """A convolution's packed weight and shift, by the name that the arguments have."""
+
+    op: str
+    suffix: str
+    packed: Tensor
+    shift: Tensor
+
+    def out_channels(
+        self, x: Tensor, channels: int, kernel_size: Sequence[int], groups: int, read_packed: bool
+    ) -> int:
+        """Checks both for an input of so many channels on the device of x, and returns K."""
+        op, name = self.op, f"packed{self.suffix}"
+        _require_groups(op, "input", channels, groups)
+        if self.packed.dim() != 1 or self.packed.dtype != torch.uint8:
+            raise ValueError(
+                f"{op}: {name} must be a 1-D uint8 tensor made by pack_conv_weight, "
+                f"got {self.packed.dtype} of shape {_shape(self.packed)}"
+            )
+        _require_same_device(op, x, **{name: self.packed, f"shift{self.suffix}": self.shift})
+        self._require_shift(x)
+        if not read_packed:
+            _require_groups(op, "output", self.shift.shape[0], groups)
+            return self.shift.shape[0]
+        header = read_header(self.packed, f"{op}: {name}")
+        expected = [channels // groups, *kernel_size]
+        if list(header.weight_shape()[1:]) != expected or header.groups != groups:
+            raise ValueError(
+                f"{op}: {name} is of another convolution: it holds a weight "
+                f"{list(header.weight_shape())} with groups={header.groups}, expected "
+                f"[K, {', '.join(map(str, expected))}] with groups={groups}"
+            )
+        if header.dtype == torch.float64 and x.dtype != torch.float64:
+            raise ValueError(f"{op}: {name} holds a float64 weight, expected float32 for this x")
+        if self.shift.shape[0] != header.out_channels:
+            raise ValueError(
+                f"{op}: shift{self.suffix} must have shape [{header.out_channels}], "
+                f"got {_shape(self.shift)}"
+            )
+        return header.out_channels
+
+    def _require_shift(self, x: Tensor) -> None:
+        op, name, shift = self.op, f"shift{self.suffix}", self.shift
+        if shift.dim() != 1:
+            raise ValueError(f"{op}: {name} must have shape [K], got {_shape(shift)}")
+        expected = torch.float64 if x.dtype == torch.float64 else torch.float32
+        if shift.dtype != expected:
+            raise ValueError(
+                f"{op}: {name} must be {expected} when x is {x.dtype}, got {shift.dtype}"
+            )
 
 
 def conv_output_size(
@@ -91,8 +130,8 @@ def conv_output_size(
         extent = dilation[axis] * (kernel_size[axis] - 1) + 1
         if size[axis] < 1 or padded < extent:
             raise ValueError(
-                f"{op}: x has {name}={size[axis]}, {padded} with padding, which is too small for "
-                f"the dilated kernel's {extent}"
+                f"{op}: x is too small: it has {name}={size[axis]}, with padding {padded}, and the "
+                f"dilated kernel covers {extent}"
             )
         out.append((padded - extent) // stride[axis] + 1)
     return out[0], out[1]
@@ -109,36 +148,42 @@ def conv_bn_act_shape(
     dilation: Sequence[int],
     groups: int,
     act: str,
+    *,
+    read_packed: bool,
 ) -> Shape:
     """Checks the arguments of ``conv_bn_act`` and returns its output's shape [N, K, OH, OW].
+
+    With ``read_packed`` it checks the packed weight's header too, which a fake tensor has not.
 
     Raises:
         ValueError: names the argument, what it is and what it has to be.
     """
     op = "conv_bn_act"
     _require_input(op, x, groups)
-    _require_packed(op, "packed", packed)
-    _require_shift(op, "shift", shift, x)
-    _require_same_device(op, x, packed=packed, shift=shift, residual=residual)
     _require_ints(op, "kernel_size", kernel_size, 2, 1)
     _require_ints(op, "stride", stride, 2, 1)
     _require_ints(op, "padding", padding, 4, 0)
     _require_ints(op, "dilation", dilation, 2, 1)
     require_activation(op, act)
-    _require_groups(op, "input", x.shape[1], groups)
-    _require_groups(op, "output", shift.shape[0], groups)
+    constants = _Constants(op, "", packed, shift)
+    channels = constants.out_channels(x, x.shape[1], kernel_size, groups, read_packed)
     height, width = conv_output_size(op, x.shape[2:], kernel_size, stride, padding, dilation)
-    shape = (x.shape[0], shift.shape[0], height, width)
+    shape = (x.shape[0], channels, height, width)
     if residual is not None:
-        if residual.dtype != x.dtype:
-            raise ValueError(
-                f"{op}: residual must have the dtype of x, {x.dtype}, got {residual.dtype}"
-            )
-        if residual.dim() != 4 or any(a != b for a, b in zip(residual.shape, shape, strict=True)):
-            raise ValueError(
-                f"{op}: residual must have the output's shape {list(shape)}, got {_shape(residual)}"
-            )
+        _require_residual(op, x, residual, shape)
     return shape
+
+
+def _require_residual(op: str, x: Tensor, residual: Tensor, shape: Shape) -> None:
+    _require_same_device(op, x, residual=residual)
+    if residual.dtype != x.dtype:
+        raise ValueError(
+            f"{op}: residual must have the dtype of x, {x.dtype}, got {residual.dtype}"
+        )
+    if residual.dim() != 4 or any(a != b for a, b in zip(residual.shape, shape, strict=True)):
+        raise ValueError(
+            f"{op}: residual must have the output's shape {list(shape)}, got {_shape(residual)}"
+        )
 
 
 def grouped_bottleneck_shape(
@@ -155,68 +200,49 @@ def grouped_bottleneck_shape(
     dilation: Sequence[int],
     groups: int,
     act: str,
+    *,
+    read_packed: bool,
 ) -> Shape:
     """Checks the arguments of ``grouped_bottleneck``, returns its output's shape [N, K3, OH, OW].
+
+    With ``read_packed`` it checks the packed weights' headers too, which fake tensors have not.
 
     Raises:
         ValueError: names the argument, what it is and what it has to be.
     """
-    op = "grouped_bottleneck"
+    op, point = "grouped_bottleneck", (1, 1)
     _require_input(op, x, groups)
-    for name, packed in (
-        ("packed1", packed1),
-        ("packed2", packed2),
-        ("packed3", packed3),
-        ("packed_down", packed_down),
-    ):
-        if packed is not None:
-            _require_packed(op, name, packed)
-            _require_same_device(op, x, **{name: packed})
-    for name, shift in (
-        ("shift1", shift1),
-        ("shift2", shift2),
-        ("shift3", shift3),
-        ("shift_down", shift_down),
-    ):
-        if shift is not None:
-            _require_shift(op, name, shift, x)
-            _require_same_device(op, x, **{name: shift})
     _require_ints(op, "stride", stride, 2, 1)
     _require_ints(op, "dilation", dilation, 2, 1)
     require_activation(op, act)
-    _require_groups(op, "inner", shift1.shape[0], groups)
-    _require_groups(op, "inner", shift2.shape[0], groups)
-    _require_shortcut(op, x, shift3, packed_down, shift_down, stride)
+    channels = x.shape[1]
+    first = _Constants(op, "1", packed1, shift1)
+    inner = first.out_channels(x, channels, point, 1, read_packed)
+    second = _Constants(op, "2", packed2, shift2)
+    inner = second.out_channels(x, inner, (3, 3), groups, read_packed)
+    third = _Constants(op, "3", packed3, shift3)
+    out_channels = third.out_channels(x, inner, point, 1, read_packed)
+    shortcut_channels = channels
+    if packed_down is not None and shift_down is not None:
+        down = _Constants(op, "_down", packed_down, shift_down)
+        shortcut_channels = down.out_channels(x, channels, point, 1, read_packed)
+    elif packed_down is not None or shift_down is not None:
+        given, missing = ("shift_down", "packed_down")[:: 1 if packed_down is None else -1]
+        raise ValueError(f"{op}: {given} was given without {missing}, expected both or neither")
+    elif tuple(stride) != (1, 1):
+        raise ValueError(
+            f"{op}: without packed_down the shortcut is x, which needs stride (1, 1), "
+            f"got {tuple(stride)}"
+        )
+    if shortcut_channels != out_channels:
+        name = "x" if packed_down is None else "packed_down"
+        raise ValueError(
+            f"{op}: the shortcut, {name}, has {shortcut_channels} channels, "
+            f"expected the {out_channels} of packed3"
+        )
     padding = (dilation[0], dilation[0], dilation[1], dilation[1])
     height, width = conv_output_size(op, x.shape[2:], (3, 3), stride, padding, dilation)
-    return (x.shape[0], shift3.shape[0], height, width)
-
-
-def _require_shortcut(
-    op: str,
-    x: Tensor,
-    shift3: Tensor,
-    packed_down: Tensor | None,
-    shift_down: Tensor | None,
-    stride: Sequence[int],
-) -> None:
-    if (packed_down is None) != (shift_down is None):
-        given, missing = (
-            ("shift_down", "packed_down") if packed_down is None else ("packed_down", "shift_down")
-        )
-        raise ValueError(f"{op}: {given} was given without {missing}, expected both or neither")
-    channels = shift3.shape[0]
-    if shift_down is not None:
-        if shift_down.shape[0] != channels:
-            raise ValueError(
-                f"{op}: shift_down must have the {channels} channels of shift3, "
-                f"got {shift_down.shape[0]}"
-            )
-    elif x.shape[1] != channels or tuple(stride) != (1, 1):
-        raise ValueError(
-            f"{op}: without packed_down, x is the shortcut and needs stride (1, 1) and the "
-            f"{channels} channels of shift3, got stride {tuple(stride)} and {x.shape[1]} channels"
-        )
+    return (x.shape[0], out_channels, height, width)
 
 
 def pack_conv_weight_check(weight: Tensor, scale: Tensor | None, groups: int) -> None:

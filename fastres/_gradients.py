@@ -13,16 +13,16 @@ from . import reference
 
 
 @torch.library.custom_op("fastres::unpack_conv_weight", mutates_args=())
-def unpack_conv_weight(packed: Tensor, shape: Sequence[int], groups: int) -> Tensor:
-    """The weight [K, C/groups, R, S] in ``packed``.
+def unpack_conv_weight(packed: Tensor, shape: Sequence[int]) -> Tensor:
+    """The weight in ``packed``, which is of this shape [K, C/groups, R, S].
 
     An operator of its own because it reads ``packed``, which a traced backward cannot do.
     """
-    return reference.unpack_for(packed, shape, groups, "unpack_conv_weight")
+    return reference.unpack_conv_weight(packed)
 
 
 @unpack_conv_weight.register_fake
-def _(packed: Tensor, shape: Sequence[int], groups: int) -> Tensor:
+def _(packed: Tensor, shape: Sequence[int]) -> Tensor:
     return packed.new_empty(shape, dtype=torch.float32)
 
 
@@ -56,7 +56,7 @@ class Conv(NamedTuple):
         """Gradient of an input of this size, from that of the convolution's output."""
         n, c, h, w = size
         shape = (grad.shape[1], c // self.groups, *self.kernel_size)
-        weight = unpack_conv_weight(self.packed, shape, self.groups).to(grad.dtype)
+        weight = unpack_conv_weight(self.packed, shape).to(grad.dtype)
         top, bottom, left, right = self.padding
         padding = (top, left) if top == bottom and left == right else (0, 0)
         if padding != (0, 0) or not any(self.padding):

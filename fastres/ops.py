@@ -11,7 +11,6 @@ PyTorch, in float32 for reduced dtypes, and can be differentiated again.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -28,7 +27,9 @@ from ._arguments import (
     pair,
     resolve_padding,
 )
+from ._autocast import register_autocast
 from ._gradients import Conv, act_grad, bottleneck_convs, needs_preactivation, shift_grad
+from ._packed import IGEMM, LANES, PLAIN, PackedHeader, read_header, uses_lanes_layout
 
 __all__ = [
     "content_hash",
@@ -39,7 +40,6 @@ __all__ = [
 ]
 
 _OPS = torch.ops.fastres
-_registrations = torch.library.Library("fastres", "IMPL")  # autocast kernels live as long as it
 
 
 # ---- pack_conv_weight ----------------------------------------------------------------------------
@@ -83,13 +83,12 @@ def pack_conv_weight(weight: Tensor, scale: Tensor | None = None, groups: int = 
 @torch.library.register_fake("fastres::pack_conv_weight")
 def _pack_conv_weight_fake(weight: Tensor, scale: Tensor | None, groups: int) -> Tensor:
     _checks.pack_conv_weight_check(weight, scale, groups)
-    layout = reference.PLAIN
-    if _library.get_backend() != "reference":
-        group_out = weight.shape[0] // groups
-        lanes = reference.uses_lanes_layout(group_out, weight.shape[1], groups)
-        layout = reference.LANES if lanes else reference.IGEMM
-    size = reference.packed_bytes(weight.shape, groups, layout, reference.compute_dtype(weight))
-    return weight.new_empty(size, dtype=torch.uint8)
+    k, cg, r, s = weight.shape
+    layout = PLAIN
+    if _library.has_kernels(weight.device.type):
+        layout = LANES if uses_lanes_layout(k // groups, cg, groups) else IGEMM
+    header = PackedHeader(layout, reference.compute_dtype(weight), k, cg, r, s, groups)
+    return weight.new_empty(header.total_bytes(), dtype=torch.uint8)
 
 
 # ---- what the two inference operators share ------------------------------------------------------
@@ -100,33 +99,11 @@ def _empty_channels_last(x: Tensor, shape: Sequence[int]) -> Tensor:
     return x.new_empty_strided((n, c, h, w), (h * w * c, 1, w * c, c))
 
 
-def _register_autocast(op: str, positions: Sequence[int]) -> None:
-    """Under autocast, casts the arguments at these positions to its dtype, as conv2d does.
-
-    torch.library.register_autocast would round the shifts too.
-    """
-    overload = getattr(_OPS, op).default
-
-    def kernel(device: str, keys: torch._C.DispatchKeySet, *args: Any) -> Tensor:
-        dtype = torch.get_autocast_dtype(device)
-        cast = list(args)
-        for position in positions:
-            tensor = cast[position]
-            if tensor is not None and tensor.dtype != torch.float64:
-                cast[position] = tensor.to(dtype)
-        with torch._C._ExcludeDispatchKeyGuard(keys):
-            return overload(*cast)
-
-    for name in ("CPU", "CUDA"):
-        keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, f"Autocast{name}"))
-        _registrations.impl(op, partial(kernel, name.lower(), keys), f"Autocast{name}")
-
-
 # ---- conv_bn_act ---------------------------------------------------------------------------------
 
 
 def _no_shift(op: str, packed: Tensor, dtype: torch.dtype) -> Tensor:
-    channels = reference.read_header(packed, f"{op}: packed").out_channels
+    channels = read_header(packed, f"{op}: packed").out_channels
     return torch.zeros(channels, dtype=dtype, device=packed.device)
 
 
@@ -213,7 +190,17 @@ def _conv_bn_act_fake(
     act_slope: float,
 ) -> Tensor:
     shape = _checks.conv_bn_act_shape(
-        x, packed, shift, residual, kernel_size, stride, padding, dilation, groups, act
+        x,
+        packed,
+        shift,
+        residual,
+        kernel_size,
+        stride,
+        padding,
+        dilation,
+        groups,
+        act,
+        read_packed=False,
     )
     return _empty_channels_last(x, shape)
 
@@ -250,7 +237,7 @@ def _conv_bn_act_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 torch.library.register_autograd(
     "fastres::conv_bn_act", _conv_bn_act_backward, setup_context=_conv_bn_act_setup
 )
-_register_autocast("conv_bn_act", (0, 3))  # x, residual
+register_autocast("conv_bn_act", (0, 3))  # x, residual
 
 
 # ---- grouped_bottleneck --------------------------------------------------------------------------
@@ -334,7 +321,7 @@ def grouped_bottleneck(
 
 @torch.library.register_fake("fastres::grouped_bottleneck")
 def _grouped_bottleneck_fake(x: Tensor, *args: Any) -> Tensor:
-    return _empty_channels_last(x, _checks.grouped_bottleneck_shape(x, *args))
+    return _empty_channels_last(x, _checks.grouped_bottleneck_shape(x, *args, read_packed=False))
 
 
 def _grouped_bottleneck_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -373,7 +360,7 @@ torch.library.register_autograd(
     _grouped_bottleneck_backward,
     setup_context=_grouped_bottleneck_setup,
 )
-_register_autocast("grouped_bottleneck", (0,))  # x
+register_autocast("grouped_bottleneck", (0,))  # x
 
 
 # ---- content_hash --------------------------------------------------------------------------------
@@ -388,8 +375,9 @@ def content_hash(tensors: Sequence[Tensor]) -> list[int]:
         tensors: dense tensors of any dtype, shape, strides and device.
 
     Returns:
-        A 64-bit int for each. Equal for equal elements (in the same backend and process), different
-        for different ones but for a chance of about 2**-64.
+        A 64-bit int for each, to be compared within one process and backend. Equal for equal
+        elements of one dtype, shape and strides; different where any of these differs, but for a
+        chance of about 2**-64.
 
     Raises:
         TypeError: something is not a tensor.

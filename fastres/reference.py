@@ -7,64 +7,15 @@ the end. Everything is differentiable except the packed weights' header.
 
 from __future__ import annotations
 
-import struct
+import zlib
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from . import _checks
-
-# Layouts of a packed weight's payload; csrc/packed_weight.h describes them.
-PLAIN, IGEMM, LANES = 0, 1, 2
-
-_MAGIC = 0x53525446  # "FTRS"
-_VERSION = 1
-_HEADER_BYTES = 64
-_HEADER = struct.Struct("<9i28x")
-_PAYLOAD_DTYPES = (torch.float32, torch.float64)
-_LANES = 16  # output channels in one block of the packed layouts
-
-
-class PackedHeader(NamedTuple):
-    """What a packed weight says about itself."""
-
-    layout: int
-    dtype: torch.dtype
-    out_channels: int
-    group_in_channels: int
-    kernel_h: int
-    kernel_w: int
-    groups: int
-
-    def weight_shape(self) -> tuple[int, int, int, int]:
-        """The shape of the weight that was packed, [K, C/groups, R, S]."""
-        return (self.out_channels, self.group_in_channels, self.kernel_h, self.kernel_w)
-
-    def payload_shape(self) -> tuple[int, ...]:
-        """The payload's shape in its layout."""
-        k, cg, r, s = self.weight_shape()
-        if self.layout == IGEMM:
-            return (self.groups, -(-(k // self.groups) // _LANES), r, s, cg, _LANES)
-        if self.layout == LANES:
-            return (-(-k // _LANES), r, s, cg, _LANES)
-        return (k, cg, r, s)
-
-
-def uses_lanes_layout(group_out: int, group_in: int, groups: int) -> bool:
-    """Whether kernels want LANES rather than IGEMM: groups too narrow to fill a block alone."""
-    return groups > 1 and group_out == group_in and group_in in (1, 2, 4, 8)
-
-
-def packed_bytes(weight_shape: Sequence[int], groups: int, layout: int, dtype: torch.dtype) -> int:
-    """Size of the packed tensor of a weight of this shape [K, C/groups, R, S]."""
-    k, cg, r, s = weight_shape
-    payload = 1
-    for size in PackedHeader(layout, dtype, k, cg, r, s, groups).payload_shape():
-        payload *= size
-    return _HEADER_BYTES + payload * dtype.itemsize
+from ._packed import CHANNEL_BLOCK, HEADER_BYTES, IGEMM, LANES, PLAIN, PackedHeader, read_header
 
 
 def pack_conv_weight(
@@ -93,48 +44,17 @@ def pack_conv_weight(
     if layout == IGEMM:
         padded = F.pad(
             scaled.reshape(groups, k // groups, cg, r, s),
-            (0, 0, 0, 0, 0, 0, 0, -(k // groups) % _LANES),
+            (0, 0, 0, 0, 0, 0, 0, -(k // groups) % CHANNEL_BLOCK),
         )
-        scaled = padded.unflatten(1, (-1, _LANES)).permute(0, 1, 4, 5, 3, 2)
+        scaled = padded.unflatten(1, (-1, CHANNEL_BLOCK)).permute(0, 1, 4, 5, 3, 2)
     elif layout == LANES:
-        padded = F.pad(scaled, (0, 0, 0, 0, 0, 0, 0, -k % _LANES))
-        scaled = padded.unflatten(0, (-1, _LANES)).permute(0, 3, 4, 2, 1)
+        padded = F.pad(scaled, (0, 0, 0, 0, 0, 0, 0, -k % CHANNEL_BLOCK))
+        scaled = padded.unflatten(0, (-1, CHANNEL_BLOCK)).permute(0, 3, 4, 2, 1)
     elif layout != PLAIN:
         raise ValueError(f"pack_conv_weight: layout must be 0, 1 or 2, got {layout}")
-    header = _HEADER.pack(
-        _MAGIC, _VERSION, layout, _PAYLOAD_DTYPES.index(dtype), k, cg, r, s, groups
-    )
+    header = PackedHeader(layout, dtype, k, cg, r, s, groups).to_bytes()
     head = torch.frombuffer(bytearray(header), dtype=torch.uint8).to(weight.device)
     return torch.cat([head, scaled.contiguous().view(-1).view(torch.uint8)])
-
-
-def read_header(packed: Tensor, name: str = "packed") -> PackedHeader:
-    """The header of a packed weight.
-
-    Raises:
-        ValueError: ``packed`` (called ``name`` in the message) was not made by pack_conv_weight, by
-            another version of it, or was cut.
-    """
-    if packed.dim() != 1 or packed.dtype != torch.uint8 or packed.shape[0] < _HEADER_BYTES:
-        raise ValueError(
-            f"{name} must be a 1-D uint8 tensor made by pack_conv_weight, got {packed.dtype} of "
-            f"shape {list(packed.shape)}"
-        )
-    magic, version, layout, dtype, k, cg, r, s, groups = _HEADER.unpack(
-        bytes(packed[:_HEADER_BYTES].tolist())
-    )
-    if magic != _MAGIC:
-        raise ValueError(f"{name} was not made by pack_conv_weight: it has no valid header")
-    if version != _VERSION:
-        raise ValueError(f"{name} has packing version {version}, expected {_VERSION}: pack again")
-    sizes = (k, cg, r, s, groups)
-    if layout not in (PLAIN, IGEMM, LANES) or dtype not in (0, 1) or min(sizes) < 1 or k % groups:
-        raise ValueError(f"{name} has a corrupt header")
-    header = PackedHeader(layout, _PAYLOAD_DTYPES[dtype], k, cg, r, s, groups)
-    expected = packed_bytes(header.weight_shape(), groups, layout, header.dtype)
-    if packed.shape[0] != expected:
-        raise ValueError(f"{name} has {packed.shape[0]} bytes, its header says {expected}")
-    return header
 
 
 def unpack_conv_weight(packed: Tensor) -> Tensor:
@@ -143,12 +63,9 @@ def unpack_conv_weight(packed: Tensor) -> Tensor:
     Raises:
         ValueError: ``packed`` was not made by pack_conv_weight.
     """
-    return _unpack(packed, read_header(packed))
-
-
-def _unpack(packed: Tensor, header: PackedHeader) -> Tensor:
+    header = read_header(packed)
     # clone: a slice of a byte tensor may start where a float must not.
-    payload = packed[_HEADER_BYTES:].clone(memory_format=torch.contiguous_format)
+    payload = packed[HEADER_BYTES:].clone(memory_format=torch.contiguous_format)
     values = payload.view(header.dtype).view(header.payload_shape())
     if header.layout == IGEMM:
         by_group = values.permute(0, 1, 5, 4, 2, 3).flatten(1, 2)
@@ -156,23 +73,6 @@ def _unpack(packed: Tensor, header: PackedHeader) -> Tensor:
     elif header.layout == LANES:
         values = values.permute(0, 4, 3, 1, 2).flatten(0, 1)[: header.out_channels]
     return values.contiguous()
-
-
-def unpack_for(
-    packed: Tensor, shape: Sequence[int], groups: int, op: str, name: str = "packed"
-) -> Tensor:
-    """The weight in ``packed``, which has to be of shape [K, C/groups, R, S] with these groups.
-
-    Raises:
-        ValueError: it is the weight of another convolution; says of which, and what was expected.
-    """
-    header = read_header(packed, f"{op}: {name}")
-    if header.weight_shape() != tuple(shape) or header.groups != groups:
-        raise ValueError(
-            f"{op}: {name} is of a convolution with weight {list(header.weight_shape())} and "
-            f"groups={header.groups}, expected weight {list(shape)} and groups={groups}"
-        )
-    return _unpack(packed, header)
 
 
 def apply_act(x: Tensor, act: str, act_slope: float = 0.01) -> Tensor:
@@ -215,19 +115,13 @@ def _conv(
     padding: Sequence[int],
     dilation: Sequence[int],
     groups: int,
-    op: str,
-    name: str = "packed",
 ) -> Tensor:
-    shape = (shift.shape[0], x.shape[1] // groups, *kernel_size)
-    weight = unpack_for(packed, shape, groups, op, name)
-    if weight.dtype == torch.float64 and x.dtype != torch.float64:
-        raise ValueError(f"{op}: {name} holds a float64 weight, expected float32 for this x")
+    weight = unpack_conv_weight(packed).to(x.dtype)
     top, bottom, left, right = padding
     if top != bottom or left != right:
         x = F.pad(x, (left, right, top, bottom))
         top = left = 0
-    y = F.conv2d(x, weight.to(x.dtype), None, stride, (top, left), dilation, groups)
-    return y + shift[:, None, None]
+    return F.conv2d(x, weight, None, stride, (top, left), dilation, groups) + shift[:, None, None]
 
 
 def conv_bn_act(
@@ -265,7 +159,17 @@ def conv_bn_act(
         ValueError: the arguments do not fit together.
     """
     _checks.conv_bn_act_shape(
-        x, packed, shift, residual, kernel_size, stride, padding, dilation, groups, act
+        x,
+        packed,
+        shift,
+        residual,
+        kernel_size,
+        stride,
+        padding,
+        dilation,
+        groups,
+        act,
+        read_packed=True,
     )
     y = _conv(
         x.to(compute_dtype(x)),
@@ -276,7 +180,6 @@ def conv_bn_act(
         padding,
         dilation,
         groups,
-        "conv_bn_act",
     )
     if residual is not None:
         y = y + residual
@@ -327,36 +230,38 @@ def grouped_bottleneck(
     """
     _checks.grouped_bottleneck_shape(
         x, packed1, shift1, packed2, shift2, packed3, shift3, packed_down, shift_down,
-        stride, dilation, groups, act,
+        stride, dilation, groups, act, read_packed=True,
     )  # fmt: skip
-    op, one, none = "grouped_bottleneck", (1, 1), (0, 0, 0, 0)
+    one, none = (1, 1), (0, 0, 0, 0)
     padding = (dilation[0], dilation[0], dilation[1], dilation[1])
     wide = x.to(compute_dtype(x))
-    h = apply_act(_conv(wide, packed1, shift1, one, one, none, one, 1, op, "packed1"), act)
-    h = _conv(h, packed2, shift2, (3, 3), stride, padding, dilation, groups, op, "packed2")
-    h = _conv(apply_act(h, act), packed3, shift3, one, one, none, one, 1, op, "packed3")
+    h = apply_act(_conv(wide, packed1, shift1, one, one, none, one, 1), act)
+    h = apply_act(_conv(h, packed2, shift2, (3, 3), stride, padding, dilation, groups), act)
+    h = _conv(h, packed3, shift3, one, one, none, one, 1)
     if packed_down is not None and shift_down is not None:
-        h = h + _conv(wide, packed_down, shift_down, one, stride, none, one, 1, op, "packed_down")
+        h = h + _conv(wide, packed_down, shift_down, one, stride, none, one, 1)
     else:
         h = h + wide
     return channels_last(apply_act(h, act).to(x.dtype))
 
 
 def content_hash(tensors: Sequence[Tensor]) -> list[int]:
-    """One hash per tensor, of its elements' bytes in row-major order.
+    """One hash per tensor, of its dtype, shape, strides and elements.
 
-    A change of any one element always changes the hash; other changes do so but for a chance of
-    about 2**-64. Backends need not agree on the value.
+    A change of one 8-byte word always changes the hash, any other change but for a chance of about
+    2**-64. Backends need not agree on the value.
     """
-    return [_hash_bytes(tensor) for tensor in tensors]
+    return [_hash(tensor) for tensor in tensors]
 
 
-def _hash_bytes(tensor: Tensor) -> int:
+def _hash(tensor: Tensor) -> int:
     data = tensor.detach().contiguous().view(-1).view(torch.uint8)
     words = F.pad(data, (0, -data.numel() % 8)).view(torch.int64)
-    # Spread each word's bits (a bijection), then sum with odd multipliers modulo 2**64: a change in
+    # Spread each word's bits (bijections), then sum with odd multipliers modulo 2**64: a change in
     # one word cannot cancel, and words that trade places get other multipliers.
     words = (words ^ ((words >> 32) & 0xFFFFFFFF)) * 0x2545F4914F6CDD1D
     words = words ^ ((words >> 29) & 0x7FFFFFFFF)
     index = torch.arange(words.numel(), device=words.device)
-    return int((words * ((index * 0x1E3779B97F4A7C15) | 1)).sum()) ^ data.numel()
+    total = int((words * ((index * 0x1E3779B97F4A7C15) | 1)).sum())
+    dtype = zlib.crc32(str(tensor.dtype).encode())  # hash() of a string differs between processes
+    return total ^ hash((dtype, *tensor.shape, *tensor.stride()))

@@ -1,0 +1,89 @@
+"""The header and the layouts of a packed weight, as csrc/packed_weight.h defines them."""
+
+from __future__ import annotations
+
+import math
+import struct
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+# Layouts of the payload.
+PLAIN, IGEMM, LANES = 0, 1, 2
+CHANNEL_BLOCK = 16  # output channels in one block of the latter two
+
+_MAGIC = 0x53525446  # "FTRS"
+_VERSION = 1
+_HEADER = struct.Struct("<9i28x")
+HEADER_BYTES = _HEADER.size
+_PAYLOAD_DTYPES = (torch.float32, torch.float64)
+
+
+class PackedHeader(NamedTuple):
+    """What a packed weight says about itself."""
+
+    layout: int
+    dtype: torch.dtype
+    out_channels: int
+    group_in_channels: int
+    kernel_h: int
+    kernel_w: int
+    groups: int
+
+    def weight_shape(self) -> tuple[int, int, int, int]:
+        """The shape of the weight that was packed, [K, C/groups, R, S]."""
+        return (self.out_channels, self.group_in_channels, self.kernel_h, self.kernel_w)
+
+    def to_bytes(self) -> bytes:
+        """The header as it stands in a packed tensor."""
+        dtype = _PAYLOAD_DTYPES.index(self.dtype)
+        return _HEADER.pack(_MAGIC, _VERSION, self.layout, dtype, *self.weight_shape(), self.groups)
+
+    def payload_shape(self) -> tuple[int, ...]:
+        """The payload's shape in its layout."""
+        k, cg, r, s = self.weight_shape()
+        if self.layout == IGEMM:
+            return (self.groups, -(-(k // self.groups) // CHANNEL_BLOCK), r, s, cg, CHANNEL_BLOCK)
+        if self.layout == LANES:
+            return (-(-k // CHANNEL_BLOCK), r, s, cg, CHANNEL_BLOCK)
+        return (k, cg, r, s)
+
+    def total_bytes(self) -> int:
+        """Size of the packed tensor: header and payload."""
+        return HEADER_BYTES + math.prod(self.payload_shape()) * self.dtype.itemsize
+
+
+def uses_lanes_layout(group_out: int, group_in: int, groups: int) -> bool:
+    """Whether kernels want LANES rather than IGEMM: groups too narrow to fill a block alone."""
+    return groups > 1 and group_out == group_in and group_in in (1, 2, 4, 8)
+
+
+def read_header(packed: Tensor, name: str = "packed") -> PackedHeader:
+    """The header of a packed weight.
+
+    Raises:
+        ValueError: ``packed`` (called ``name`` in the message) was not made by pack_conv_weight, by
+            another version of it, or was cut.
+    """
+    if packed.dim() != 1 or packed.dtype != torch.uint8 or packed.shape[0] < HEADER_BYTES:
+        raise ValueError(
+            f"{name} must be a 1-D uint8 tensor made by pack_conv_weight, got {packed.dtype} of "
+            f"shape {list(packed.shape)}"
+        )
+    magic, version, layout, dtype, k, cg, r, s, groups = _HEADER.unpack(
+        bytes(packed[:HEADER_BYTES].tolist())
+    )
+    if magic != _MAGIC:
+        raise ValueError(f"{name} was not made by pack_conv_weight: it has no valid header")
+    if version != _VERSION:
+        raise ValueError(f"{name} has packing version {version}, expected {_VERSION}: pack again")
+    sizes = (k, cg, r, s, groups)
+    if layout not in (PLAIN, IGEMM, LANES) or dtype not in (0, 1) or min(sizes) < 1 or k % groups:
+        raise ValueError(f"{name} has a corrupt header")
+    header = PackedHeader(layout, _PAYLOAD_DTYPES[dtype], k, cg, r, s, groups)
+    if packed.shape[0] != header.total_bytes():
+        raise ValueError(
+            f"{name} has {packed.shape[0]} bytes, its header says {header.total_bytes()}"
+        )
+    return header

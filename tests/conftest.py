@@ -1,0 +1,114 @@
+"""The tolerance rule and the kernels that every operator test runs on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastres import _library
+
+OPERATOR_FACTOR = 2.0
+
+
+def relative_error(out: Tensor, exact: Tensor) -> float:
+    """||out - exact|| / ||exact||, over the elements that are finite in ``exact``."""
+    finite = exact.isfinite()
+    wide, exact = out.double()[finite], exact.double()[finite]
+    norm = exact.norm().item()
+    return (wide - exact).norm().item() / norm if norm else wide.norm().item()
+
+
+@pytest.fixture(scope="session")
+def assert_accurate() -> Callable[..., None]:
+    """THE tolerance rule: an error against float64 of at most twice eager PyTorch's own."""
+
+    def check(
+        out: Tensor,
+        eager: Tensor,
+        exact: Tensor,
+        *,
+        factor: float = OPERATOR_FACTOR,
+        magnitude: Tensor | None = None,
+    ) -> None:
+        """Raises unless ``out`` is about as accurate as ``eager``.
+
+        Args:
+            out: the result under test.
+            eager: eager PyTorch's, on the same input and in the same dtype.
+            exact: float64's.
+            factor: how much larger than eager's the error may be.
+            magnitude: for results of few elements: the sums of the absolute values of the terms
+                that make up each element of ``exact``.
+        """
+        assert out.shape == exact.shape
+        assert out.dtype == eager.dtype
+        # Not finite: in the same places, with the same values.
+        finite = eager.isfinite()
+        torch.testing.assert_close(
+            out.masked_fill(finite, 0), eager.masked_fill(finite, 0), rtol=0, atol=0, equal_nan=True
+        )
+        # Eager is exact on some small problems (one tap; a sum in the very order of float64's),
+        # where twice its error is nothing. Two ulps of the norm allow for the two roundings that
+        # nobody can avoid: that of the scaled weight and that of the result.
+        floor = 2 * torch.finfo(out.dtype).eps
+        if magnitude is not None:
+            # Few elements do not average: eager's error may be small by luck, or the sum may cancel
+            # to little. Then one ulp of the sum of absolute values (Higham, Accuracy and Stability
+            # of Numerical Algorithms, 3.1, whose bound is n/2 ulps) is as good as it gets.
+            compute_eps = torch.finfo(torch.float32).eps
+            norm = exact[exact.isfinite()].double().norm().item()
+            floor += compute_eps * magnitude.double().norm().item() / max(norm, 1e-300)
+        error, allowed = relative_error(out, exact), relative_error(eager, exact)
+        assert error <= max(factor * allowed, floor), (
+            f"relative error {error:.3e}, eager's {allowed:.3e}, allowed {factor} times that "
+            f"or {floor:.3e}"
+        )
+
+    return check
+
+
+def _kernel_names() -> list[str]:
+    if "cpu" in _library.available_backends():
+        diagnostics = _library.diagnostics()
+        return ["reference", *(diagnostics.supported_isas() if diagnostics else ["diagnostics"])]
+    if os.environ.get("FASTRES_NATIVE") == "0":  # a pure-Python package, on purpose
+        return ["reference"]
+    return ["reference", "native library"]
+
+
+@pytest.fixture(scope="module", params=_kernel_names())
+def kernels(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Runs a test on the reference and on every instruction set of this machine."""
+    name = request.param
+    if name in ("native library", "diagnostics"):
+        pytest.fail(
+            f"the {name} of fastres is not there: build it, or set FASTRES_NATIVE=0 to test the "
+            "pure-Python package"
+        )
+    backend = _library.get_backend()
+    if name == "reference":
+        _library.set_backend("reference")
+    else:
+        _library.set_backend("cpu")
+        _library.diagnostics().force_isa(name)
+    yield name
+    if name != "reference":
+        _library.diagnostics().force_isa("auto")
+    _library.set_backend(backend)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def set_threads() -> Iterator[Callable[[int], None]]:
+    """torch.set_num_threads, undone at the end."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)

@@ -1,0 +1,221 @@
+"""What conv_bn_act computes: paths, shapes, dtypes, strides, activations, NaN, threads."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from conv_case import (
+    ACTIVATIONS,
+    DTYPES,
+    LAYOUTS,
+    PATHS,
+    ConvCase,
+    check_case,
+    fused,
+    make_inputs,
+    same,
+)
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from fastres import ops
+
+pytestmark = pytest.mark.usefixtures("kernels")
+
+SIZES = (1, 2, 5, 7, 13, 17)
+CHANNELS = (1, 3, 5, 17, 33)
+EVERY_PATH = pytest.mark.parametrize("case", PATHS.values(), ids=PATHS.keys())
+# One of each kind of kernel, where all of them would take too long.
+KINDS = ("1x1", "1x1/2", "3x3", "3x3 groups of 4", "3x3 groups of 1, /2", "groups of 6")
+EVERY_KIND = pytest.mark.parametrize("case", [PATHS[name] for name in KINDS], ids=KINDS)
+
+
+@EVERY_PATH
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_paths_match_eager(assert_accurate, case, dtype):
+    for layout in ("nchw", "channels_last"):
+        inputs = make_inputs(case, dtype, layout, residual_layout=layout)
+        check_case(assert_accurate, case, inputs, "relu")
+        check_case(assert_accurate, case, inputs._replace(residual=None))
+
+
+@pytest.mark.parametrize("height", SIZES)
+@pytest.mark.parametrize("width", SIZES)
+def test_odd_image_sizes(assert_accurate, height, width):
+    for name in KINDS:
+        case = PATHS[name]._replace(h=height, w=width)
+        check_case(assert_accurate, case, make_inputs(case))
+
+
+@pytest.mark.parametrize("c", CHANNELS)
+@pytest.mark.parametrize("k", CHANNELS)
+def test_odd_channel_counts(assert_accurate, c, k):
+    for kernel, stride in ((1, 1), (1, 2), (3, 1), (3, 2), (7, 2)):
+        case = same(c, k, kernel, stride, h=7, w=5)
+        check_case(assert_accurate, case, make_inputs(case), "relu")
+
+
+@pytest.mark.parametrize("groups", [2, 3, 5, 33])
+@pytest.mark.parametrize("group_channels", [1, 2, 3, 4, 5, 8, 16, 17, 32])
+def test_group_counts(assert_accurate, group_channels, groups):
+    channels = groups * group_channels
+    for stride in (1, 2):
+        case = same(channels, channels, 3, stride, groups, h=5, w=7, n=1)
+        check_case(assert_accurate, case, make_inputs(case), "relu")
+
+
+@EVERY_KIND
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_any_strides(assert_accurate, case, layout, dtype):
+    for residual_layout in LAYOUTS:
+        check_case(assert_accurate, case, make_inputs(case, dtype, layout, residual_layout), "relu")
+
+
+@EVERY_KIND
+@pytest.mark.parametrize("act", ACTIVATIONS)
+def test_activations(assert_accurate, case, act):
+    for dtype in DTYPES:
+        inputs = make_inputs(case, dtype, residual_layout="channels_last")
+        # Wide enough to reach both ends of relu6 and the saturated sigmoid.
+        inputs = inputs._replace(scale=inputs.scale * 8)
+        check_case(assert_accurate, case, inputs, act)
+
+
+def test_leaky_relu_slope_of_any_sign(kernels):
+    case = PATHS["1x1"]
+    inputs = make_inputs(case)
+    packed = ops.pack_conv_weight(inputs.weight, inputs.scale)
+    before = ops.conv_bn_act(inputs.x, packed, inputs.shift, kernel_size=1)
+    for slope in (-0.5, 0.0, 2.0):
+        out = ops.conv_bn_act(
+            inputs.x, packed, inputs.shift, kernel_size=1, act="leaky_relu", act_slope=slope
+        )
+        torch.testing.assert_close(out, F.leaky_relu(before, slope))
+
+
+@EVERY_PATH
+def test_empty_batch(case):
+    inputs = make_inputs(case._replace(n=1), residual_layout="nchw")
+    empty = inputs._replace(x=inputs.x[:0], residual=inputs.residual[:0])
+    out = fused(case, empty, "relu")
+    _, k, h, w = inputs.residual.shape
+    assert out.shape == (0, k, h, w)
+    assert out.stride() == (h * w * k, 1, w * k, k)
+
+
+@EVERY_PATH
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")], ids=str)
+def test_not_finite_values_stay_where_eager_has_them(assert_accurate, case, value):
+    for act in ("none", "relu", "relu6", "leaky_relu"):
+        inputs = make_inputs(case)
+        n, c, h, w = inputs.x.shape
+        inputs.x[n - 1, c // 2, h // 2, w // 2] = value
+        inputs.x[0, c - 1, h - 1, 0] = value
+        check_case(assert_accurate, case, inputs, act)
+
+
+def test_silu_of_extremes():
+    x = torch.tensor([float("nan"), float("inf"), -1e4, -90.0, -20.0, 0.0, 90.0, 1e4])
+    packed = ops.pack_conv_weight(torch.ones(1, 1, 1, 1))
+    out = ops.conv_bn_act(x.view(1, 1, 2, 4), packed, torch.zeros(1), kernel_size=1, act="silu")
+    # To 1e-37: eager's exp(90) overflows to 0 or to a denormal depending on its vector width.
+    torch.testing.assert_close(out.flatten(), F.silu(x), rtol=1e-6, atol=1e-37, equal_nan=True)
+
+
+def test_not_finite_residual_and_shift(assert_accurate):
+    case = PATHS["3x3 groups of 4"]
+    inputs = make_inputs(case, residual_layout="nchw")
+    inputs.residual[0, 3, 1, 2] = float("nan")
+    inputs.residual[1, 5, 0, 0] = float("-inf")
+    inputs.shift[7] = float("inf")
+    check_case(assert_accurate, case, inputs, "relu6")
+
+
+@pytest.mark.parametrize("padding", ["same", "valid"])
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_padding_strings(padding, dilation):
+    x, weight = torch.randn(2, 5, 13, 7), torch.randn(17, 5, 4, 3) / 8
+    packed = ops.pack_conv_weight(weight)
+    out = ops.conv_bn_act(
+        x, packed, torch.zeros(17), kernel_size=(4, 3), padding=padding, dilation=dilation
+    )
+    torch.testing.assert_close(out, F.conv2d(x, weight, None, 1, padding, dilation))
+
+
+def test_shift_is_optional():
+    inputs = make_inputs(PATHS["3x3"])
+    packed = ops.pack_conv_weight(inputs.weight)
+    arguments = PATHS["3x3"].arguments()
+    without = ops.conv_bn_act(inputs.x, packed, **arguments)
+    assert torch.equal(without, ops.conv_bn_act(inputs.x, packed, torch.zeros(17), **arguments))
+
+
+@EVERY_PATH
+def test_same_bits_on_any_number_of_threads(kernels, case, set_threads):
+    inputs = make_inputs(case._replace(h=29, w=23, n=3), residual_layout="nchw")
+    outputs = []
+    # PyTorch's own convolutions, under the reference, choose algorithms by the thread count.
+    for threads in (2, 2) if kernels == "reference" else (1, 2, 3, 2):
+        set_threads(threads)
+        outputs.append(fused(case, inputs, "relu"))
+    assert all(torch.equal(outputs[0], other) for other in outputs[1:])
+
+
+def test_concurrent_calls():
+    work = [(case, make_inputs(case, residual_layout="nchw")) for case in PATHS.values()]
+    alone = [fused(case, inputs) for case, inputs in work]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda item: fused(*item), work * 3))
+    assert all(map(torch.equal, alone * 3, together))
+
+
+def test_inputs_are_not_changed():
+    for case in PATHS.values():
+        inputs = make_inputs(case, residual_layout="channels_last")
+        copies = [tensor.clone() for tensor in inputs]
+        fused(case, inputs, "relu")
+        assert all(map(torch.equal, inputs, copies))
+
+
+@st.composite
+def conv_cases(draw: st.DrawFn) -> ConvCase:
+    groups = draw(st.sampled_from([1, 1, 2, 3, 5, 8, 17]))
+    group_in = draw(st.integers(1, 20))
+    group_out = group_in if draw(st.booleans()) else draw(st.integers(1, 20))
+    kernel, dilation = (draw(st.tuples(*[st.integers(1, top)] * 2)) for top in (5, 3))
+    padding = draw(st.tuples(*[st.integers(0, 4)] * 4))
+    smallest = [
+        max(1, dilation[i] * (kernel[i] - 1) + 1 - padding[2 * i] - padding[2 * i + 1])
+        for i in (0, 1)
+    ]
+    return ConvCase(
+        groups * group_in,
+        groups * group_out,
+        kernel,
+        draw(st.tuples(*[st.integers(1, 3)] * 2)),
+        padding,
+        dilation,
+        groups,
+        h=draw(st.integers(smallest[0], smallest[0] + 17)),
+        w=draw(st.integers(smallest[1], smallest[1] + 17)),
+        n=draw(st.integers(0, 3)),
+    )
+
+
+@settings(
+    deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    case=conv_cases(),
+    dtype=st.sampled_from(DTYPES),
+    layout=st.sampled_from(LAYOUTS),
+    residual_layout=st.sampled_from([None, *LAYOUTS]),
+    act=st.sampled_from(ACTIVATIONS),
+)
+def test_any_convolution(assert_accurate, case, dtype, layout, residual_layout, act):
+    torch.manual_seed(0)  # hypothesis replays and shrinks within one test
+    check_case(assert_accurate, case, make_inputs(case, dtype, layout, residual_layout), act)
