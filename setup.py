@@ -54,7 +54,7 @@ KERNEL_SOURCES = sources("cpu/microkernels/*.cpp")
 OP_SOURCES = sorted(
     set(sources("*.cpp") + sources("cpu/**/*.cpp")) - {"csrc/python.cpp", *KERNEL_SOURCES}
 )
-DIAGNOSTICS_SOURCES = ["csrc/python.cpp", "csrc/cpu/isa.cpp", "csrc/cpu/microkernels.cpp"]
+DIAGNOSTICS_SOURCES = ["csrc/python.cpp"]
 CUDA_SOURCES = sources("cuda/**/*.cu")
 
 
@@ -262,8 +262,6 @@ def build_native_command(plan: Plan) -> type:
 
         def run(self) -> None:
             print(plan.describe(torch.__version__), flush=True)
-            self.kernel_objects: list[str] = []
-            self.temporary_root = Path(self.build_temp)
             super().run()
 
         def build_extensions(self) -> None:
@@ -285,17 +283,18 @@ def build_native_command(plan: Plan) -> type:
                 "fastres.libfastres_cuda": self.prepare_cuda,
             }
             prepare[ext.name](ext)
-            # Sources that two libraries share are compiled with the flags of each.
-            self.build_temp = str(self.temporary_root / ext.name)
             super().build_extension(ext)
 
         def prepare_cpu(self, ext: Extension) -> None:
             ext.extra_compile_args += FLAGS["common"] + self.torch_flags()
-            ext.extra_objects += self.compiled_kernels()
+            # Linked after the baseline objects and narrowest first: where several define the same
+            # inline function the linker keeps the first one, which runs on every machine.
+            for isa in ISAS:
+                ext.extra_objects += self.compiled_kernels(isa)
             ext.library_dirs += cpp_extension.library_paths()
             ext.libraries += ["torch_cpu"]
-            if LINUX:  # else a symbol that torch does not have would be found by a user's import
-                ext.extra_link_args += ["-Wl,-z,defs"]
+            if LINUX:  # z,defs: else a symbol that torch lacks would be found by a user's import
+                ext.extra_link_args += ["-Wl,-soname,libfastres.so", "-Wl,-z,defs"]
 
         def prepare_diagnostics(self, ext: Extension) -> None:
             import pybind11
@@ -307,7 +306,10 @@ def build_native_command(plan: Plan) -> type:
                 ("FASTRES_BUILD_TORCH", f'"{torch.__version__}"'),
                 ("FASTRES_BUILD_ISAS", f'"{", ".join(ISAS)}"'),
             ]
-            ext.extra_objects += self.compiled_kernels()
+            ext.library_dirs += [str(Path(self.get_ext_fullpath("fastres.libfastres")).parent)]
+            ext.libraries += ["fastres"]
+            if LINUX:  # beside it, wherever the package is installed
+                ext.extra_link_args += ["-Wl,-rpath,$ORIGIN"]
 
         def prepare_cuda(self, ext: Extension) -> None:
             # The static runtime and no c10_cuda: the library then loads under any CUDA torch.
@@ -321,16 +323,13 @@ def build_native_command(plan: Plan) -> type:
             includes = cpp_extension.include_paths()
             return FLAGS["stable_abi"] + [f for path in includes for f in ("-isystem", path)]
 
-        def compiled_kernels(self) -> list[str]:
-            # Linked after the baseline objects and narrowest first: where several define the same
-            # inline function the linker keeps the first one, which runs on every machine.
-            for isa in () if self.kernel_objects else ISAS:
-                self.kernel_objects += self.compiler.compile(
-                    KERNEL_SOURCES,
-                    output_dir=str(self.temporary_root / isa),
-                    extra_postargs=FLAGS["common"] + FLAGS[f"isa_{isa}"],
-                )
-            return self.kernel_objects
+        def compiled_kernels(self, isa: str) -> list[str]:
+            objects: list[str] = self.compiler.compile(
+                KERNEL_SOURCES,
+                output_dir=str(Path(self.build_temp) / isa),
+                extra_postargs=FLAGS["common"] + FLAGS[f"isa_{isa}"],
+            )
+            return objects
 
         def get_ext_filename(self, fullname: str) -> str:
             # The op libraries have no Python in them, so no Python version in their names.
@@ -353,4 +352,5 @@ def main() -> None:
     setup(ext_modules=plan.extensions(), cmdclass=commands)
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -1,5 +1,6 @@
-// The module fastres._diagnostics: what was built, and what processor this is. No torch in it, and
-// nothing needs it: it may be missing where Python's headers were.
+// The module fastres._diagnostics: what was built, what processor this is, and which instruction
+// set is used. It calls into libfastres, which has no Python in it. No operator needs this module:
+// it is missing where Python's headers were.
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -8,8 +9,7 @@
 #include <thread>
 #include <vector>
 
-#include "cpu/isa.h"
-#include "cpu/microkernels.h"
+#include "cpu/diagnostics.h"
 
 namespace py = pybind11;
 
@@ -46,10 +46,6 @@ std::vector<std::string> supported_isas() {
   return names;
 }
 
-double fma_burn(int64_t iterations) {
-  return fastres::cpu::selected_microkernels().fma_burn(iterations);
-}
-
 }  // namespace
 
 PYBIND11_MODULE(_diagnostics, m) {
@@ -61,7 +57,11 @@ PYBIND11_MODULE(_diagnostics, m) {
         "FASTRES_ISA names an instruction set that this machine does not run.");
   m.def("supported_isas", &supported_isas,
         "The instruction sets that run on this machine: the choices of FASTRES_ISA.");
-  m.def("fma_burn", &fma_burn, py::arg("iterations"), py::call_guard<py::gil_scoped_release>(),
+  m.def("force_isa", &fastres::force_isa, py::arg("name"),
+        "Forces an instruction set for the whole process, as FASTRES_ISA does from outside; 'auto' "
+        "undoes it. Raises ValueError, with the choices, when this machine does not run it.");
+  m.def("fma_burn", &fastres::cpu::fma_burn, py::arg("iterations"),
+        py::call_guard<py::gil_scoped_release>(),
         "Runs independent fused multiply-adds on the selected instruction set and returns the "
         "floating-point operations done; timed, they give one core's peak.");
 }

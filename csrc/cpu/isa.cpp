@@ -1,5 +1,6 @@
 #include "isa.h"
 
+#include <atomic>
 #include <cstdlib>
 #include <stdexcept>
 
@@ -15,31 +16,29 @@ Isa detect() {
                     __builtin_cpu_supports("f16c");
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  if (avx2 && avx512) {
-    return Isa::avx512;
-  }
-  if (avx2) {
-    return Isa::avx2;
-  }
+  if (avx2 && avx512) return Isa::avx512;
+  if (avx2) return Isa::avx2;
 #endif
   return Isa::portable;
 }
 
-Isa select() {
-  const char* forced = std::getenv("FASTRES_ISA");
-  if (forced == nullptr || *forced == '\0') {
-    return detected_isa();
-  }
+Isa parse(const std::string& name, const std::string& source) {
   std::string choices;
   for (const Isa isa : supported_isas()) {
-    if (std::string(forced) == isa_name(isa)) {
-      return isa;
-    }
+    if (name == isa_name(isa)) return isa;
     choices += std::string(choices.empty() ? "" : ", ") + isa_name(isa);
   }
-  throw std::invalid_argument("FASTRES_ISA is '" + std::string(forced) +
-                              "': expected one that this machine runs (" + choices + ")");
+  throw std::invalid_argument(source + " is '" + name + "': expected one that this machine runs (" +
+                              choices + ")");
 }
+
+Isa select() {
+  const char* name = std::getenv("FASTRES_ISA");
+  return name == nullptr || *name == '\0' ? detected_isa() : parse(name, "FASTRES_ISA");
+}
+
+constexpr int kNotForced = -1;
+std::atomic<int> forced{kNotForced};
 
 }  // namespace
 
@@ -63,16 +62,20 @@ Isa detected_isa() {
 std::vector<Isa> supported_isas() {
   std::vector<Isa> isas;
   for (const Isa isa : {Isa::portable, Isa::avx2, Isa::avx512}) {
-    if (isa <= detected_isa()) {
-      isas.push_back(isa);
-    }
+    if (isa <= detected_isa()) isas.push_back(isa);
   }
   return isas;
 }
 
 Isa selected_isa() {
-  static const Isa isa = select();
-  return isa;
+  const int isa = forced.load(std::memory_order_relaxed);
+  if (isa != kNotForced) return static_cast<Isa>(isa);
+  static const Isa chosen = select();
+  return chosen;
+}
+
+void force_isa(const std::string& name) {
+  forced = name == "auto" ? kNotForced : static_cast<int>(parse(name, "the instruction set"));
 }
 
 }  // namespace fastres

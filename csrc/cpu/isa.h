@@ -4,23 +4,29 @@
 #include <string>
 #include <vector>
 
+// Beside the operators, the library exports only what fastres._diagnostics calls.
+#define FASTRES_PUBLIC __attribute__((visibility("default")))
+
 namespace fastres {
 
 // Ordered: a machine that runs one of these runs every smaller one too.
 enum class Isa { portable = 0, avx2 = 1, avx512 = 2 };
 
 // "portable", "avx2" or "avx512": the names that FASTRES_ISA takes.
-const char* isa_name(Isa isa);
+FASTRES_PUBLIC const char* isa_name(Isa isa);
 
 // The best instruction set of this processor that this build has kernels for.
-Isa detected_isa();
+FASTRES_PUBLIC Isa detected_isa();
 
 // All instruction sets that run on this processor, smallest first.
-std::vector<Isa> supported_isas();
+FASTRES_PUBLIC std::vector<Isa> supported_isas();
 
-// The instruction set that the kernels use: FASTRES_ISA where it is set, else detected_isa().
-// The environment is read at the first call only. Throws std::invalid_argument, with the choices in
-// its message, when FASTRES_ISA names something unknown or something this processor cannot run.
-Isa selected_isa();
+// The instruction set that the kernels use: the forced one, else FASTRES_ISA (which is read at the
+// first call), else detected_isa(). Throws std::invalid_argument, with the choices in its message,
+// when FASTRES_ISA names something unknown or something that this processor cannot run.
+FASTRES_PUBLIC Isa selected_isa();
+
+// Forces an instruction set for the whole process; "auto" undoes it. Throws as selected_isa() does.
+FASTRES_PUBLIC void force_isa(const std::string& name);
 
 }  // namespace fastres
