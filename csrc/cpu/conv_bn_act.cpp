@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "allocate.h"
 #include "conv.h"
 #include "tensor_image.h"
 
@@ -50,7 +51,7 @@ Tensor conv_bn_act(const Tensor& x, const Tensor& packed, const Tensor& shift,
     check_residual(*residual, x, g, kOp);
     conv.residual = image_of(*residual);
   }
-  Tensor out = empty_output(x, g);
+  Tensor out = empty_nhwc(g.batch, g.out_channels, g.out, x.scalar_type(), x);
   conv.out = image_of(out);
   run_conv(selected_microkernels(), conv);
   return out;

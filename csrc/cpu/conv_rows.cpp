@@ -71,7 +71,8 @@ int64_t panels_per_group(const Microkernels& kernels, const ConvLayer& layer) {
   return (layer.header.group_out_channels() + kernels.panel_channels - 1) / kernels.panel_channels;
 }
 
-void igemm_panel(const Microkernels& kernels, const ConvLayer& layer, ConvTile t, int64_t panel) {
+void igemm_panel(const Microkernels& kernels, const ConvLayer& layer, ConvTile t, int64_t panel,
+                 int64_t last_panel) {
   const PackedHeader& h = layer.header;
   const int64_t per_group = panels_per_group(kernels, layer);
   const int64_t group = panel / per_group;
@@ -81,6 +82,12 @@ void igemm_panel(const Microkernels& kernels, const ConvLayer& layer, ConvTile t
                first % kChannelBlock;
   select_channels(t, group * h.group_out_channels() + first,
                   std::min(kernels.panel_channels, h.group_out_channels() - first));
+  if (panel + 1 < last_panel) {
+    // A panel's blocks follow each other in memory, and so do panels.
+    const int64_t blocks = (t.out_channels + kChannelBlock - 1) / kChannelBlock;
+    t.next_weight_floats = std::max<int64_t>(1, blocks) * h.block_stride();
+    t.next_weights = t.weights + t.next_weight_floats;
+  }
   kernels.igemm(t);
 }
 
@@ -116,7 +123,7 @@ void conv_rows(const Microkernels& kernels, const ConvLayer& layer, ConvBand ban
     return kernels.lanes(t, layer.header.group_in_channels);
   }
   for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
-    igemm_panel(kernels, layer, t, panel);
+    igemm_panel(kernels, layer, t, panel, panels.end);
   }
 }
 

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "allocate.h"
 #include "bottleneck.h"
 #include "conv.h"
 #include "tensor_image.h"
@@ -80,9 +81,7 @@ class LayerByLayer {
 
  private:
   Tensor inner(const ConvLayer& layer, Extent size) const {
-    return torch::stable::empty({block_.batch, layer.header.out_channels, size.h, size.w},
-                                ScalarType::Float, std::nullopt, x_.device(), std::nullopt,
-                                torch::headeronly::MemoryFormat::ChannelsLast);
+    return empty_nhwc(block_.batch, layer.header.out_channels, size, ScalarType::Float, x_);
   }
 
   void run(const ConvLayer& layer, const Image& in, Extent in_size, const Image& out,
@@ -136,8 +135,7 @@ Tensor grouped_bottleneck(const Tensor& x, const Tensor& packed1, const Tensor& 
   block.spatial = configure(spatial.layer, block.stride, block.dilation, activation);
   block.expand = configure(expand.layer, {1, 1}, {1, 1}, activation);
 
-  const ConvGeometry spatial_geometry = geometry_of(block, block.spatial, block.in, 1);
-  block.out = spatial_geometry.out;
+  block.out = geometry_of(block, block.spatial, block.in, 1).out;
   const int64_t out_channels = block.expand.header.out_channels;
   std::optional<CheckedLayer> down;
   check(packed_down.has_value() == shift_down.has_value(), kOp,
@@ -153,9 +151,7 @@ Tensor grouped_bottleneck(const Tensor& x, const Tensor& packed1, const Tensor& 
           block.out.h, ", ", block.out.w, "] must have x's shape ", shape_string(x));
   }
 
-  ConvGeometry out = spatial_geometry;
-  out.out_channels = out_channels;
-  Tensor y = empty_output(x, out);
+  Tensor y = empty_nhwc(block.batch, out_channels, block.out, x.scalar_type(), x);
   block.x = image_of(x);
   block.y = image_of(y);
   const Microkernels& kernels = selected_microkernels();

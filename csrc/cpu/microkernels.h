@@ -37,6 +37,10 @@ struct ConvTile {
   ptrdiff_t residual_row_stride;
   ptrdiff_t residual_pixel_stride;
 
+  // What the next call will read: fetched into the level-2 cache while this one computes.
+  const float* next_weights;  // null for none
+  int64_t next_weight_floats;
+
   float* output;
   ptrdiff_t output_row_stride;
   ptrdiff_t output_pixel_stride;

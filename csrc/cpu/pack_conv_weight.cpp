@@ -5,6 +5,7 @@
 #include <limits>
 #include <optional>
 
+#include "allocate.h"
 #include "tensor_image.h"
 
 namespace fastres::cpu {
@@ -74,8 +75,8 @@ Tensor pack_conv_weight(const Tensor& weight, const std::optional<Tensor>& scale
 
   const int64_t bytes = static_cast<int64_t>(sizeof(PackedHeader)) +
                         static_cast<int64_t>(sizeof(float)) * header.payload_floats();
-  Tensor packed = torch::stable::empty({bytes}, ScalarType::Byte, std::nullopt, weight.device());
-  packed = torch::stable::zero_(packed);
+  Tensor packed = empty_bytes(bytes, weight);
+  std::memset(packed.mutable_data_ptr(), 0, static_cast<size_t>(bytes));
   auto* data = static_cast<char*>(packed.mutable_data_ptr());
   std::memcpy(data, &header, sizeof(header));
   pack(values.const_data_ptr<float>(),

@@ -2,7 +2,6 @@
 
 #pragma once
 
-#include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
 #include "../checks.h"
@@ -32,13 +31,6 @@ inline Image image_of(const Tensor& t) {
           t.stride(1),
           t.stride(2),
           t.stride(3)};
-}
-
-// The output of every op: dense channels_last in x's dtype.
-inline Tensor empty_output(const Tensor& x, const ConvGeometry& g) {
-  return torch::stable::empty({g.batch, g.out_channels, g.out.h, g.out.w}, x.scalar_type(),
-                              std::nullopt, x.device(), std::nullopt,
-                              torch::headeronly::MemoryFormat::ChannelsLast);
 }
 
 inline Activation activation_of(const std::string& name, const char* op) {

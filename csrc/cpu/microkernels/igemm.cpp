@@ -26,8 +26,16 @@ struct Accumulators {
   Vec at[kPixels][kVecs] = {};
 };
 
+// Walks over a share of the next weights while a tile computes. Without it the first tile of a panel
+// waits for the shared cache: with 7 tiles a panel that was a sixth of the time.
+struct Prefetch {
+  const char* at;
+  ptrdiff_t step;  // bytes per input channel and tap
+};
+
 template <int kPixels, int kVecs>
-inline void multiply(const ConvTile& t, const float* input, Accumulators<kPixels, kVecs>& acc) {
+inline void multiply(const ConvTile& t, const float* input, Prefetch prefetch,
+                     Accumulators<kPixels, kVecs>& acc) {
   constexpr int kPointers = (kPixels + kPixelsPerPointer - 1) / kPixelsPerPointer;
   const ptrdiff_t pixel_stride = t.input_pixel_stride;
   const ptrdiff_t block_stride = t.weight_block_stride;
@@ -39,6 +47,8 @@ inline void multiply(const ConvTile& t, const float* input, Accumulators<kPixels
 #pragma GCC unroll 8
       for (int g = 0; g < kPointers; ++g) pointers[g] = tap + kPixelsPerPointer * g * pixel_stride;
       for (int64_t c = 0; c < t.channels; ++c) {
+        __builtin_prefetch(prefetch.at, 0, 2);
+        prefetch.at += prefetch.step;
         Vec w[kVecs];
 #pragma GCC unroll 2
         for (int j = 0; j < kVecs; ++j) {
@@ -106,9 +116,10 @@ void finish_partial(const ConvTile& t, const float* residual, float* output,
 }
 
 template <int kPixels, int kVecs>
-void tile(const ConvTile& t, const float* input, const float* residual, float* output) {
+void tile(const ConvTile& t, const float* input, const float* residual, float* output,
+          Prefetch prefetch) {
   Accumulators<kPixels, kVecs> acc;
-  multiply(t, input, acc);
+  multiply(t, input, prefetch, acc);
   if (t.out_channels == kVecs * kLanes) {
     finish(t, residual, output, acc);
   } else {
@@ -116,12 +127,20 @@ void tile(const ConvTile& t, const float* input, const float* residual, float* o
   }
 }
 
-using Tile = void (*)(const ConvTile&, const float*, const float*, float*);
+using Tile = void (*)(const ConvTile&, const float*, const float*, float*, Prefetch);
 
 template <int kVecs, int... kPixelsMinusOne>
 Tile tile_of(int64_t pixels, std::integer_sequence<int, kPixelsMinusOne...>) {
   static constexpr Tile kTiles[] = {tile<kPixelsMinusOne + 1, kVecs>...};
   return kTiles[pixels - 1];
+}
+
+// Spreads the next weights over all tiles of this call.
+Prefetch plan_prefetch(const ConvTile& t, int64_t tiles) {
+  if (t.next_weights == nullptr) return {reinterpret_cast<const char*>(t.weights), 0};
+  const int64_t steps = tiles * t.tap_rows * t.tap_cols * t.channels;
+  const int64_t bytes = t.next_weight_floats * static_cast<int64_t>(sizeof(float));
+  return {reinterpret_cast<const char*>(t.next_weights), std::min<int64_t>(64, bytes / steps + 1)};
 }
 
 template <int kVecs>
@@ -130,6 +149,8 @@ void rows(const ConvTile& t) {
   const int64_t tiles = (t.pixels + kMaxPixels - 1) / kMaxPixels;
   const int64_t width = t.pixels / tiles;
   const int64_t wider = t.pixels % tiles;
+  Prefetch prefetch = plan_prefetch(t, tiles * t.rows);
+  const ptrdiff_t prefetch_per_tile = prefetch.step * t.tap_rows * t.tap_cols * t.channels;
   for (int64_t row = 0; row < t.rows; ++row) {
     const float* input = t.input + row * t.input_row_stride;
     const float* residual =
@@ -137,8 +158,9 @@ void rows(const ConvTile& t) {
     float* output = t.output + row * t.output_row_stride;
     for (int64_t i = 0; i < tiles; ++i) {
       const int64_t pixels = width + (i < wider ? 1 : 0);
-      tile_of<kVecs>(pixels, std::make_integer_sequence<int, kMaxPixels>{})(t, input, residual,
-                                                                            output);
+      tile_of<kVecs>(pixels, std::make_integer_sequence<int, kMaxPixels>{})(
+          t, input, residual, output, prefetch);
+      prefetch.at += prefetch_per_tile;
       input += pixels * t.input_pixel_stride;
       if (residual != nullptr) residual += pixels * t.residual_pixel_stride;
       output += pixels * t.output_pixel_stride;

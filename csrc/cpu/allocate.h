@@ -1,0 +1,41 @@
+// Uninitialised tensors whose memory is reused from call to call.
+
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+#include <vector>
+
+#include "../checks.h"
+#include "buffer_pool.h"
+
+namespace fastres::cpu {
+
+inline Tensor empty_strided(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides,
+                            int64_t bytes, ScalarType type, const Tensor& like) {
+  void* buffer = acquire_buffer(static_cast<size_t>(bytes));
+  check(buffer != nullptr, "fastres: out of memory for ", bytes, " bytes");
+  return torch::stable::from_blob(buffer, sizes, strides, like.device(), type, &release_buffer);
+}
+
+// Dense channels_last [n, c, size.h, size.w].
+inline Tensor empty_nhwc(int64_t n, int64_t c, Extent size, ScalarType type, const Tensor& like) {
+  const int64_t bytes = n * c * size.h * size.w * (type == ScalarType::Float ? 4 : 2);
+  if (bytes < static_cast<int64_t>(kPooledBytes)) {
+    return torch::stable::empty({n, c, size.h, size.w}, type, std::nullopt, like.device(),
+                                std::nullopt, torch::headeronly::MemoryFormat::ChannelsLast);
+  }
+  return empty_strided({n, c, size.h, size.w}, {size.h * size.w * c, 1, size.w * c, c}, bytes, type,
+                       like);
+}
+
+inline Tensor empty_bytes(int64_t bytes, const Tensor& like) {
+  if (bytes < static_cast<int64_t>(kPooledBytes)) {
+    return torch::stable::empty({bytes}, ScalarType::Byte, std::nullopt, like.device());
+  }
+  return empty_strided({bytes}, {1}, bytes, ScalarType::Byte, like);
+}
+
+}  // namespace fastres::cpu
