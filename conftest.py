@@ -1,7 +1,7 @@
 """Makes pytest test the installed fastres, which has the native libraries.
 
 `python -m pytest` puts the checkout first on sys.path, where its folder fastres/ would hide the
-installed package. Last, it gives way to that; and where nothing is installed, the checkout itself is
+installed package. Last, it gives way to that; where nothing is installed, the checkout itself is
 tested, after `python setup.py build_ext --inplace`.
 """
 

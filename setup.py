@@ -35,6 +35,7 @@ LINUX = sys.platform == "linux"
 X86_64 = platform.machine().lower() in ("x86_64", "amd64")
 ISAS = ("portable", "avx2", "avx512") if X86_64 else ("portable",)
 GIB = 1 << 30
+USUAL_CUDA_HOME = Path("/usr/local/cuda")
 
 
 def sources(pattern: str) -> list[str]:
@@ -127,13 +128,11 @@ class CudaToolkit:
 
 def find_cuda() -> tuple[CudaToolkit | None, str]:
     """Returns (toolkit, "") or (None, what was looked for)."""
-    looked = []
-    for variable in ("CUDA_HOME", "CUDA_PATH"):
-        if os.environ.get(variable):
-            looked.append((f"${variable}", Path(os.environ[variable]) / "bin" / "nvcc"))
+    variables = [name for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
+    looked = [(f"${name}", Path(os.environ[name]) / "bin" / "nvcc") for name in variables]
     on_path = shutil.which("nvcc")
     looked.append(("on PATH", Path(on_path or "nvcc")))
-    looked.append(("the usual place", Path("/usr/local/cuda/bin/nvcc")))
+    looked.append(("the usual place", USUAL_CUDA_HOME / "bin" / "nvcc"))
     for _, nvcc in looked:
         toolkit = CudaToolkit.of(nvcc) if nvcc.is_file() else None
         if toolkit is not None:
@@ -231,6 +230,7 @@ class BuildPython(build_py):
     plan = Plan()
 
     def run(self) -> None:
+        """Builds into a clean folder and writes the note."""
         folder = ROOT / "fastres" if self.editable_mode else Path(self.build_lib) / "fastres"
         if not self.editable_mode:  # or a module deleted since the last build would be installed
             shutil.rmtree(folder, ignore_errors=True)

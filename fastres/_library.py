@@ -87,7 +87,7 @@ def has_kernels(device_type: str) -> bool:
     """Whether tensors on this type of device ("cpu", "cuda") run on kernels, not the reference."""
     if _state.backend == "reference":
         return False
-    return any(device == device_type for name, device in _DEVICE_OF.items() if name in _state.loaded)
+    return device_type in {_DEVICE_OF[backend] for backend in _state.loaded}
 
 
 def show_config() -> str:
