@@ -53,7 +53,6 @@ def restore_backend():
 @needs_native
 def test_the_installed_package_has_its_native_library():
     assert fastres.available_backends()[:2] == ["auto", "cpu"]
-    assert _library.has_kernels("cpu")
     assert _library.diagnostics() is not None
 
 
