@@ -21,7 +21,7 @@ from fastres._version import __version__
 from fastres.cli_arguments import output_file, picture_file, positive_int
 from fastres.cli_errors import CliError
 from fastres.cli_images import load_photos, photo_batch
-from fastres.cli_models import calibrate_batch_norm, is_uncalibrated, load_model
+from fastres.cli_models import load_model, make_ready
 
 from .contestants import BUILDERS, EAGER, EAGER_CHANNELS_LAST, FASTRES, Call
 from .shapes import DEFAULT_MODELS
@@ -57,9 +57,10 @@ def main(argv: list[str] | None = None) -> int:
         photos = load_photos(None)
         images = photo_batch(photos, max(*args.batch, _CALIBRATION_BATCH))
         for name in args.models:
-            model = _load(name, images[:_CALIBRATION_BATCH])
+            target = load_model(name, "random")
+            make_ready(target, images[:_CALIBRATION_BATCH])
             for batch in args.batch:
-                comparison = _compare(name, model, images[:batch], args)
+                comparison = _compare(name, target.model, images[:batch], args)
                 comparisons.append(comparison)
                 for peer, reason in comparison.skipped.items():
                     print(f"{name} batch {batch}: without {peer}: {reason}", file=sys.stderr)
@@ -83,13 +84,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--markdown", type=output_file, metavar="FILE.md")
     parser.add_argument("--plot", type=picture_file, metavar="FILE.png")
     return parser
-
-
-def _load(name: str, images: Tensor) -> nn.Module:
-    model = load_model(name, "random").model
-    if is_uncalibrated(model):
-        calibrate_batch_norm(model, images)
-    return model
 
 
 @torch.inference_mode()

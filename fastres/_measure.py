@@ -51,9 +51,10 @@ def relative_error(output: Any, reference: Any) -> float:
 def error_limit(eager_error: float, dtype: torch.dtype = torch.float32) -> float:
     """The largest error that the contract allows where eager's own is ``eager_error``.
 
-    Where eager is exact by luck, half a unit in the last place counts as its error.
+    Where eager is exact by luck, two units in the last place are allowed: folding a scale into the
+    weights, and rounding the result.
     """
-    return ERROR_FACTOR * max(eager_error, torch.finfo(dtype).eps / 2)
+    return max(ERROR_FACTOR * eager_error, 2 * torch.finfo(dtype).eps)
 
 
 def time_in_turn(

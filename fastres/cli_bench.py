@@ -1,33 +1,25 @@
 """``fastres bench MODEL``: a photo through a model, and through the same model accelerated."""
 
 import argparse
-import copy
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import _measure, _plots
 from ._library import get_backend
 from ._progress import Progress
 from ._table import format_table
 from ._version import __version__
-from .accelerate import accelerate
 from .cli_arguments import output_file, picture_file, positive_int
-from .cli_errors import CliError
+from .cli_contenders import Contenders
 from .cli_images import load_photos, photo_batch
-from .cli_models import (
-    MODEL_HELP,
-    Target,
-    calibrate_batch_norm,
-    is_uncalibrated,
-    load_model,
-)
+from .cli_models import MODEL_HELP, Target, load_model, make_ready
 
 __all__ = ["BatchResult", "add_parser", "run"]
 
@@ -124,8 +116,8 @@ def run(args: argparse.Namespace) -> int:
     photos = load_photos(args.image)
     target = load_model(args.model, args.weights)
     images = photo_batch(photos, max(*args.batch, _CALIBRATION_BATCH), args.size)
-    _prepare(target, images[:_CALIBRATION_BATCH])
-    contenders = _Contenders.of(target.model)
+    make_ready(target, images[:_CALIBRATION_BATCH])
+    contenders = Contenders.of(target.model)
     print(_headline(target, args))
     with Progress(len(args.batch) * args.rounds * len(_CONTESTANTS)) as progress:
         results = [
@@ -140,42 +132,9 @@ def run(args: argparse.Namespace) -> int:
     return 0 if all(result.within_contract for result in results) else 1
 
 
-def _prepare(target: Target, images: Tensor) -> None:
-    """Makes sure that the model takes the images and that its logits mean something."""
-    try:
-        if is_uncalibrated(target.model):
-            calibrate_batch_norm(target.model, images)
-            target.weights += ", BatchNorm statistics from the photos"
-        with torch.inference_mode():
-            target.model(images[:1])
-    except Exception as error:
-        raise CliError(
-            f"MODEL: {target.name} does not run on images of {list(images.shape[1:])}: "
-            f"{type(error).__name__}: {error}"
-        ) from error
-
-
-class _Contenders(NamedTuple):
-    """The same model four times."""
-
-    eager: nn.Module
-    channels_last: nn.Module
-    accelerated: nn.Module
-    float64: nn.Module
-
-    @classmethod
-    def of(cls, model: nn.Module) -> "_Contenders":
-        return cls(
-            model,
-            copy.deepcopy(model).to(memory_format=torch.channels_last),
-            accelerate(copy.deepcopy(model)),
-            copy.deepcopy(model).double(),
-        )
-
-
 @torch.inference_mode()
 def _bench_batch(
-    contenders: _Contenders, images: Tensor, layout: str, rounds: int, progress: Progress
+    contenders: Contenders, images: Tensor, layout: str, rounds: int, progress: Progress
 ) -> BatchResult:
     inputs = {name: images.to(memory_format=form) for name, form in _LAYOUTS.items()}
     if layout == "best":

@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .cli_errors import CliError
 
-__all__ = ["MODEL_HELP", "Target", "calibrate_batch_norm", "is_uncalibrated", "load_model"]
+__all__ = ["MODEL_HELP", "Target", "calibrate_batch_norm", "load_model", "make_ready"]
 
 MODEL_HELP = (
     "a name that torchvision or timm knows (resnext50_32x4d; timm/resnet50 for timm's where both "
@@ -186,15 +186,33 @@ def _socket_timeout() -> Iterator[None]:
         socket.setdefaulttimeout(before)
 
 
+def make_ready(target: Target, images: Tensor) -> None:
+    """Makes sure that the model takes the images, and that its logits mean something.
+
+    A network whose BatchNorms still have the statistics that they were made with gets those of the
+    images: its activations would grow from block to block.
+
+    Raises:
+        CliError: the model does not run on the images.
+    """
+    try:
+        if _is_uncalibrated(target.model):
+            calibrate_batch_norm(target.model, images)
+            target.weights += ", BatchNorm statistics from the input"
+        with torch.inference_mode():
+            target.model(images[:1])
+    except Exception as error:
+        raise CliError(
+            f"MODEL: {target.name} does not run on an input of {list(images.shape)}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+
+
 def _tracked_batch_norms(model: nn.Module) -> list[_BatchNorm]:
     return [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
 
 
-def is_uncalibrated(model: nn.Module) -> bool:
-    """Whether every BatchNorm still has the statistics that it was made with (mean 0, variance 1).
-
-    Such a network's activations grow from block to block, and its logits mean nothing.
-    """
+def _is_uncalibrated(model: nn.Module) -> bool:
     norms = _tracked_batch_norms(model)
     return bool(norms) and all(
         not norm.running_mean.any() and bool((norm.running_var == 1).all()) for norm in norms
@@ -207,9 +225,12 @@ def calibrate_batch_norm(model: nn.Module, images: Tensor, passes: int = 2) -> N
 
     Args:
         model: runs on ``images``; is left in the modes (training or not) in which it came.
-        images: ``[N, 3, H, W]``, N of at least 2.
+        images: ``[N, 3, H, W]``; a single one is joined by its mirror image, because a layer of
+            one value per channel has no variance.
         passes: forward passes, over which the statistics are averaged.
     """
+    if len(images) == 1:
+        images = torch.cat([images, images.flip(-1)])
     norms = _tracked_batch_norms(model)
     before = [(norm, norm.momentum, norm.training) for norm in norms]
     for norm in norms:

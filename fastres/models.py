@@ -155,11 +155,12 @@ def _initialise(model: nn.Module, zero_init_residual: bool) -> None:
             nn.init.zeros_(weight)
 
 
-_RESNET = "Deep Residual Learning for Image Recognition, https://arxiv.org/abs/1512.03385"
+_RESNET = '"Deep Residual Learning for Image Recognition", https://arxiv.org/abs/1512.03385'
 _RESNEXT = (
-    "Aggregated Residual Transformations for Deep Neural Networks, https://arxiv.org/abs/1611.05431"
+    '"Aggregated Residual Transformations for Deep Neural Networks",\n'
+    "    https://arxiv.org/abs/1611.05431"
 )
-_WIDE = "Wide Residual Networks, https://arxiv.org/abs/1605.07146"
+_WIDE = '"Wide Residual Networks", https://arxiv.org/abs/1605.07146'
 
 
 class Architecture(NamedTuple):
@@ -233,9 +234,10 @@ _DOCSTRING = """{title}, accelerated.
 {accuracy}
 
 Args:
-    weights: None for random weights; a member of torchvision's ``{enum_name}`` or its name
-        ({names}, "DEFAULT"), which torchvision downloads and caches; or the path of a file
-        that ``torch.save`` wrote (a state_dict, or a checkpoint that holds one).
+    weights: None for random weights; a member of torchvision's ``{enum_name}`` or
+        its name ({names}, "DEFAULT"), which torchvision
+        downloads and caches; or the path of a file that ``torch.save`` wrote (a state_dict, or a
+        checkpoint that holds one).
     progress: whether a download shows its progress on stderr.
     **kwargs: of :class:`ResNet`: ``num_classes`` (default: as many as the weights have, else
         1000), ``zero_init_residual``, ``replace_stride_with_dilation``, ``norm_layer``.

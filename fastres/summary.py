@@ -1,9 +1,11 @@
 """What a network is made of, layer by layer: shapes, parameters, operations, bytes, fusion."""
 
 import copy
+import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -62,6 +64,12 @@ class Summary:
     def to_dict(self) -> dict[str, Any]:
         """Everything, ready for JSON."""
         return {**asdict(self), "macs": self.macs, "bytes": self.bytes}
+
+    def plot(self, path: str | os.PathLike[str]) -> None:
+        """Draws operations and bytes layer by layer into the file ``path`` (.png, .svg, .pdf)."""
+        from ._summary_plot import draw
+
+        draw(self, Path(path))
 
     def __str__(self) -> str:
         table = format_table(

@@ -1,0 +1,43 @@
+"""One model four times, which is what ``bench`` and ``verify`` compare."""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .accelerate import accelerate
+
+__all__ = ["Contenders", "channels_last"]
+
+
+@dataclass(frozen=True)
+class Contenders:
+    """Copies with the same parameters: eager in both memory formats, accelerated, float64."""
+
+    eager: nn.Module
+    channels_last: nn.Module
+    accelerated: nn.Module
+    float64: nn.Module
+
+    @classmethod
+    def of(cls, model: nn.Module) -> "Contenders":
+        """Copies ``model``, which is left as it is, in the modes (training or not) it is in."""
+        return cls(
+            copy.deepcopy(model),
+            _to_channels_last(copy.deepcopy(model)),
+            accelerate(copy.deepcopy(model)),
+            copy.deepcopy(model).double(),
+        )
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """A batch of images in channels_last; anything else as it is."""
+    return x.to(memory_format=torch.channels_last) if x.dim() == 4 else x
+
+
+def _to_channels_last(model: nn.Module) -> nn.Module:
+    # Not module.to(memory_format=...), which fails on the weights of a Conv3d.
+    for parameter in model.parameters():
+        parameter.data = channels_last(parameter.data)
+    return model
