@@ -19,6 +19,10 @@ from torch import nn
 #: Name of the instance attribute in which an accelerated module keeps its derived state.
 STATE = "_fastres"
 
+# What an accelerated class calls the class and the forward that it was made from.
+ORIGINAL_CLASS = "_fastres_class"
+ORIGINAL_FORWARD = "_fastres_forward"
+
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
 # Entries of a module's __dict__ that no forward's result depends on, or that are compared elsewhere.
@@ -54,7 +58,7 @@ def has_hooks(module: nn.Module) -> bool:
 
 def original_class(module: nn.Module) -> type[nn.Module]:
     """The class that the user wrote: what it was before ``accelerate`` put its own in front."""
-    return getattr(type(module), "_fastres_original", type(module))
+    return getattr(type(module), ORIGINAL_CLASS, type(module))
 
 
 def _copy_plain(value: object) -> tuple[bool, Any]:

@@ -9,6 +9,7 @@ module, that runs as the user wrote it.
 
 from __future__ import annotations
 
+import operator
 import random
 import sys
 import threading
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from .structure import Structure, has_hooks, original_class
+from .structure import ORIGINAL_FORWARD, Structure, has_hooks, original_class
 
 
 class TraceFailed(Exception):
@@ -78,8 +79,10 @@ class Trace:
     graph: fx.Graph
     out_spec: pytree.TreeSpec
     structure: Structure
+    leaves: dict[str, nn.Module] = field(default_factory=dict)
+    """PyTorch's own layers that the graph calls, by path."""
     opaque: dict[str, str] = field(default_factory=dict)
-    """Path of each module that is called and not looked into, and why."""
+    """Paths of the modules that the graph calls and knows nothing about, and why."""
 
 
 def default_pattern(module: nn.Module) -> Pattern:
@@ -111,10 +114,9 @@ def trace(module: nn.Module, pattern: Pattern) -> Trace:
             raise
         except Exception as error:  # a forward may raise anything when it meets a proxy
             raise TraceFailed(_reason(error)) from error
-    visited = tracer.traced
-    structure = Structure(module, visited, tracer.leaves.values(), tracer.opaque_modules())
+    structure = Structure(module, tracer.traced, tracer.leaves.values(), tracer.opaque_modules())
     assert tracer.out_spec is not None
-    return Trace(graph, tracer.out_spec, structure, tracer.opaque)
+    return Trace(graph, tracer.out_spec, structure, tracer.leaves, tracer.opaque)
 
 
 def _forward_of(module: nn.Module) -> Any:
@@ -131,7 +133,7 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
-def _is_builtin(module: nn.Module) -> bool:
+def is_builtin(module: nn.Module) -> bool:
     """Whether it is one of PyTorch's own modules, or a subclass that computes the same."""
     if isinstance(module, nn.Sequential):
         return False
@@ -140,15 +142,21 @@ def _is_builtin(module: nn.Module) -> bool:
     return name.startswith(("torch.nn.", "torch.ao.nn."))
 
 
-def opaque_reason(module: nn.Module) -> str | None:
-    """Why a module has to be called as it is, or None if its forward may be looked at."""
+def untouchable_reason(module: nn.Module) -> str | None:
+    """Why neither a module nor what it contains may be looked at; None if they may."""
     if isinstance(module, torch.jit.ScriptModule):
         return "TorchScript"
     compiled = original_class(module).__module__.startswith("torch._dynamo")
     if compiled or module.__dict__.get("_compiled_call_impl") is not None:
         return "compiled with torch.compile"
-    if hasattr(module, "parametrizations"):
-        return "parametrized"
+    return "parametrized" if "parametrizations" in module._modules else None
+
+
+def opaque_reason(module: nn.Module) -> str | None:
+    """Why a module has to be called as it is, or None if its forward may be looked at."""
+    untouchable = untouchable_reason(module)
+    if untouchable is not None:
+        return untouchable
     if has_hooks(module):
         return "has hooks"
     if "forward" in module.__dict__:
@@ -158,7 +166,22 @@ def opaque_reason(module: nn.Module) -> str | None:
     return None
 
 
-class _TensorProxy(fx.Proxy):
+class _Proxy(fx.Proxy):
+    """A proxy that knows ``+=`` from ``+``, which ``torch.fx`` would record as the same."""
+
+
+def _inplace_method(function: Callable[[Any, Any], Any]) -> Callable[[_Proxy, Any], fx.Proxy]:
+    def method(self: _Proxy, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    return method
+
+
+for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor"):
+    setattr(_Proxy, f"__i{_name}__", _inplace_method(getattr(operator, f"i{_name}")))
+
+
+class _TensorProxy(_Proxy):
     """A proxy that passes for a tensor, so that ``isinstance(x, Tensor)`` is what it will be."""
 
     @property
@@ -174,6 +197,8 @@ class _Tracer(fx.Tracer):
 
     def __init__(self, root: nn.Module, pattern: Pattern) -> None:
         super().__init__()
+        if original_class(root) is not type(root):
+            self.traced_func_name = ORIGINAL_FORWARD
         self._thread = threading.get_ident()
         self._pattern = pattern
         self._forward = _forward_of(root)
@@ -209,7 +234,8 @@ class _Tracer(fx.Tracer):
         kwargs = {name: argument(kind, name) for name, kind in self._pattern.kwargs}
 
         def flat_forward(*_: Any) -> list[Any]:
-            leaves, self.out_spec = pytree.tree_flatten(self._forward(self.root, *args, **kwargs))
+            out = self._forward(self.root, *args, **kwargs)
+            leaves, self.out_spec = pytree.tree_flatten(out)
             return leaves
 
         return flat_forward, proxies
@@ -218,10 +244,10 @@ class _Tracer(fx.Tracer):
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         node.meta["tensor"] = _is_tensor(node)
-        return (_TensorProxy if node.meta["tensor"] else fx.Proxy)(node, self)
+        return (_TensorProxy if node.meta["tensor"] else _Proxy)(node, self)
 
     def create_arg(self, a: Any) -> Any:
-        if type(a) in (_TensorProxy, fx.Proxy):
+        if type(a) in (_TensorProxy, _Proxy):
             return a.node
         if isinstance(a, Tensor):
             if id(a) not in self._tensors:
@@ -258,7 +284,7 @@ class _Tracer(fx.Tracer):
             reason = opaque_reason(m)
             if reason is not None:
                 self.opaque[path] = reason
-            elif _is_builtin(m):
+            elif is_builtin(m):
                 self.leaves[path] = m
         if self.is_leaf_module(m, path):
             return super().call_module(m, forward, args, kwargs)

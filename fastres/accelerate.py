@@ -1,0 +1,338 @@
+"""``accelerate(model)``: the same model, which runs fused whenever no gradient is needed.
+
+The object stays the object: only its class is exchanged, for a subclass of the old one whose
+``forward`` decides at each call. It runs a plan (``fastres.plan``) where it can, and otherwise the
+old ``forward``, which is also what TorchScript, ``torch.export``, Dynamo and anybody else who traces
+the model gets to see. Plans and packed weights are derived state, kept out of ``state_dict``,
+pickles and copies.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+import weakref
+from typing import Any, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.nn.modules.module import _has_any_global_hook
+from torch.utils._device import DeviceContext
+
+from . import _library
+from .fx.structure import (
+    ORIGINAL_CLASS,
+    ORIGINAL_FORWARD,
+    STATE,
+    Structure,
+    eval_view,
+    original_class,
+)
+from .fx.tracing import Pattern, TraceFailed
+from .packing import DEVICES, Staleness, Unusable
+from .plan import Fusion, Plan, walk
+
+# How many plans a module keeps (training flags, call patterns, autocast), and how often it may miss
+# them in a row, or at all, before it is taken for one that changes at every call.
+_MAX_PLANS = 8
+_MAX_MISSES_IN_A_ROW = 8
+_MAX_MISSES = 256
+
+_NOT_RUN = object()
+
+
+def accelerate(
+    model: nn.Module, *, staleness: Staleness = "content", fuse_blocks: bool = True
+) -> nn.Module:
+    """Makes a model faster, in place.
+
+    Where no gradient is needed (under ``torch.no_grad``, or no parameter and no input requires
+    one), convolutions run fused with their BatchNorm, shortcut and activation, and whole
+    bottlenecks as one operator. Everything else runs as it was: training, hooks on submodules,
+    parts that cannot be traced, dtypes and devices without kernels. ``fastres.explain`` tells what
+    happens to what. Parameters, ``state_dict`` keys and ``isinstance`` stay; parameters may change
+    in any way at any time, and so may the structure of the model.
+
+    Args:
+        model: any module. Where it cannot be traced as a whole, its parts are accelerated.
+        staleness: how changed parameters are noticed, before each call. "content" (the default)
+            hashes their bytes, about 2 ms for a ResNet-50. "version" looks at version counters and
+            addresses only: free, but blind to writes through ``parameter.data``.
+        fuse_blocks: whether to run whole bottlenecks as one operator.
+
+    Returns:
+        ``model``.
+
+    Raises:
+        TypeError: ``model`` is not a module.
+        ValueError: unknown ``staleness``.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"accelerate: model must be an nn.Module, got {type(model).__name__}")
+    if staleness not in get_args(Staleness):
+        raise ValueError(
+            f"accelerate: staleness must be one of {', '.join(get_args(Staleness))}, "
+            f"got {staleness!r}"
+        )
+    options = _Options(staleness, fuse_blocks)
+    for module in _pieces(model, fuse_blocks):
+        _exchange_class(module, options)
+    return model
+
+
+def _pieces(model: nn.Module, blocks: bool) -> list[nn.Module]:
+    """The modules to accelerate: the model, or the largest parts of it that can be traced."""
+    return [
+        model.get_submodule(path)
+        for path, fusion in walk(eval_view(model), blocks)
+        if isinstance(fusion, Fusion) and fusion.result.recipes
+    ]
+
+
+def restore(model: nn.Module) -> nn.Module:
+    """Undoes ``accelerate``, in place, for the model and everything inside it.
+
+    Args:
+        model: any module, accelerated or not.
+
+    Returns:
+        ``model``.
+    """
+    for module in model.modules():
+        if is_accelerated(module):
+            module.__class__ = original_class(module)
+            module.__dict__.pop(STATE, None)
+    return model
+
+
+def is_accelerated(module: nn.Module) -> bool:
+    """Whether ``accelerate`` exchanged the class of this very module."""
+    return original_class(module) is not type(module)
+
+
+class _Options:
+    """How a module was accelerated."""
+
+    def __init__(self, staleness: Staleness, blocks: bool) -> None:
+        self.staleness: Staleness = staleness
+        self.blocks = blocks
+
+
+class State:
+    """Plans of one accelerated module. A copy, by whatever means, starts without any."""
+
+    def __init__(self, options: _Options) -> None:
+        self.options = options
+        self.lock = threading.RLock()
+        self.plans: list[Plan | _NoPlan] = []
+        self.misses_in_a_row = 0
+        self.misses = 0
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> State:
+        return State(self.options)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return State, (self.options,)
+
+    @property
+    def gave_up(self) -> bool:
+        """Whether the module looked different at too many calls."""
+        return self.misses_in_a_row >= _MAX_MISSES_IN_A_ROW or self.misses >= _MAX_MISSES
+
+
+class _NoPlan:
+    """Remembers that a way of calling a module cannot be fused."""
+
+    is_useful = False
+
+    def __init__(self, module: nn.Module, pattern: Pattern, autocast: bool) -> None:
+        self.pattern = pattern
+        self.autocast = autocast
+        self.structure = Structure(module, [module], [], list(module.modules())[1:])
+
+
+# ---- the class ------------------------------------------------------------------------------------
+
+# Original class -> its accelerated subclass, for as long as an instance of that lives.
+_classes: weakref.WeakKeyDictionary[type, weakref.ref[type]] = weakref.WeakKeyDictionary()
+_classes_lock = threading.Lock()
+
+
+def _exchange_class(module: nn.Module, options: _Options) -> None:
+    module.__dict__[STATE] = State(options)
+    if not is_accelerated(module):
+        module.__class__ = _accelerated_class(type(module))
+
+
+def _accelerated_class(cls: type[nn.Module]) -> type[nn.Module]:
+    with _classes_lock:
+        reference = _classes.get(cls)
+        accelerated = None if reference is None else reference()
+        if accelerated is None:
+            accelerated = _make_class(cls)
+            _classes[cls] = weakref.ref(accelerated)
+        return accelerated
+
+
+def _make_class(cls: type[nn.Module]) -> type[nn.Module]:
+    original_forward = cls.forward
+
+    @functools.wraps(original_forward)
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return original_forward(self, *args, **kwargs)
+        result = _run_plan(self, args, kwargs)
+        return original_forward(self, *args, **kwargs) if result is _NOT_RUN else result
+
+    names = {
+        "forward": forward,
+        "__reduce_ex__": _reduce,
+        "__prepare_scriptable__": _plain_copy,
+        ORIGINAL_CLASS: cls,
+        ORIGINAL_FORWARD: original_forward,
+        "__module__": cls.__module__,
+        "__qualname__": cls.__qualname__,
+        "__doc__": cls.__doc__,
+    }
+    return type(cls.__name__, (cls,), names)
+
+
+def _plain_copy(self: nn.Module) -> nn.Module:
+    """The model with its original classes, sharing parameters: what TorchScript compiles."""
+    copies: dict[int, nn.Module] = {}
+
+    def copy(module: nn.Module) -> nn.Module:
+        if isinstance(module, torch.jit.ScriptModule):
+            return module
+        if id(module) not in copies:
+            plain: nn.Module = object.__new__(original_class(module))
+            copies[id(module)] = plain
+            plain.__dict__.update(module.__dict__)
+            plain.__dict__.pop(STATE, None)
+            plain.__dict__["_modules"] = {
+                name: child if child is None else copy(child)
+                for name, child in module._modules.items()
+            }
+        return copies[id(module)]
+
+    return copy(self)
+
+
+def _reduce(self: nn.Module, protocol: Any) -> Any:
+    """Pickles as the original class, and is accelerated again when loaded."""
+    plain: nn.Module = object.__new__(original_class(self))
+    plain.__dict__.update(self.__dict__)
+    plain.__dict__.pop(STATE, None)
+    rebuild, arguments, *rest = plain.__reduce_ex__(protocol)
+    state = self.__dict__.get(STATE)
+    options = _Options("content", True) if state is None else state.options
+    return _rebuild, (rebuild, arguments, options.staleness, options.blocks), *rest
+
+
+def _rebuild(rebuild: Any, arguments: Any, staleness: Staleness, blocks: bool) -> nn.Module:
+    module = rebuild(*arguments)
+    _exchange_class(module, _Options(staleness, blocks))
+    return module
+
+
+# ---- a call ---------------------------------------------------------------------------------------
+
+
+def _run_plan(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Runs a call fused; _NOT_RUN if the original forward has to do it."""
+    pattern = Pattern.of(args, kwargs)
+    if pattern is None:
+        return _NOT_RUN
+    tensors = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)]
+    if not _inputs_fit(tensors) or _somebody_watches() or _needs_grad(module, tensors):
+        return _NOT_RUN
+    state = module.__dict__.get(STATE)
+    if state is None:  # a copy made by the class's own means
+        state = module.__dict__.setdefault(STATE, State(_Options("content", True)))
+    plan = _find_plan(module, state, pattern, torch.is_autocast_enabled("cpu"))
+    if plan is None:
+        return _NOT_RUN
+    try:
+        return plan.run(module, tensors)
+    except Unusable:
+        return _NOT_RUN
+
+
+def _inputs_fit(tensors: list[Tensor]) -> bool:
+    for tensor in tensors:
+        if tensor.device.type not in DEVICES or tensor.layout is not torch.strided:
+            return False
+    kernels = _library.has_kernels(DEVICES[0]) or _library.get_backend() == "reference"
+    return bool(tensors) and kernels
+
+
+def _somebody_watches() -> bool:
+    """Whether the original operators have to run because somebody traces or transforms them."""
+    if torch._C._len_torch_function_stack() and not all(
+        isinstance(torch._C._get_function_stack_at(i), DeviceContext)
+        for i in range(torch._C._len_torch_function_stack())
+    ):
+        return True
+    return (
+        torch.jit.is_tracing()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._functorch.maybe_current_level() is not None
+        or forward_ad._current_level >= 0
+        or _has_any_global_hook()
+    )
+
+
+def _needs_grad(module: nn.Module, tensors: list[Tensor]) -> bool:
+    if not torch.is_grad_enabled():
+        return False
+    return any(t.requires_grad for t in tensors) or any(
+        parameter.requires_grad for parameter in module.parameters()
+    )
+
+
+def _find_plan(module: nn.Module, state: State, pattern: Pattern, autocast: bool) -> Plan | None:
+    plan = _known_plan(module, state, pattern, autocast)
+    if plan is None and not state.gave_up:
+        with state.lock:
+            plan = _known_plan(module, state, pattern, autocast)  # another thread's, meanwhile
+            if plan is None:
+                plan = _make_plan(module, state, pattern, autocast)
+    return plan if isinstance(plan, Plan) and plan.is_useful else None
+
+
+def _known_plan(
+    module: nn.Module, state: State, pattern: Pattern, autocast: bool
+) -> Plan | _NoPlan | None:
+    for plan in tuple(state.plans):
+        if plan.autocast == autocast and plan.pattern == pattern and plan.structure.holds(module):
+            state.misses_in_a_row = 0
+            return plan
+    return None
+
+
+def _make_plan(module: nn.Module, state: State, pattern: Pattern, autocast: bool) -> Plan | _NoPlan:
+    options = state.options
+    plan: Plan | _NoPlan
+    try:
+        plan = Plan(module, pattern, autocast, options.blocks, options.staleness)
+    except TraceFailed:
+        plan = _NoPlan(module, pattern, autocast)
+    else:
+        if any([_accelerate_inside(module.get_submodule(p), options) for p in plan.opaque]):
+            # The exchanged classes are not those that the plan remembers.
+            plan = Plan(module, pattern, autocast, options.blocks, options.staleness)
+    state.plans = [plan, *state.plans][:_MAX_PLANS]
+    state.misses += 1
+    state.misses_in_a_row += 1
+    return plan
+
+
+def _accelerate_inside(module: nn.Module, options: _Options) -> bool:
+    """Accelerates a module that a plan calls as it is; whether there was anything to accelerate."""
+    if any(is_accelerated(inner) for inner in module.modules()):
+        return False
+    inside = _pieces(module, options.blocks)
+    for piece in inside:
+        _exchange_class(piece, options)
+    return bool(inside)

@@ -1,0 +1,420 @@
+"""Reads FX nodes as convolutions, normalisations, activations and additions.
+
+One reading for the module form (``call_module`` of ``nn.Conv2d``), the functional form (``F.conv2d``,
+``x.relu_()``, ``+=``), and ATen's (what ``torch.export`` hands out).
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+from .._arguments import pair, resolve_padding
+from .structure import original_class
+
+aten = torch.ops.aten
+
+
+class Source(Protocol):
+    """Where a parameter or buffer is found each time that a graph is run."""
+
+    def read(self, root: nn.Module | None, inputs: Sequence[Any]) -> Tensor | None:
+        """The tensor as it is now."""
+
+
+@dataclass(frozen=True)
+class AttributeSource:
+    """An attribute of a module; of the graph's root where ``module`` is None."""
+
+    module: nn.Module | None
+    name: str
+
+    def read(self, root: nn.Module | None, inputs: Sequence[Any]) -> Tensor | None:
+        """The attribute, None if there is none."""
+        module = root if self.module is None else self.module
+        assert module is not None
+        for values in (module._parameters, module._buffers, module.__dict__):
+            if self.name in values:
+                return values[self.name]
+        return None
+
+
+@dataclass(frozen=True)
+class InputSource:
+    """An input of the graph, by position."""
+
+    index: int
+
+    def read(self, root: nn.Module | None, inputs: Sequence[Any]) -> Tensor | None:
+        """The input."""
+        return inputs[self.index]
+
+
+@dataclass(frozen=True)
+class Conv:
+    """A 2-D convolution with zero padding of ``x`` by a weight that is no result of the graph."""
+
+    x: fx.Node
+    weight: Source
+    bias: Source | None
+    weight_shape: tuple[int, int, int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int, int, int]
+    dilation: tuple[int, int]
+    groups: int
+
+
+@dataclass(frozen=True)
+class Norm:
+    """BatchNorm of ``x`` with stored statistics: an affine per channel."""
+
+    x: fx.Node
+    mean: Source
+    var: Source
+    weight: Source | None
+    bias: Source | None
+    eps: float
+    checks_rank: bool
+    """Whether it refuses anything but 4 dimensions."""
+
+
+@dataclass(frozen=True)
+class Act:
+    """An activation that the kernels know."""
+
+    x: fx.Node
+    name: str
+    slope: float
+    inplace: bool
+
+
+@dataclass(frozen=True)
+class Add:
+    """``left + right``, written to ``left`` if in place."""
+
+    left: fx.Node
+    right: fx.Node
+    inplace: bool
+
+
+@dataclass(frozen=True)
+class Same:
+    """Hands ``x`` itself on: ``nn.Identity``, dropout in eval mode."""
+
+    x: fx.Node
+
+
+@dataclass(frozen=True)
+class Unfit:
+    """A convolution or BatchNorm that is none of the above, and why."""
+
+    reason: str
+    is_norm: bool = False
+
+
+Reading = Conv | Norm | Act | Add | Same | Unfit
+
+
+class _NotConstant(Exception):
+    """An argument that has to be known is computed in the graph."""
+
+
+def _constant(value: Any) -> Any:
+    if isinstance(value, fx.Node) or (
+        isinstance(value, (tuple, list)) and any(isinstance(v, fx.Node) for v in value)
+    ):
+        raise _NotConstant
+    return value
+
+
+def _bind(node: fx.Node, names: str, **defaults: Any) -> dict[str, Any]:
+    bound = dict(defaults)
+    bound.update(zip(names.split(), node.args, strict=False))
+    renamed = {"self": "input"}
+    bound.update({renamed.get(name, name): value for name, value in node.kwargs.items()})
+    return bound
+
+
+class Reader:
+    """Reads the nodes of one graph.
+
+    Args:
+        modules: the modules that ``call_module`` nodes name, but for opaque ones.
+        source: where the tensor of a node comes from, or None if the graph computes it.
+        shape_of: the shape that a source's tensor has.
+    """
+
+    def __init__(
+        self,
+        modules: Mapping[str, nn.Module],
+        source: Callable[[fx.Node], Source | None],
+        shape_of: Callable[[Source], Sequence[int]],
+    ) -> None:
+        self._modules = modules
+        self._source = source
+        self._shape_of = shape_of
+
+    def module(self, node: fx.Node) -> nn.Module | None:
+        """The module that a node calls, if it is one that may be looked into."""
+        return self._modules.get(str(node.target)) if node.op == "call_module" else None
+
+    def read(self, node: fx.Node) -> Reading | None:
+        """What a node is, or None if it is something else."""
+        try:
+            if node.op == "call_module":
+                module = self.module(node)
+                return None if module is None else self._read_module(node, module)
+            if node.op in ("call_function", "call_method"):
+                return self._read_function(node)
+        except _NotConstant:
+            return None
+        return None
+
+    # -- modules --
+
+    def _read_module(self, node: fx.Node, module: nn.Module) -> Reading | None:
+        kind = module_kind(module)
+        if kind is None or len(node.all_input_nodes) != 1:
+            return None
+        (x,) = node.all_input_nodes
+        if node.args != (x,) and node.kwargs != {"input": x}:
+            return None
+        if kind is nn.Identity or (kind in _DROPOUTS and not module.training):
+            return Same(x)
+        if kind in _NORMS:
+            return self._norm_module(x, module)
+        if kind is nn.Conv2d:
+            return self._conv_module(x, module)
+        if issubclass(kind, nn.modules.conv._ConvNd):
+            return Unfit(f"{kind.__name__} has no kernel")
+        return _act_module(x, module, kind)
+
+    def _conv_module(self, x: fx.Node, module: Any) -> Reading:
+        if module.padding_mode != "zeros":
+            return Unfit(f"padding_mode={module.padding_mode!r}")
+        weight = AttributeSource(module, "weight")
+        return self._conv(
+            x,
+            weight,
+            None if module.bias is None else AttributeSource(module, "bias"),
+            module.stride,
+            module.padding,
+            module.dilation,
+            module.groups,
+        )
+
+    def _norm_module(self, x: fx.Node, module: Any) -> Reading:
+        if module.running_mean is None or module.running_var is None:
+            return Unfit("its BatchNorm keeps no running statistics", is_norm=True)
+        if module.training:
+            return Unfit("its BatchNorm is in training mode", is_norm=True)
+        parameters = {
+            name: None if getattr(module, name) is None else AttributeSource(module, name)
+            for name in ("weight", "bias")
+        }
+        return Norm(
+            x,
+            AttributeSource(module, "running_mean"),
+            AttributeSource(module, "running_var"),
+            **parameters,
+            eps=module.eps,
+            checks_rank=module_kind(module) is nn.BatchNorm2d,
+        )
+
+    # -- functions and methods --
+
+    def _read_function(self, node: fx.Node) -> Reading | None:
+        target = node.target
+        if target in _CONVS:
+            return self._conv_function(node)
+        if target in _NORM_ARGUMENTS:
+            return self._norm_function(node)
+        if target in _ACTS:
+            return _act_function(node)
+        if target in _ADDS:
+            return _add_function(node)
+        if target in (F.dropout, F.dropout2d):
+            arguments = _bind(node, "input p training inplace", training=True)
+            return Same(arguments["input"]) if _constant(arguments["training"]) is False else None
+        return None
+
+    def _conv_function(self, node: fx.Node) -> Reading:
+        names = "input weight bias stride padding dilation groups"
+        arguments = _bind(node, names, bias=None, stride=1, padding=0, dilation=1, groups=1)
+        weight, bias = arguments["weight"], arguments["bias"]
+        weight_source = self._source(weight)
+        bias_source = None if bias is None else self._source(bias)
+        if weight_source is None or (bias is not None and bias_source is None):
+            return Unfit("its weight is computed in forward")
+        geometry = [_constant(arguments[n]) for n in ("stride", "padding", "dilation", "groups")]
+        return self._conv(arguments["input"], weight_source, bias_source, *geometry)
+
+    def _conv(
+        self,
+        x: fx.Node,
+        weight: Source,
+        bias: Source | None,
+        stride: Any,
+        padding: Any,
+        dilation: Any,
+        groups: int,
+    ) -> Reading:
+        shape = tuple(self._shape_of(weight))
+        if len(shape) != 4 or not isinstance(x, fx.Node):
+            return Unfit(f"its weight has shape {list(shape)}")
+        kernel_size = shape[2:]
+        dilation = _pair("dilation", dilation)
+        if not isinstance(padding, str):
+            padding = _pair("padding", padding)
+        return Conv(
+            x,
+            weight,
+            bias,
+            shape,
+            _pair("stride", stride),
+            resolve_padding(padding, kernel_size, dilation),
+            dilation,
+            groups,
+        )
+
+    def _norm_function(self, node: fx.Node) -> Reading:
+        arguments = _bind(node, _NORM_ARGUMENTS[node.target], weight=None, bias=None, eps=1e-5)
+        if _constant(arguments.get("training", False)):
+            return Unfit("its BatchNorm is in training mode", is_norm=True)
+        sources = {}
+        for name in ("running_mean", "running_var", "weight", "bias"):
+            value = arguments[name]
+            sources[name] = None if value is None else self._source(value)
+            if value is not None and sources[name] is None:
+                return Unfit("its BatchNorm's parameters are computed in forward", is_norm=True)
+        mean, var = sources["running_mean"], sources["running_var"]
+        if mean is None or var is None:
+            return Unfit("its BatchNorm keeps no running statistics", is_norm=True)
+        return Norm(
+            arguments["input"],
+            mean,
+            var,
+            sources["weight"],
+            sources["bias"],
+            _constant(arguments["eps"]),
+            checks_rank=False,
+        )
+
+
+def _pair(name: str, value: Any) -> tuple[int, int]:
+    values = list(value) if isinstance(value, (tuple, list)) else [value]
+    return pair(name, values[0] if len(values) == 1 else values)
+
+
+# ---- modules -------------------------------------------------------------------------------------
+
+_DROPOUTS = (nn.Dropout, nn.Dropout2d)
+_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
+_ACT_MODULES = (nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.SiLU, nn.LeakyReLU)
+_KNOWN = (
+    nn.Conv2d, nn.Conv1d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
+    *_NORMS, *_DROPOUTS, nn.Identity, nn.ReLU6, nn.ReLU, nn.Hardtanh, nn.SiLU, nn.LeakyReLU,
+)  # fmt: skip
+_BEHAVIOUR = ("forward", "_conv_forward", "_check_input_dim")
+
+
+def module_kind(module: nn.Module) -> type[nn.Module] | None:
+    """Which of PyTorch's own layers a module behaves as; None if it is none, or differs."""
+    cls = original_class(module)
+    for known in _KNOWN:
+        if issubclass(cls, known):
+            same = all(getattr(cls, n, None) is getattr(known, n, None) for n in _BEHAVIOUR)
+            return known if same else None
+    return None
+
+
+def _act_module(x: fx.Node, module: Any, kind: type[nn.Module]) -> Act | None:
+    slope = 0.01
+    if kind is nn.ReLU:
+        name = "relu"
+    elif kind is nn.SiLU:
+        name = "silu"
+    elif kind is nn.LeakyReLU:
+        name, slope = "leaky_relu", float(module.negative_slope)
+    elif kind in (nn.ReLU6, nn.Hardtanh) and (module.min_val, module.max_val) == (0, 6):
+        name = "relu6"
+    else:
+        return None
+    return Act(x, name, slope, module.inplace)
+
+
+# ---- functions -----------------------------------------------------------------------------------
+
+_CONVS = {torch.conv2d, F.conv2d, aten.conv2d.default, aten.conv2d.padding}
+
+_ATEN_NORM = "input weight bias running_mean running_var training momentum eps cudnn_enabled"
+_NORM_ARGUMENTS = {
+    F.batch_norm: "input running_mean running_var weight bias training momentum eps",
+    torch.batch_norm: _ATEN_NORM,
+    aten.batch_norm.default: _ATEN_NORM,
+}
+
+# Function or method -> (activation, names of its arguments, whether it works in place).
+_ACTS: dict[Any, tuple[str, str, bool]] = {
+    F.relu: ("relu", "input inplace", False),
+    torch.relu: ("relu", "input", False),
+    torch.relu_: ("relu", "input", True),
+    F.relu_: ("relu", "input", True),
+    "relu": ("relu", "input", False),
+    "relu_": ("relu", "input", True),
+    F.relu6: ("relu6", "input inplace", False),
+    F.hardtanh: ("relu6", "input min_val max_val inplace", False),
+    F.hardtanh_: ("relu6", "input min_val max_val", True),
+    F.silu: ("silu", "input inplace", False),
+    F.leaky_relu: ("leaky_relu", "input negative_slope inplace", False),
+    F.leaky_relu_: ("leaky_relu", "input negative_slope", True),
+    aten.relu.default: ("relu", "input", False),
+    aten.relu_.default: ("relu", "input", True),
+    aten.hardtanh.default: ("relu6", "input min_val max_val", False),
+    aten.hardtanh_.default: ("relu6", "input min_val max_val", True),
+    aten.silu.default: ("silu", "input", False),
+    aten.silu_.default: ("silu", "input", True),
+    aten.leaky_relu.default: ("leaky_relu", "input negative_slope", False),
+    aten.leaky_relu_.default: ("leaky_relu", "input negative_slope", True),
+}
+
+_HARDTANH = {F.hardtanh, F.hardtanh_, aten.hardtanh.default, aten.hardtanh_.default}
+
+
+def _act_function(node: fx.Node) -> Act | None:
+    name, names, inplace = _ACTS[node.target]
+    defaults = {"inplace": inplace, "negative_slope": 0.01, "min_val": -1.0, "max_val": 1.0}
+    arguments = _bind(node, names, **defaults)
+    limits = (_constant(arguments["min_val"]), _constant(arguments["max_val"]))
+    if node.target in _HARDTANH and limits != (0, 6):
+        return None
+    x, slope = arguments["input"], float(_constant(arguments["negative_slope"]))
+    return Act(x, name, slope, bool(_constant(arguments["inplace"])))
+
+
+# Function or method -> whether it works in place.
+_ADDS: dict[Any, bool] = {
+    operator.add: False,
+    operator.iadd: True,
+    torch.add: False,
+    "add": False,
+    "add_": True,
+    aten.add.Tensor: False,
+    aten.add_.Tensor: True,
+}
+
+
+def _add_function(node: fx.Node) -> Add | None:
+    arguments = _bind(node, "input other", alpha=1, out=None)
+    left, right = arguments["input"], arguments["other"]
+    if not (isinstance(left, fx.Node) and isinstance(right, fx.Node)):
+        return None
+    if _constant(arguments["alpha"]) != 1 or arguments["out"] is not None:
+        return None
+    return Add(left, right, _ADDS[node.target])

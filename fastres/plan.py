@@ -1,0 +1,244 @@
+"""A plan: one way of calling a module, traced, fused and compiled to a Python function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from .fuse import FUSED, FusedGraph, fuse
+from .fx.effects import Effects
+from .fx.layout import chooses_format, restore_contiguous
+from .fx.patterns import AttributeSource, Reader, Source, module_kind
+from .fx.shapes import Image, fresh_image
+from .fx.tracing import (
+    Pattern,
+    Trace,
+    TraceFailed,
+    default_pattern,
+    is_builtin,
+    trace,
+    untouchable_reason,
+)
+from .packing import DTYPES, Constants, Packer, Staleness, Unusable
+
+
+class Fusion:
+    """A traced module, fused.
+
+    Args:
+        module: the module; not kept.
+        pattern: how it is called.
+        autocast: whether it is called under autocast.
+        blocks: whether to make whole bottlenecks.
+
+    Raises:
+        TraceFailed: the module cannot be traced.
+    """
+
+    def __init__(self, module: nn.Module, pattern: Pattern, autocast: bool, blocks: bool) -> None:
+        self.trace: Trace = trace(module, pattern)
+        graph = self.trace.graph
+        written = _written_attributes(graph)
+        self.modules = {
+            path: leaf
+            for path, leaf in self.trace.leaves.items()
+            if not any(attribute.startswith(f"{path}.") for attribute in written)
+        }
+
+        def source(node: Any) -> Source | None:
+            if not isinstance(node, fx.Node) or node.op != "get_attr" or node.target in written:
+                return None
+            path, _, name = str(node.target).rpartition(".")
+            return AttributeSource(module.get_submodule(path) if path else None, name)
+
+        self.result: FusedGraph = fuse(
+            graph, self.modules, source, image_input, module, autocast, blocks
+        )
+
+    def reader(self) -> Reader:
+        """A reader of the fused graph, to which parameters are nothing special any more."""
+        return _plain_reader(self.modules)
+
+
+def walk(
+    model: nn.Module, blocks: bool = True
+) -> Iterator[tuple[str, Fusion | str]]:
+    """The largest parts of a model that can be traced, called in the usual way, and the others.
+
+    Yields:
+        The path of a module, and either its fusion or the reason why there is none. After the
+        former come the modules that it calls as they are; after the latter the module's children.
+    """
+    seen: set[nn.Module] = set()
+
+    def visit(module: nn.Module, path: str) -> Iterator[tuple[str, Fusion | str]]:
+        if module in seen:
+            return
+        seen.add(module)
+        reason = untouchable_reason(module)
+        if reason is not None:
+            yield path, reason
+            return
+        fusion = _try_fusion(module, blocks)
+        yield path, fusion
+        if isinstance(fusion, Fusion):
+            inner = list(fusion.trace.opaque)
+        else:
+            inner = [name for name, child in module._modules.items() if child is not None]
+        for name in inner:
+            yield from visit(module.get_submodule(name), f"{path}.{name}" if path else name)
+
+    return visit(model, "")
+
+
+def _try_fusion(module: nn.Module, blocks: bool) -> Fusion | str:
+    if is_builtin(module) and module_kind(module) is not nn.Conv2d:
+        return "its caller cannot be traced"
+    try:
+        return Fusion(module, default_pattern(module), autocast=False, blocks=blocks)
+    except TraceFailed as error:
+        return f"tracing failed: {error}"
+
+
+def image_input(placeholder: fx.Node) -> Image:
+    """A tensor argument, taken to be an image; a plan checks that it is one."""
+    return fresh_image(placeholder, frozenset({placeholder}))
+
+
+def _plain_reader(modules: dict[str, nn.Module]) -> Reader:
+    return Reader(modules, lambda node: None, lambda source: ())
+
+
+def _written_attributes(graph: fx.Graph) -> set[str]:
+    """Parameters and buffers that running the graph may change."""
+    attributes = [node for node in graph.nodes if node.op == "get_attr"]
+    effects = Effects(graph, _plain_reader({}))
+    return {str(node.target) for node in attributes if effects.is_written(node)}
+
+
+def is_channels_last(tensor: Tensor) -> bool:
+    """Whether eager would take it for channels_last: where both formats fit, it is contiguous."""
+    return (
+        tensor.dim() == 4
+        and tensor.is_contiguous(memory_format=torch.channels_last)
+        and not tensor.is_contiguous()
+    )
+
+
+def contiguous_form(graph: fx.Graph, reader: Reader) -> fx.Graph:
+    """A copy of a fused graph that returns and hands on what eager would for contiguous input."""
+    copy = fx.Graph()
+    copy.output(copy.graph_copy(graph, val_map={}))
+    if not chooses_format(copy):
+        restore_contiguous(copy, reader, lambda node: FUSED in node.meta)
+    return copy
+
+
+class Plan:
+    """A fused module that can be run.
+
+    Args:
+        module: the module; not kept.
+        pattern, autocast, blocks: as for ``Fusion``.
+        staleness: as for ``Packer``.
+
+    Raises:
+        TraceFailed: the module cannot be traced.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        pattern: Pattern,
+        autocast: bool,
+        blocks: bool,
+        staleness: Staleness,
+    ) -> None:
+        fusion = Fusion(module, pattern, autocast, blocks)
+        self.pattern = pattern
+        self.autocast = autocast
+        self.structure = fusion.trace.structure
+        self.opaque = fusion.trace.opaque
+        self.result = fusion.result
+        self._spec = fusion.trace.out_spec
+        placeholders = [node for node in self.result.graph.nodes if node.op == "placeholder"]
+        self._images = [
+            (placeholders.index(node), recipes) for node, recipes in self.result.images
+        ]
+        if self.result.recipes:
+            self._packer = Packer(self.result.recipes, module, staleness)
+            self._telling_weight = _telling_weight(self.result)
+            self._channels_last = compile_graph(self.result.graph)
+            self._contiguous = compile_graph(contiguous_form(self.result.graph, fusion.reader()))
+
+    @property
+    def is_useful(self) -> bool:
+        """Whether anything was fused."""
+        return bool(self.result.recipes)
+
+    def run(self, module: nn.Module, tensors: Sequence[Tensor]) -> Any:
+        """Calls the fused module.
+
+        Args:
+            module: the module that was traced.
+            tensors: its tensor arguments, in order.
+
+        Raises:
+            Unusable: the kernels cannot run with these parameters or inputs.
+        """
+        for index, _ in self._images:
+            if tensors[index].dim() != 4:
+                raise Unusable(f"input {index} has {tensors[index].dim()} dimensions")
+        constants = self._packer.constants(module)
+        self._check_dtypes(tensors, constants)
+        keeps_channels_last = any(is_channels_last(tensors[index]) for index, _ in self._images)
+        if not keeps_channels_last and self._telling_weight is not None:
+            weight = self._telling_weight.read(module, ())
+            keeps_channels_last = weight is not None and is_channels_last(weight)
+        function = self._channels_last if keeps_channels_last else self._contiguous
+        # Opaque modules run the user's code, which may need autograd's kernels.
+        guard = torch.no_grad() if self.opaque else torch._C._AutoDispatchBelowAutograd()
+        with guard:
+            leaves = function(_Scope(module, constants), *tensors)
+        return leaves[0] if self._spec.is_leaf() else self._spec.unflatten(leaves)
+
+    def _check_dtypes(self, tensors: Sequence[Tensor], constants: Constants) -> None:
+        for index, recipes in self._images:
+            dtype = tensors[index].dtype
+            if dtype not in DTYPES and recipes:
+                raise Unusable(f"there is no kernel for {dtype} inputs")
+            if not self.autocast and any(constants.weight_dtypes[r] != dtype for r in recipes):
+                raise Unusable(f"weights and a {dtype} input differ in dtype")
+
+
+def _telling_weight(result: FusedGraph) -> Source | None:
+    """A weight whose memory format can be told; eager's outputs follow the weights' format too."""
+    for recipe in result.recipes:
+        _, channels, height, width = recipe.weight_shape
+        if channels > 1 and height * width > 1:
+            return recipe.weight
+    return None
+
+
+class _Scope:
+    """What a compiled graph calls ``self``: the constants, then the module's own attributes."""
+
+    __slots__ = ("__dict__", "_module")
+
+    def __init__(self, module: nn.Module, constants: Constants) -> None:
+        object.__setattr__(self, "__dict__", constants.values)
+        self._module = module
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
+
+def compile_graph(graph: fx.Graph) -> Callable[..., Any]:
+    """A graph as a Python function of ``self`` and its placeholders."""
+    code = graph.python_code("self")
+    namespace = dict(code.globals)
+    exec(compile(code.src, "<fastres plan>", "exec"), namespace)
+    return namespace["forward"]
