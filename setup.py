@@ -67,6 +67,11 @@ def choice(variable: str, choices: tuple[str, ...]) -> str:
     return value
 
 
+def cuda_choice() -> str:
+    """What FASTRES_CUDA says."""
+    return choice("FASTRES_CUDA", ("auto", "0", "1"))
+
+
 # ------------------------------------------------------------------ what the machine has
 
 
@@ -166,32 +171,41 @@ class Plan:
     @classmethod
     def make(cls) -> Plan:
         """Looks at the environment and the machine."""
-        cuda_choice = choice("FASTRES_CUDA", ("auto", "0", "1"))
-        cuda, no_cuda = (None, "FASTRES_CUDA=0") if cuda_choice == "0" else find_cuda()
         native = choice("FASTRES_NATIVE", ("1", "0")) == "1"
         compiler, no_compiler = find_compiler() if native else ("", "built with FASTRES_NATIVE=0")
-        if cuda_choice == "1" and not (cuda and compiler):
-            sys.exit(f"fastres: FASTRES_CUDA=1 cannot be met: {no_cuda or no_compiler}.")
+        plan = cls(compiler)
         if not compiler:
-            return cls(skipped={"native libraries": no_compiler})
+            plan.skip_cuda(no_compiler)
+            plan.skipped = {"native libraries": no_compiler}
+            return plan
 
-        plan = cls(compiler, cuda)
+        if cuda_choice() == "0":
+            plan.skip_cuda("built with FASTRES_CUDA=0")
+        else:
+            plan.cuda, no_cuda = find_cuda()
+            if plan.cuda is None:
+                plan.skip_cuda(no_cuda)
         if not CUDA_SOURCES:
             plan.skipped["libfastres_cuda"] = "this version has no CUDA kernels (csrc/cuda/*.cu)"
-        elif cuda is None:
-            plan.skipped["libfastres_cuda"] = no_cuda
         python_h = Path(sysconfig.get_path("include")) / "Python.h"
         plan.diagnostics = python_h.is_file()
         if not plan.diagnostics:
             plan.skipped["_diagnostics"] = f"{python_h} is missing (Debian: python3-dev)"
         return plan
 
+    def skip_cuda(self, reason: str) -> None:
+        """Leaves CUDA out, unless it was asked for."""
+        if cuda_choice() == "1":
+            sys.exit(f"fastres: FASTRES_CUDA=1 cannot be met: {reason}.")
+        self.cuda = None
+        self.skipped["libfastres_cuda"] = reason
+
     def extensions(self) -> list[Extension]:
         """The libraries to build; BuildNative adds the flags."""
         wanted = {
             "fastres.libfastres": OP_SOURCES if self.compiler else [],
             "fastres._diagnostics": DIAGNOSTICS_SOURCES if self.diagnostics else [],
-            "fastres.libfastres_cuda": CUDA_SOURCES if self.cuda and self.compiler else [],
+            "fastres.libfastres_cuda": CUDA_SOURCES if self.cuda else [],
         }
         return [Extension(name, files, language="c++") for name, files in wanted.items() if files]
 
@@ -257,6 +271,9 @@ def build_native_command(plan: Plan) -> type:
             "Install it, or leave out --no-build-isolation, or set FASTRES_NATIVE=0."
         )
 
+    if plan.cuda and CUDA_SOURCES and torch.version.cuda is None:
+        plan.skip_cuda(f"torch {torch.__version__}, which is built against, is a CPU build")
+
     class BuildNative(cpp_extension.BuildExtension):
         """torch's ninja build, with the microkernels compiled once per instruction set."""
 
@@ -312,12 +329,13 @@ def build_native_command(plan: Plan) -> type:
                 ext.extra_link_args += ["-Wl,-rpath,$ORIGIN"]
 
         def prepare_cuda(self, ext: Extension) -> None:
-            # The static runtime and no c10_cuda: the library then loads under any CUDA torch.
+            # The static runtime, and of torch's CUDA libraries no more than the stable ABI's: one
+            # build then serves torch builds for other CUDA versions.
             nvcc = ["-O3", "-std=c++20", "-DUSE_CUDA", *self.torch_flags()]
             ext.extra_compile_args = {"cxx": FLAGS["common"] + self.torch_flags(), "nvcc": nvcc}
             ext.include_dirs += [str(plan.cuda.home / "include")]
             ext.library_dirs += [*cpp_extension.library_paths(), *plan.cuda.library_folders()]
-            ext.libraries += ["torch_cpu", "cudart_static", "rt", "dl", "pthread"]
+            ext.libraries += ["torch_cuda", "torch_cpu", "cudart_static", "rt", "dl", "pthread"]
 
         def torch_flags(self) -> list[str]:
             includes = cpp_extension.include_paths()
