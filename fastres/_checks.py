@@ -222,27 +222,24 @@ def grouped_bottleneck_shape(
     inner = second.out_channels(x, inner, (3, 3), groups, read_packed)
     third = _Constants(op, "3", packed3, shift3)
     out_channels = third.out_channels(x, inner, point, 1, read_packed)
-    shortcut_channels = channels
-    if packed_down is not None and shift_down is not None:
-        down = _Constants(op, "_down", packed_down, shift_down)
-        shortcut_channels = down.out_channels(x, channels, point, 1, read_packed)
-    elif packed_down is not None or shift_down is not None:
-        given, missing = ("shift_down", "packed_down")[:: 1 if packed_down is None else -1]
-        raise ValueError(f"{op}: {given} was given without {missing}, expected both or neither")
-    elif tuple(stride) != (1, 1):
-        raise ValueError(
-            f"{op}: without packed_down the shortcut is x, which needs stride (1, 1), "
-            f"got {tuple(stride)}"
-        )
-    if shortcut_channels != out_channels:
-        name = "x" if packed_down is None else "packed_down"
-        raise ValueError(
-            f"{op}: the shortcut, {name}, has {shortcut_channels} channels, "
-            f"expected the {out_channels} of packed3"
-        )
     padding = (dilation[0], dilation[0], dilation[1], dilation[1])
     height, width = conv_output_size(op, x.shape[2:], (3, 3), stride, padding, dilation)
-    return (x.shape[0], out_channels, height, width)
+    shape = (x.shape[0], out_channels, height, width)
+    if (packed_down is None) != (shift_down is None):
+        raise ValueError(f"{op}: packed_down and shift_down must be given together")
+    if packed_down is not None and shift_down is not None:
+        down = _Constants(op, "_down", packed_down, shift_down)
+        channels = down.out_channels(x, channels, point, 1, read_packed)
+        if channels != out_channels:
+            raise ValueError(
+                f"{op}: packed_down must have the {out_channels} output channels of packed3, "
+                f"got {channels}"
+            )
+    elif any(a != b for a, b in zip(x.shape, shape, strict=True)):
+        raise ValueError(
+            f"{op}: without packed_down the output {list(shape)} must have x's shape {_shape(x)}"
+        )
+    return shape
 
 
 def pack_conv_weight_check(weight: Tensor, scale: Tensor | None, groups: int) -> None:

@@ -57,6 +57,15 @@ BLOCKS: dict[str, BottleneckCase] = {
     "one pixel, /2": BottleneckCase(17, 8, 33, 2, stride=2, h=1, w=1),
     "tall": BottleneckCase(16, 8, 16, 2, down=False, h=61, w=3),
     "wide": BottleneckCase(16, 8, 32, 2, stride=2, h=2, w=67),
+    # Sums of 2048 and of 4608 products.
+    "last of ResNet-50": BottleneckCase(2048, 512, 2048, down=False, h=3, w=5, n=1),
+}
+
+# Rows too long for the level-2 cache to hold the inner activation.
+BANDS: dict[str, BottleneckCase] = {
+    "several bands": BottleneckCase(16, 256, 16, 64, down=False, h=37, w=61, n=1),
+    "several bands, /2": BottleneckCase(17, 264, 24, 33, stride=2, h=65, w=67, n=1),
+    "several bands, dilated": BottleneckCase(8, 192, 8, 3, dilation=2, down=False, h=67, w=61, n=1),
 }
 
 

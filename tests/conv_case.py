@@ -55,6 +55,8 @@ PATHS: dict[str, ConvCase] = {
     "1x1/2": same(33, 17, 1, 2),
     "3x3": same(5, 17),
     "3x3 wide": same(64, 48, h=14, w=14),
+    "1x1 of 2048": same(2048, 33, 1, h=7, w=7, n=1),
+    "3x3 of 512": same(512, 17, h=7, w=7, n=1),
     "3x3/2": same(17, 33, 3, 2),
     "3x3 groups of 1": same(17, 17, groups=17),
     "3x3 groups of 1, /2": same(33, 33, 3, 2, 33),
@@ -88,6 +90,13 @@ PATHS: dict[str, ConvCase] = {
     "asymmetric padding": ConvCase(5, 17, padding=(0, 2, 3, 1)),
     "asymmetric padding, groups of 4": ConvCase(12, 12, padding=(2, 0, 1, 3), groups=3),
     "padding beyond the kernel": ConvCase(3, 5, (2, 2), padding=(3, 3, 3, 3), h=2, w=1),
+}
+
+# Rows too long for the level-2 cache to hold all of them.
+BANDS: dict[str, ConvCase] = {
+    "3x3": same(128, 16, h=37, w=61, n=1),
+    "3x3/2, groups of 8": same(256, 256, 3, 2, 32, h=65, w=37, n=1),
+    "asymmetric padding": ConvCase(160, 5, padding=(3, 0, 1, 2), h=61, w=37, n=1),
 }
 
 

@@ -123,7 +123,14 @@ BLOCK_VALUES = {
         r"shift_down .*packed_down|packed_down .*shift_down",
     ),
     "other half": ({"shift_down": None}, r"shift_down .*packed_down|packed_down .*shift_down"),
-    "channels of x": ({"packed_down": None, "shift_down": None}, r"shortcut.*8 channels.*10"),
+    "channels of x": (
+        {"packed_down": None, "shift_down": None},
+        r"without packed_down .*\[2, 10, 5, 7\].*\[2, 8, 5, 7\]",
+    ),
+    "channels of the shortcut": (
+        {"packed_down": packed(9, 8, 1, 1), "shift_down": torch.zeros(9)},
+        "packed_down must have the 10 output channels of packed3, got 9",
+    ),
     "not packed": ({"packed2": torch.zeros(500, dtype=torch.uint8)}, "packed2 .*header"),
 }
 BLOCK_TYPES = {
@@ -169,7 +176,7 @@ def test_block_types(change, message):
         call(torch.ops.fastres.grouped_bottleneck.default, block_arguments() | change)
 
 
-def test_identity_shortcut_needs_stride_1():
+def test_identity_shortcut_needs_an_output_of_its_shape():
     arguments = block_arguments() | {
         "packed3": packed(8, 6, 1, 1),
         "shift3": torch.zeros(8),
@@ -177,8 +184,10 @@ def test_identity_shortcut_needs_stride_1():
         "shift_down": None,
     }
     assert ops.grouped_bottleneck(**arguments).shape == (2, 8, 5, 7)
-    with pytest.raises(ValueError, match=r"grouped_bottleneck: .*packed_down.*stride.*2"):
+    with pytest.raises(ValueError, match=r"without packed_down .*\[2, 8, 3, 4\]"):
         ops.grouped_bottleneck(**arguments | {"stride": 2})
+    one_pixel = {"x": torch.randn(2, 8, 1, 1), "stride": 2}
+    assert ops.grouped_bottleneck(**arguments | one_pixel).shape == (2, 8, 1, 1)
 
 
 @pytest.mark.parametrize("name", ["packed", "shift", "residual"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from bottleneck_case import (
+    BANDS,
     BLOCKS,
     BottleneckCase,
     block_arguments,
@@ -29,6 +30,14 @@ SIZES = (1, 2, 5, 7, 13, 17)
 def test_blocks_match_eager(assert_accurate, case, dtype):
     for layout in LAYOUTS:
         check_block(assert_accurate, case, *make_block(case, dtype, layout))
+
+
+@pytest.mark.parametrize("case", BANDS.values(), ids=BANDS.keys())
+def test_images_larger_than_the_cache(assert_accurate, case, set_threads):
+    for threads in (1, 2):
+        set_threads(threads)
+        check_block(assert_accurate, case, *make_block(case))
+    check_block(assert_accurate, case, *make_block(case, torch.bfloat16, "nchw"))
 
 
 @pytest.mark.parametrize("height", SIZES)
@@ -86,8 +95,9 @@ def test_not_finite_values_stay_where_eager_has_them(assert_accurate, case, valu
 
 
 @EVERY_BLOCK
-def test_same_bits_on_any_number_of_threads(kernels, case, set_threads):
-    x, constants = make_block(case._replace(h=29, w=23, n=3))
+@pytest.mark.parametrize("batch", [1, 3])
+def test_same_bits_on_any_number_of_threads(kernels, case, batch, set_threads):
+    x, constants = make_block(case._replace(h=29, w=23, n=batch))
     outputs = []
     # PyTorch's own convolutions, under the reference, choose algorithms by the thread count.
     for threads in (2, 2) if kernels == "reference" else (1, 2, 3, 2):
