@@ -98,8 +98,11 @@ def show_config() -> str:
 
 
 def diagnostics() -> ModuleType | None:
-    """Returns the pybind11 module ``fastres._diagnostics``, None where it was not built."""
-    if _native_is_off():
+    """Returns the pybind11 module ``fastres._diagnostics``, None where there is none.
+
+    It links the native library: loaded without it, it would define the operators a second time.
+    """
+    if "cpu" not in _state.loaded:
         return None
     try:
         return importlib.import_module("fastres._diagnostics")
@@ -232,7 +235,7 @@ def _processor_rows() -> dict[str, str]:
     rows = {"processor": f"{_processor_name()}; {_caches()}"}
     module = diagnostics()
     if module is None:
-        reason = "FASTRES_NATIVE=0 is set" if _native_is_off() else "not built"
+        reason = "not built" if "cpu" in _state.loaded else "not without the native library"
         rows["diagnostics"] = _skipped_by_build().get("_diagnostics", reason)
         return rows
     build = module.build_info()

@@ -40,6 +40,17 @@ def write_script(path: Path, text: str) -> Path:
     return path
 
 
+def run(command: list[str], folder: Path, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        command,
+        cwd=folder,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
 @pytest.fixture
 def toolkit(tmp_path) -> Path:
     """A CUDA toolkit's folder, as far as setup.py looks into it."""
@@ -135,26 +146,17 @@ def test_every_instruction_set_has_flags_and_no_source_is_lost(setup_py):
 
 
 def test_without_native_code_a_pure_package_is_built_that_works(tmp_path):
-    environment = {**os.environ, "FASTRES_NATIVE": "0"}
-    command = [sys.executable, "setup.py", "build", f"--build-base={tmp_path}"]
-    built = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True
-    )
-    assert "pure-Python package" in built.stdout
+    build = [sys.executable, "setup.py", "build", f"--build-base={tmp_path}"]
+    built = run(build, ROOT, FASTRES_NATIVE="0")
+    assert "pure-Python package" in built.stdout, built.stderr
     package = tmp_path / "lib" / "fastres"
     assert not list(package.rglob("*.so"))
-    assert (
-        "FASTRES_NATIVE=0"
-        in json.loads((package / "_build_info.json").read_text())["skipped"]["native libraries"]
-    )
+    note = json.loads((package / "_build_info.json").read_text())
+    assert "FASTRES_NATIVE=0" in note["skipped"]["native libraries"]
 
     code = "import fastres; print(fastres.__file__); print(fastres.show_config())"
-    environment = {**os.environ, "PYTHONPATH": str(package.parent)}
-    ran = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True,
-        check=True,
-    )  # fmt: skip
-    assert str(package) in ran.stdout
+    ran = run([sys.executable, "-c", code], tmp_path, PYTHONPATH=str(package.parent))
+    assert str(package) in ran.stdout, ran.stderr
     assert "not available: built with FASTRES_NATIVE=0" in ran.stdout
     assert ran.stderr.count("UserWarning: fastres runs without its native library") == 1
 
