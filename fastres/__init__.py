@@ -3,14 +3,21 @@
 from . import models, nn, ops
 from ._library import available_backends, get_backend, set_backend, show_config
 from ._version import __version__
+from .accelerate import accelerate, restore
+from .frozen import freeze
+from .report import explain
 
 __all__ = [
     "__version__",
+    "accelerate",
     "available_backends",
+    "explain",
+    "freeze",
     "get_backend",
     "models",
     "nn",
     "ops",
+    "restore",
     "set_backend",
     "show_config",
 ]

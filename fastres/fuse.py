@@ -8,16 +8,16 @@ its inner values. What does not qualify stays as it is, with a reason.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import fx
 
 from .fx.cleaning import clean
 from .fx.effects import Effects
-from .fx.patterns import Act, Add, Conv, Norm, Reader, Source, Unfit
+from .fx.patterns import Act, Add, Conv, Norm, Reader, Unfit
 from .fx.shapes import Image, Shapes
 from .packing import Recipe, constant_names
 
@@ -89,10 +89,8 @@ class _Block:
 
 def fuse(
     graph: fx.Graph,
-    modules: dict[str, nn.Module],
-    source: Callable[[fx.Node], Source | None],
+    reader: Reader,
     inputs: Callable[[fx.Node], Image | None],
-    root: nn.Module | None = None,
     autocast: bool = False,
     blocks: bool = True,
 ) -> FusedGraph:
@@ -100,23 +98,14 @@ def fuse(
 
     Args:
         graph: the graph.
-        modules: what its ``call_module`` nodes call, by target; without those that must be called
-            as they are.
-        source: for a node, where its tensor is found if the graph does not compute it.
+        reader: reads its nodes.
         inputs: for a placeholder, what is known of its shape; None if it is no image.
-        root: the module whose attributes sources without a module are.
         autocast: whether the graph will run under autocast.
         blocks: whether to make whole bottlenecks.
 
     Returns:
         The same graph, with what it needs and what was done.
     """
-
-    def shape_of(found: Source) -> Sequence[int]:
-        tensor = found.read(root, ())
-        return () if tensor is None else tensor.shape
-
-    reader = Reader(modules, source, shape_of)
     assumed = clean(graph, reader, inputs)
     return _Fuser(graph, reader, inputs, autocast, assumed).run(blocks)
 
@@ -176,7 +165,7 @@ class _Fuser:
         return list(units.values())
 
     def _start(self, node: fx.Node, conv: Conv) -> _Unit | None:
-        if self._shapes.image(conv.x) is None and not self._next_checks_rank(node):
+        if self._shapes.image(conv.x) is None:
             self._leave(node, "its input may not have 4 dimensions")
             return None
         unit = _Unit(conv, [node])
@@ -192,11 +181,6 @@ class _Fuser:
             self._leave(node, norm.reason)
             return None
         return unit
-
-    def _next_checks_rank(self, node: fx.Node) -> bool:
-        follower = _sole_user(node)
-        norm = None if follower is None else self._reader.read(follower)
-        return isinstance(norm, Norm) and norm.checks_rank
 
     def _can_grow(self, unit: _Unit, node: fx.Node) -> bool:
         """Whether the unit may be computed at ``node`` instead of where it stands."""

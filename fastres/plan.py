@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from .fuse import FUSED, FusedGraph, fuse
-from .fx.effects import Effects
+from .fx.effects import Effects, is_trusted
 from .fx.layout import chooses_format, restore_contiguous
 from .fx.patterns import AttributeSource, Reader, Source, module_kind
 from .fx.shapes import Image, fresh_image
@@ -54,12 +54,15 @@ class Fusion:
             path, _, name = str(node.target).rpartition(".")
             return AttributeSource(module.get_submodule(path) if path else None, name)
 
-        self.result: FusedGraph = fuse(
-            graph, self.modules, source, image_input, module, autocast, blocks
-        )
+        def shape_of(found: Source) -> Sequence[int]:
+            tensor = found.read(module, ())
+            return () if tensor is None else tensor.shape
+
+        reader = Reader(self.modules, source, shape_of)
+        self.result: FusedGraph = fuse(graph, reader, image_input, autocast, blocks)
 
     def reader(self) -> Reader:
-        """A reader of the fused graph, to which parameters are nothing special any more."""
+        """A reader of the fused graph's modules, to which parameters are nothing special."""
         return _plain_reader(self.modules)
 
 
@@ -119,6 +122,11 @@ def _written_attributes(graph: fx.Graph) -> set[str]:
     return {str(node.target) for node in attributes if effects.is_written(node)}
 
 
+def has_foreign_code(graph: fx.Graph) -> bool:
+    """Whether a graph calls functions that are not PyTorch's."""
+    return not all(map(is_trusted, graph.nodes))
+
+
 def is_channels_last(tensor: Tensor) -> bool:
     """Whether eager would take it for channels_last: where both formats fit, it is contiguous."""
     return (
@@ -135,6 +143,78 @@ def contiguous_form(graph: fx.Graph, reader: Reader) -> fx.Graph:
     if not chooses_format(copy):
         restore_contiguous(copy, reader, lambda node: FUSED in node.meta)
     return copy
+
+
+class Program:
+    """A fused graph, its packed weights, and what its inputs have to be.
+
+    Args:
+        result: the fused graph.
+        reader: reads the modules that it calls.
+        root: what its attributes belong to; not kept.
+        staleness: as for ``Packer``.
+        autocast: whether it will run under autocast.
+        foreign: whether it runs code other than PyTorch's.
+    """
+
+    def __init__(
+        self,
+        result: FusedGraph,
+        reader: Reader,
+        root: nn.Module,
+        staleness: Staleness,
+        autocast: bool,
+        foreign: bool,
+    ) -> None:
+        placeholders = [node for node in result.graph.nodes if node.op == "placeholder"]
+        self._images = [(placeholders.index(node), recipes) for node, recipes in result.images]
+        self._packer = Packer(result.recipes, root, staleness)
+        self._telling_weight = _telling_weight(result)
+        self._channels_last = compile_graph(result.graph)
+        self._contiguous = compile_graph(contiguous_form(result.graph, reader))
+        self._autocast = autocast
+        self._foreign = foreign
+
+    def run(self, root: nn.Module, inputs: Sequence[Any]) -> Any:
+        """Calls the graph.
+
+        Args:
+            root: what its attributes belong to.
+            inputs: a value for each placeholder.
+
+        Returns:
+            What the graph returns.
+
+        Raises:
+            Unusable: the kernels cannot run with these parameters or inputs.
+        """
+        for index, _ in self._images:
+            if inputs[index].dim() != 4:
+                raise Unusable(f"input {index} has {inputs[index].dim()} dimensions")
+        constants = self._packer.constants(root, inputs)
+        self._check_dtypes(inputs, constants)
+        function = self._contiguous
+        if self._keeps_channels_last(root, inputs):
+            function = self._channels_last
+        # The user's code may need the kernels of autograd, without which the operators are faster.
+        guard = torch.no_grad() if self._foreign else torch._C._AutoDispatchBelowAutograd()
+        with guard:
+            return function(_Scope(root, constants), *inputs)
+
+    def _keeps_channels_last(self, root: nn.Module, inputs: Sequence[Any]) -> bool:
+        if any(is_channels_last(inputs[index]) for index, _ in self._images):
+            return True
+        weight = self._telling_weight
+        tensor = None if weight is None else weight.read(root, inputs)
+        return tensor is not None and is_channels_last(tensor)
+
+    def _check_dtypes(self, inputs: Sequence[Any], constants: Constants) -> None:
+        for index, recipes in self._images:
+            dtype = inputs[index].dtype
+            if dtype not in DTYPES and recipes:
+                raise Unusable(f"there is no kernel for {dtype} inputs")
+            if not self._autocast and any(constants.weight_dtypes[r] != dtype for r in recipes):
+                raise Unusable(f"weights and a {dtype} input differ in dtype")
 
 
 class Plan:
@@ -161,57 +241,29 @@ class Plan:
         self.pattern = pattern
         self.autocast = autocast
         self.structure = fusion.trace.structure
-        self.opaque = fusion.trace.opaque
-        self.result = fusion.result
+        self.opaque = list(fusion.trace.opaque)
         self._spec = fusion.trace.out_spec
-        placeholders = [node for node in self.result.graph.nodes if node.op == "placeholder"]
-        self._images = [
-            (placeholders.index(node), recipes) for node, recipes in self.result.images
-        ]
-        if self.result.recipes:
-            self._packer = Packer(self.result.recipes, module, staleness)
-            self._telling_weight = _telling_weight(self.result)
-            self._channels_last = compile_graph(self.result.graph)
-            self._contiguous = compile_graph(contiguous_form(self.result.graph, fusion.reader()))
+        self._program = None
+        if fusion.result.recipes:
+            foreign = bool(self.opaque) or has_foreign_code(fusion.result.graph)
+            self._program = Program(
+                fusion.result, fusion.reader(), module, staleness, autocast, foreign
+            )
 
     @property
     def is_useful(self) -> bool:
         """Whether anything was fused."""
-        return bool(self.result.recipes)
+        return self._program is not None
 
     def run(self, module: nn.Module, tensors: Sequence[Tensor]) -> Any:
-        """Calls the fused module.
-
-        Args:
-            module: the module that was traced.
-            tensors: its tensor arguments, in order.
+        """Calls the module that was traced with its tensor arguments, in order.
 
         Raises:
             Unusable: the kernels cannot run with these parameters or inputs.
         """
-        for index, _ in self._images:
-            if tensors[index].dim() != 4:
-                raise Unusable(f"input {index} has {tensors[index].dim()} dimensions")
-        constants = self._packer.constants(module)
-        self._check_dtypes(tensors, constants)
-        keeps_channels_last = any(is_channels_last(tensors[index]) for index, _ in self._images)
-        if not keeps_channels_last and self._telling_weight is not None:
-            weight = self._telling_weight.read(module, ())
-            keeps_channels_last = weight is not None and is_channels_last(weight)
-        function = self._channels_last if keeps_channels_last else self._contiguous
-        # Opaque modules run the user's code, which may need autograd's kernels.
-        guard = torch.no_grad() if self.opaque else torch._C._AutoDispatchBelowAutograd()
-        with guard:
-            leaves = function(_Scope(module, constants), *tensors)
+        assert self._program is not None
+        leaves = self._program.run(module, tensors)
         return leaves[0] if self._spec.is_leaf() else self._spec.unflatten(leaves)
-
-    def _check_dtypes(self, tensors: Sequence[Tensor], constants: Constants) -> None:
-        for index, recipes in self._images:
-            dtype = tensors[index].dtype
-            if dtype not in DTYPES and recipes:
-                raise Unusable(f"there is no kernel for {dtype} inputs")
-            if not self.autocast and any(constants.weight_dtypes[r] != dtype for r in recipes):
-                raise Unusable(f"weights and a {dtype} input differ in dtype")
 
 
 def _telling_weight(result: FusedGraph) -> Source | None:

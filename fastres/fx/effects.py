@@ -37,8 +37,14 @@ _FRESH_MODULES = (
 _TRUSTED = ("torch", "_operator", "math", "builtins")
 
 
+# These are closures that all have the same name.
+_DISPATCHERS = {F.max_pool2d: "max_pool2d", F.adaptive_max_pool2d: "adaptive_max_pool2d"}
+
+
 def op_name(node: fx.Node) -> str:
     """The operation's bare name: "relu" for F.relu, torch.relu and x.relu()."""
+    if node.target in _DISPATCHERS:
+        return _DISPATCHERS[node.target]
     if isinstance(node.target, str):
         return node.target.rpartition(".")[2]
     if isinstance(node.target, torch._ops.OpOverload):

@@ -153,7 +153,9 @@ class Shapes:
     def _conv(self, node: fx.Node, conv: Conv) -> Image | None:
         x = self.image(conv.x)
         if x is None:
-            return None
+            if not any(self._checks_rank(user) for user in node.users):
+                return None
+            x = self._images[conv.x] = fresh_image(conv.x)
         channels, per_group, r, s = conv.weight_shape
         if not isinstance(x.channels, int):
             self._channels.setdefault(x.channels, per_group * conv.groups)
@@ -165,6 +167,11 @@ class Shapes:
             width=x.width.window(s, conv.stride[1], left + right, conv.dilation[1]),
             dtype="autocast" if self._autocast else x.dtype,
         )
+
+    def _checks_rank(self, node: fx.Node) -> bool:
+        """Whether a node would fail if its input, or what made it, had not 4 dimensions."""
+        reading = self._reader.read(node)
+        return isinstance(reading, Norm) and reading.checks_rank
 
     def _binary(self, node: fx.Node, operands: Sequence[fx.Node]) -> Image | None:
         images = [self.image(operand) for operand in operands]
@@ -270,9 +277,9 @@ def _pool(
     )
 
 
-def image_of_fake(node: fx.Node, value: Any) -> Image | None:
-    """What is known of a graph's input from an example of it."""
-    if not isinstance(value, torch.Tensor) or value.dim() != 4:
-        return None
-    n, c, h, w = value.shape
-    return Image(str(n), c if isinstance(c, int) else str(c), Size(str(h)), Size(str(w)), value.dtype)
+def image_of_example(placeholder: fx.Node, example: torch.Tensor) -> Image:
+    """What is known of an input with 4 dimensions whose sizes, or their symbols, are given."""
+    n, c, h, w = example.shape
+    channels = c if isinstance(c, int) else str(c)
+    needs = frozenset({placeholder})
+    return Image(str(n), channels, Size(str(h)), Size(str(w)), placeholder, needs)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import operator
 import random
+import re
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -129,8 +130,8 @@ def _forward_of(module: nn.Module) -> Any:
 
 
 def _reason(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    first = re.split(r"\.\s|\n", str(error).strip(), maxsplit=1)[0]
+    return f"{type(error).__name__}: {first}" if first else type(error).__name__
 
 
 def is_builtin(module: nn.Module) -> bool:
@@ -201,6 +202,7 @@ class _Tracer(fx.Tracer):
             self.traced_func_name = ORIGINAL_FORWARD
         self._thread = threading.get_ident()
         self._pattern = pattern
+        self._autocast = _autocast_state()
         self._forward = _forward_of(root)
         self._paths: dict[int, str] = {id(m): path for path, m in root.named_modules()}
         self._tensors: dict[int, str] = dict(_named_tensors(root))
@@ -241,6 +243,14 @@ class _Tracer(fx.Tracer):
         return flat_forward, proxies
 
     # -- values --
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        # Contexts are entered while tracing, and no graph remembers that they were.
+        if torch.is_grad_enabled():
+            raise TraceFailed("it enables gradients")
+        if _autocast_state() != self._autocast:
+            raise TraceFailed("it switches autocast")
+        return super().create_node(*args, **kwargs)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         node.meta["tensor"] = _is_tensor(node)
@@ -317,6 +327,10 @@ class _Tracer(fx.Tracer):
             self.graph.erase_node(node)
         kept = set(self.graph.nodes)
         self._attributes = {k: p for k, p in self._attributes.items() if p.node in kept}
+
+
+def _autocast_state() -> tuple[bool, torch.dtype]:
+    return torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
 
 
 def _named_tensors(root: nn.Module) -> Iterator[tuple[int, str]]:

@@ -1,0 +1,136 @@
+"""``explain(model)``: what is fused, what is left alone, and why."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from . import _library
+from .accelerate import State, is_accelerated
+from .fuse import Fused, Left
+from .fx.structure import STATE, eval_view
+from .packing import DEVICES, DTYPES, Unusable, check_device
+from .plan import Fusion, walk
+
+_LAYERS = (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What ``explain`` found; ``print`` it."""
+
+    model: str
+    """Name of the model's class."""
+    fused: list[Fused] = field(default_factory=list)
+    """Each operator, and the modules and functions that it stands for."""
+    left: list[Left] = field(default_factory=list)
+    """Convolutions, BatchNorms and modules that hold some, that run as they were, and why."""
+    notes: list[str] = field(default_factory=list)
+    """What concerns the model as a whole."""
+
+    def __str__(self) -> str:
+        ops = Counter(fused.op for fused in self.fused)
+        counts = ", ".join(f"{count} {op}" for op, count in sorted(ops.items())) or "nothing"
+        lines = [f"{self.model}: fuses {counts}; leaves {len(self.left)} as they were"]
+        lines += [f"  note: {note}" for note in self.notes]
+        width = max((len(fused.op) for fused in self.fused), default=0)
+        lines += [
+            f"  {fused.op:<{width}}  {_short(fused.modules)}  ({fused.detail})"
+            for fused in self.fused
+        ]
+        lines += [f"  left alone: {left.module or '(the model)'}: {left.reason}" for left in self.left]
+        return "\n".join(lines)
+
+
+def explain(model: nn.Module, *, fuse_blocks: bool = True) -> Report:
+    """Tells what ``accelerate`` does to a model, accelerated already or not.
+
+    It tells of inference. A model in training mode is looked at as if in eval mode.
+
+    Args:
+        model: any module.
+        fuse_blocks: as for ``accelerate``; an accelerated model's own choice goes first.
+
+    Returns:
+        A report to print, or to read: ``fused``, ``left`` and ``notes``.
+
+    Raises:
+        TypeError: ``model`` is not a module.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"explain: model must be an nn.Module, got {type(model).__name__}")
+    states = [m.__dict__[STATE] for m in model.modules() if STATE in m.__dict__]
+    if states:
+        fuse_blocks = states[0].options.blocks
+    report = Report(type(model).__name__, notes=list(_notes(model, states)))
+    view = eval_view(model) if model.training else model
+    for path, fusion in walk(view, fuse_blocks):
+        if isinstance(fusion, str):
+            if _holds_layers(view.get_submodule(path)):
+                report.left.append(Left(path, fusion))
+            continue
+        report.fused.extend(
+            Fused(f.op, tuple(_join(path, m) for m in f.modules), f.detail)
+            for f in fusion.result.fused
+        )
+        report.left.extend(Left(_join(path, m.module), m.reason) for m in fusion.result.left)
+        report.left.extend(_opaque(view, path, fusion))
+    return report
+
+
+def _opaque(view: nn.Module, path: str, fusion: Fusion) -> Iterator[Left]:
+    """Modules that are called as they are; their insides are reported on their own."""
+    for inner, reason in fusion.trace.opaque.items():
+        full = _join(path, inner)
+        if _holds_layers(view.get_submodule(full)) and not reason.startswith("tracing failed"):
+            yield Left(full, reason)
+
+
+def _holds_layers(module: nn.Module) -> bool:
+    return any(isinstance(inner, _LAYERS) for inner in module.modules())
+
+
+def _join(path: str, name: str) -> str:
+    separator = "." if path and name and not name.startswith(":") else ""
+    return f"{path}{separator}{name}"
+
+
+def _short(modules: Sequence[str]) -> str:
+    """``layer1.0: conv1, bn1, relu`` for modules that share a prefix."""
+    parts = [module.replace(":", ".:").split(".") for module in modules]
+    common = 0
+    while all(len(p) > common + 1 and p[: common + 1] == parts[0][: common + 1] for p in parts):
+        common += 1
+    names = ", ".join(".".join(p[common:]).replace(".:", ":").lstrip(":") for p in parts)
+    prefix = ".".join(parts[0][:common])
+    return f"{prefix}: {names}" if prefix else names
+
+
+def _notes(model: nn.Module, states: list[State]) -> Iterator[str]:
+    if not any(is_accelerated(module) for module in model.modules()):
+        yield "not accelerated; this is what fastres.accelerate would do"
+    if model.training:
+        yield "in training mode; this is what happens in eval mode"
+    if any(state.gave_up for state in states):
+        yield "changes at every call, so that it runs as it was"
+    yield from _parameter_notes(model)
+    if not _library.has_kernels(DEVICES[0]) and _library.get_backend() != "reference":
+        yield "there are no native kernels in this installation, so that it runs as it was"
+
+
+def _parameter_notes(model: nn.Module) -> Iterator[str]:
+    weights: list[Any] = [m.weight for m in model.modules() if isinstance(m, nn.Conv2d)]
+    for dtype in sorted({w.dtype for w in weights if w is not None}, key=str):
+        if dtype not in DTYPES:
+            yield f"there is no kernel for {dtype} weights, so that they run as they were"
+    for weight in weights:
+        try:
+            check_device(torch.empty(0) if weight is None else weight)
+        except Unusable as error:
+            yield f"{error}, so that it runs as it was"
+            return
