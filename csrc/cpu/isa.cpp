@@ -4,16 +4,28 @@
 #include <cstdlib>
 #include <stdexcept>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 namespace fastres {
 namespace {
+
+#if defined(__x86_64__)
+// Every processor with AVX2 has it, but a virtual machine may hide it. Not __builtin_cpu_supports:
+// Clang before 15 does not know the name.
+bool has_f16c() {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
+}
+#endif
 
 Isa detect() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
   // The same extensions as in csrc/flags.txt. GCC and Clang also ask the operating system (XGETBV)
   // whether it saves the wide registers, so a true here means that the instructions may be used.
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                    __builtin_cpu_supports("f16c");
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   if (avx2 && avx512) return Isa::avx512;
