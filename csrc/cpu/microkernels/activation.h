@@ -8,9 +8,9 @@
 namespace fastres::cpu::FASTRES_ISA_NAMESPACE {
 
 // exp(x) to 2 ulp: 2^n * e^r with |r| <= ln(2)/2 and a degree-6 polynomial for e^r (the
-// coefficients of Cephes' expf).
+// coefficients of Cephes' expf). Infinite from n = 128 on, whose exponent bits are infinity's.
 inline Vec exp(Vec x) {
-  x = at_most(at_least(x, broadcast(-87.3F)), broadcast(88.3F));
+  x = at_most(at_least(x, broadcast(-87.3F)), broadcast(89.0F));
   const Vec magic = broadcast(12582912.0F);  // 1.5 * 2^23: adding it rounds to an integer
   const Vec n = (x * 1.44269504F + magic) - magic;
   Vec r = x - n * 0.693359375F;

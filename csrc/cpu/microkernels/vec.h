@@ -33,7 +33,8 @@ typedef float UnalignedVec
 
 inline Vec load(const float* p) { return *reinterpret_cast<const UnalignedVec*>(p); }
 inline void store(float* p, Vec v) { *reinterpret_cast<UnalignedVec*>(p) = v; }
-inline Vec broadcast(float x) { return Vec{} + x; }
+// x - 0 is x for every x, -0 included, so the compiler drops the subtraction.
+inline Vec broadcast(float x) { return x - Vec{}; }
 
 inline Vec load_partial(const float* p, int64_t count) {
   float lanes[kLanes] = {};
