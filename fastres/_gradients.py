@@ -111,7 +111,8 @@ def act_grad(grad: Tensor, value: Tensor, act: str, act_slope: float) -> Tensor:
     if act == "leaky_relu":
         # The output has the input's sign, except for a negative slope, which gives the input.
         return aten.leaky_relu_backward(grad, value.detach(), act_slope, False)
-    return aten.silu_backward(grad, value)
+    sigmoid = value.sigmoid()  # aten.silu_backward cannot be differentiated again
+    return grad * sigmoid * (1 + value * (1 - sigmoid))
 
 
 def shift_grad(grad: Tensor) -> Tensor:

@@ -71,34 +71,44 @@ def assert_accurate() -> Callable[..., None]:
     return check
 
 
+MISSING = "native library or its diagnostics"
+
+
 def _kernel_names() -> list[str]:
-    if "cpu" in _library.available_backends():
-        diagnostics = _library.diagnostics()
-        return ["reference", *(diagnostics.supported_isas() if diagnostics else ["diagnostics"])]
+    diagnostics = _library.diagnostics()
+    if "cpu" in _library.available_backends() and diagnostics is not None:
+        return ["reference", *diagnostics.supported_isas()]
     if os.environ.get("FASTRES_NATIVE") == "0":  # a pure-Python package, on purpose
         return ["reference"]
-    return ["reference", "native library"]
+    return ["reference", MISSING]
+
+
+def _use(name: str) -> Iterator[str]:
+    if name == MISSING:
+        pytest.fail(
+            f"there is no {name}: build fastres, or set FASTRES_NATIVE=0 to test it without"
+        )
+    before = _library.get_backend()
+    _library.set_backend("reference" if name == "reference" else "cpu")
+    diagnostics = _library.diagnostics()
+    if diagnostics is not None:
+        diagnostics.force_isa("auto" if name == "reference" else name)
+    yield name
+    if diagnostics is not None:
+        diagnostics.force_isa("auto")
+    _library.set_backend(before)
 
 
 @pytest.fixture(scope="module", params=_kernel_names())
 def kernels(request: pytest.FixtureRequest) -> Iterator[str]:
     """Runs a test on the reference and on every instruction set of this machine."""
-    name = request.param
-    if name in ("native library", "diagnostics"):
-        pytest.fail(
-            f"the {name} of fastres is not there: build it, or set FASTRES_NATIVE=0 to test the "
-            "pure-Python package"
-        )
-    backend = _library.get_backend()
-    if name == "reference":
-        _library.set_backend("reference")
-    else:
-        _library.set_backend("cpu")
-        _library.diagnostics().force_isa(name)
-    yield name
-    if name != "reference":
-        _library.diagnostics().force_isa("auto")
-    _library.set_backend(backend)
+    yield from _use(request.param)
+
+
+@pytest.fixture(scope="module", params=_kernel_names()[:2])
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Runs a test on the reference and on one instruction set, where it matters no more."""
+    yield from _use(request.param)
 
 
 @pytest.fixture(autouse=True)
