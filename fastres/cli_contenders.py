@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .accelerate import accelerate
+from .accelerate import accelerate, restore
 
 __all__ = ["Contenders", "channels_last"]
 
@@ -22,12 +22,13 @@ class Contenders:
 
     @classmethod
     def of(cls, model: nn.Module) -> "Contenders":
-        """Copies ``model``, which is left as it is, in the modes (training or not) it is in."""
+        """Copies ``model``, accelerated or not, which is left as it is."""
+        plain = restore(copy.deepcopy(model))
         return cls(
-            copy.deepcopy(model),
-            _to_channels_last(copy.deepcopy(model)),
-            accelerate(copy.deepcopy(model)),
-            copy.deepcopy(model).double(),
+            plain,
+            _to_channels_last(copy.deepcopy(plain)),
+            accelerate(copy.deepcopy(plain)),
+            copy.deepcopy(plain).double(),
         )
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from . import _measure
 from ._table import format_table
-from .accelerate import accelerate
+from .accelerate import accelerate, restore
 from .cli_arguments import input_shape, output_file, positive_int
 from .cli_contenders import Contenders, channels_last
 from .cli_errors import CliError
@@ -167,9 +167,10 @@ def _check_layers(model: nn.Module, x: Tensor) -> list[Check]:
 
     So an error is that of the module alone, and not what came before it.
     """
+    plain = restore(copy.deepcopy(model))
     checks = []
-    for name, (inputs, output) in _record_inputs(model, x).items():
-        module = model.get_submodule(name)
+    for name, (inputs, output) in _record_inputs(copy.deepcopy(plain), x).items():
+        module = plain.get_submodule(name)
         exact = copy.deepcopy(module).double()(*(tensor.double() for tensor in inputs))
         accelerated = accelerate(copy.deepcopy(module))(*(tensor.clone() for tensor in inputs))
         error = _measure.relative_error(accelerated, exact)
@@ -178,7 +179,10 @@ def _check_layers(model: nn.Module, x: Tensor) -> list[Check]:
 
 
 def _record_inputs(model: nn.Module, x: Tensor) -> dict[str, tuple[list[Tensor], Any]]:
-    """Name -> inputs and output, of the modules whose inputs are tensors and nothing else."""
+    """Name -> inputs and output, of the modules whose inputs are tensors and nothing else.
+
+    Leaves its hooks on ``model``.
+    """
     recorded: dict[str, tuple[list[Tensor], Any]] = {}
     waiting: dict[str, list[Tensor]] = {}
 
@@ -198,12 +202,11 @@ def _record_inputs(model: nn.Module, x: Tensor) -> dict[str, tuple[list[Tensor],
 
         return leave
 
-    watched = copy.deepcopy(model)
-    for name, module in watched.named_modules():
+    for name, module in model.named_modules():
         if name and next(module.children(), None) is not None:
             module.register_forward_pre_hook(enter_as(name), with_kwargs=True)
             module.register_forward_hook(leave_as(name))
-    watched(x)
+    model(x)
     return recorded
 
 

@@ -34,8 +34,8 @@ __all__ = [
 class ResNet(nn.Module):
     """A stem, four stages of residual blocks, and a linear classifier.
 
-    This class builds the plain network; the constructors below return it accelerated. For a
-    network of your own: ``fastres.accelerate(ResNet(Bottleneck, [3, 8, 4, 3]))``.
+    The constructors below return it accelerated. For a network of your own:
+    ``fastres.accelerate(ResNet(Bottleneck, [3, 8, 4, 3]))``.
 
     Args:
         block: ``BasicBlock`` or ``Bottleneck``, or a class with their signature and ``expansion``.
@@ -149,10 +149,16 @@ def _initialise(model: nn.Module, zero_init_residual: bool) -> None:
     if not zero_init_residual:
         return
     for module in model.modules():
-        last = {Bottleneck: "bn3", BasicBlock: "bn2"}.get(type(module))
-        weight = getattr(getattr(module, last), "weight", None) if last else None
-        if weight is not None:
-            nn.init.zeros_(weight)
+        if isinstance(module, Bottleneck):
+            _zero_weight(module.bn3)
+        elif isinstance(module, BasicBlock):
+            _zero_weight(module.bn2)
+
+
+def _zero_weight(norm: nn.Module) -> None:
+    weight = getattr(norm, "weight", None)
+    if weight is not None:
+        nn.init.zeros_(weight)
 
 
 _RESNET = '"Deep Residual Learning for Image Recognition", https://arxiv.org/abs/1512.03385'

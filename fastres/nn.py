@@ -1,19 +1,20 @@
 """The building blocks of the networks: plain PyTorch modules with torchvision's names and keys.
 
-Nothing here calls a kernel. What makes a block fast is :func:`fastres.accelerate`, the same
-mechanism that accelerates anybody's model, called on the network that the block is a part of::
+Nothing here calls a kernel. What makes a block fast is :func:`fastres.accelerate`, the mechanism
+that accelerates anybody's model. Each block ends its construction with it, so that a block is fast
+wherever it is put. A network that is accelerated as a whole fuses more, its own convolutions among
+them, and makes one decision a call where the blocks make one each::
 
-    class Net(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.stem = fastres.nn.ConvBNAct(3, 64, 7, stride=2)
-            self.block = fastres.nn.Bottleneck(64, 16, groups=32, base_width=4)
-            ...
+    net = fastres.accelerate(
+        torch.nn.Sequential(
+            fastres.nn.ConvBNAct(3, 64, 7, stride=2),
+            fastres.nn.Bottleneck(64, 16, groups=32, base_width=4),
+            torch.nn.Conv2d(64, 10, 1),
+        )
+    )
 
-    net = fastres.accelerate(Net())
-
-One call on the whole network fuses more than a call per block (a block's output feeds the next
-block without leaving the fused graph), which is why the blocks do not accelerate themselves.
+A subclass of a block is not accelerated by the block's constructor, which runs before the subclass
+is complete: call ``fastres.accelerate`` on the finished object, or on the network.
 
 Sources: He et al., "Deep Residual Learning for Image Recognition", https://arxiv.org/abs/1512.03385;
 Xie et al., "Aggregated Residual Transformations for Deep Neural Networks",
@@ -23,6 +24,8 @@ https://arxiv.org/abs/1611.05431. The stride stands on the 3x3 convolution ("Res
 from collections.abc import Callable
 
 from torch import Tensor, nn
+
+from .accelerate import accelerate
 
 __all__ = ["ACTIVATIONS", "BasicBlock", "Bottleneck", "ConvBNAct", "projection"]
 
@@ -36,6 +39,11 @@ ACTIVATIONS: dict[str, Callable[[float], nn.Module]] = {
     "silu": lambda slope: nn.SiLU(inplace=True),
     "leaky_relu": lambda slope: nn.LeakyReLU(slope, inplace=True),
 }
+
+
+def _accelerate_if_complete(block: nn.Module, cls: type[nn.Module]) -> None:
+    if type(block) is cls:
+        accelerate(block)
 
 
 def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
@@ -101,6 +109,7 @@ class ConvBNAct(nn.Module):
         )
         self.bn = (norm_layer or nn.BatchNorm2d)(out_channels)
         self.act = ACTIVATIONS[act](act_slope)
+        _accelerate_if_complete(self, ConvBNAct)
 
     def forward(self, x: Tensor) -> Tensor:
         """``act(bn(conv(x)))``."""
@@ -185,6 +194,7 @@ class BasicBlock(nn.Module):
         self.bn2 = norm_layer(planes)
         self.downsample = downsample
         self.stride = stride
+        _accelerate_if_complete(self, BasicBlock)
 
     def forward(self, x: Tensor) -> Tensor:
         """``relu(residual branch of x + shortcut of x)``."""
@@ -257,6 +267,7 @@ class Bottleneck(nn.Module):
         self.relu = nn.ReLU(inplace=True)
         self.downsample = downsample
         self.stride = stride
+        _accelerate_if_complete(self, Bottleneck)
 
     def forward(self, x: Tensor) -> Tensor:
         """``relu(residual branch of x + shortcut of x)``."""

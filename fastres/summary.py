@@ -2,9 +2,10 @@
 
 import copy
 import os
-from collections.abc import Sequence
+from collections import Counter, defaultdict, deque
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from ._table import format_table
+from .accelerate import restore
+from .fuse import Fused
+from .report import explain
 
 __all__ = ["Layer", "Summary", "summarize"]
 
@@ -26,10 +30,11 @@ class Layer:
         name: the module's name in the model; a module called twice has two layers.
         kind: its class, and for a convolution its kernel, stride, groups and dilation.
         output_shape: of the first tensor that it returns.
-        parameters: of the module itself; 0 from its second call on.
+        parameters: of the module without its submodules' layers; 0 from its second call on.
         macs: multiply-accumulates of convolutions and matrix products, without its submodules'.
         bytes: read and written if the layer runs on its own: inputs, parameters, outputs.
-        fused_into: the fused operation that it becomes a part of; None where it runs as it is.
+        fused_into: the operator, with its number in the model, that stands for it after
+            ``fastres.accelerate``; None where it runs as it is.
     """
 
     name: str
@@ -88,10 +93,15 @@ class Summary:
             ],
             left=3,
         )
+        operators = Counter(
+            operator.split()[0] for operator in {layer.fused_into for layer in self.layers} - {None}
+        )
+        fused = ", ".join(f"{count} {name}" for name, count in sorted(operators.items()))
         return (
             f"{self.model}, input {'x'.join(map(str, self.input_shape))}\n\n{table}\n\n"
             f"{self.parameters / 1e6:,.2f} M parameters ({self.parameter_bytes / 2**20:,.1f} MiB), "
             f"{self.macs / 1e9:,.3f} GMACs, {self.bytes / 2**20:,.1f} MiB moved if nothing is fused"
+            f"\nfastres.accelerate makes {fused or 'no fused operators'}"
         )
 
 
@@ -108,24 +118,38 @@ def summarize(
     Raises:
         RuntimeError, ValueError, TypeError: whatever the model says to an input of that shape.
     """
+    layers = _record(model, input_shape)
     return Summary(
         model=name or type(model).__name__,
         input_shape=tuple(input_shape),
-        layers=tuple(_record(model, input_shape)),
+        layers=tuple(_with_fusions(layers, explain(model).fused)),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         parameter_bytes=sum(_bytes(parameter) for parameter in model.parameters()),
     )
 
 
+def _with_fusions(layers: list[Layer], fused: Sequence[Fused]) -> Iterator[Layer]:
+    """The layers with ``fused_into`` filled in: the operator's name and number in the model."""
+    operators: defaultdict[str, deque[str]] = defaultdict(deque)
+    for number, operation in enumerate(fused, start=1):
+        for path in operation.modules:
+            # A function such as "norm1:batch_norm" is the layer of the module that calls it.
+            operators[path.partition(":")[0]].append(f"{operation.op} #{number}")
+    for layer in layers:
+        # A module that is called several times is listed as often, in the same order.
+        waiting = operators[layer.name]
+        yield replace(layer, fused_into=waiting.popleft() if waiting else None)
+
+
 def _record(model: nn.Module, input_shape: Sequence[int]) -> list[Layer]:
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     try:
-        return _Recorder(copy.deepcopy(model).to("meta")).run(
+        return _Recorder(restore(copy.deepcopy(model)).to("meta")).run(
             torch.empty(*input_shape, dtype=dtype, device="meta")
         )
     except (NotImplementedError, RuntimeError):
         # A tensor that is no buffer, or a branch on a value: such a model has to compute.
-        return _Recorder(copy.deepcopy(model)).run(torch.zeros(*input_shape, dtype=dtype))
+        return _Recorder(restore(copy.deepcopy(model))).run(torch.zeros(*input_shape, dtype=dtype))
 
 
 class _Recorder:
@@ -135,7 +159,7 @@ class _Recorder:
         self._model = model.eval()
         self._flops = FlopCounterMode(display=False)
         self._layers: list[Layer] = []
-        self._seen: set[nn.Module] = set()
+        self._counted: set[Tensor] = set()
         #: Of every module that is running: operations before it, and those of its submodules.
         self._running: list[tuple[int, list[int]]] = []
 
@@ -156,35 +180,32 @@ class _Recorder:
             flops = self._flops.get_total_flops() - before
             if self._running:
                 self._running[-1][1].append(flops)
-            own_parameters = list(module.parameters(recurse=False))
+            # Also of submodules that it does not call: attention calls no projection of its own.
+            new_parameters = [p for p in module.parameters() if p not in self._counted]
             own_flops = flops - sum(submodules)
             is_leaf = next(module.children(), None) is None
-            if not is_leaf and not own_flops and not own_parameters:
+            if not is_leaf and not own_flops and not new_parameters:
                 return
             outputs = _tensors(output)
-            tensors = _tensors(inputs) + own_parameters + outputs
-            tensors += module.buffers(recurse=False)
+            moved = {*_tensors(inputs), *outputs, *new_parameters}
+            moved |= {*module.parameters(recurse=False), *module.buffers(recurse=False)}
             self._layers.append(
                 Layer(
                     name=name or "(the model itself)",
                     kind=_describe(module),
                     output_shape=tuple(outputs[0].shape) if outputs else (),
-                    parameters=0 if module in self._seen else sum(map(_numel, own_parameters)),
+                    parameters=sum(parameter.numel() for parameter in new_parameters),
                     macs=own_flops // 2,
-                    bytes=sum(map(_bytes, tensors)),
+                    bytes=sum(map(_bytes, moved)),
                 )
             )
-            self._seen.add(module)
+            self._counted.update(new_parameters)
 
         return leave
 
 
 def _tensors(tree: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
-
-
-def _numel(tensor: Tensor) -> int:
-    return tensor.numel()
 
 
 def _bytes(tensor: Tensor) -> int:
