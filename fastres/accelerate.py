@@ -2,9 +2,9 @@
 
 The object stays the object: only its class is exchanged, for a subclass of the old one whose
 ``forward`` decides at each call. It runs a plan (``fastres.plan``) where it can, and otherwise the
-old ``forward``, which is also what TorchScript, ``torch.export``, Dynamo and anybody else who traces
-the model gets to see. Plans and packed weights are derived state, kept out of ``state_dict``,
-pickles and copies.
+old ``forward``, which is also what TorchScript, ``torch.export``, Dynamo and anybody else who
+traces the model gets to see. Plans and packed weights are derived state, kept out of
+``state_dict``, pickles and copies.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from .fx.structure import (
     eval_view,
     original_class,
 )
-from .fx.tracing import Pattern, TraceFailed
+from .fx.tracing import Pattern
+from .fx.watching import TraceFailed
 from .packing import DEVICES, Staleness, Unusable
 from .plan import Fusion, Plan, walk
 
@@ -152,7 +153,7 @@ class _NoPlan:
         self.structure = Structure(module, [module], [], list(module.modules())[1:])
 
 
-# ---- the class ------------------------------------------------------------------------------------
+# ---- the class -----------------------------------------------------------------------------------
 
 # Original class -> its accelerated subclass, for as long as an instance of that lives.
 _classes: weakref.WeakKeyDictionary[type, weakref.ref[type]] = weakref.WeakKeyDictionary()
@@ -224,7 +225,8 @@ def _reduce(self: nn.Module, protocol: Any) -> Any:
     plain: nn.Module = object.__new__(original_class(self))
     plain.__dict__.update(self.__dict__)
     plain.__dict__.pop(STATE, None)
-    rebuild, arguments, *rest = plain.__reduce_ex__(protocol)
+    reduced: Any = plain.__reduce_ex__(protocol)
+    rebuild, arguments, *rest = reduced
     state = self.__dict__.get(STATE)
     options = _Options("content", True) if state is None else state.options
     return _rebuild, (rebuild, arguments, options.staleness, options.blocks), *rest
@@ -236,7 +238,7 @@ def _rebuild(rebuild: Any, arguments: Any, staleness: Staleness, blocks: bool) -
     return module
 
 
-# ---- a call ---------------------------------------------------------------------------------------
+# ---- a call --------------------------------------------------------------------------------------
 
 
 def _run_plan(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -275,7 +277,7 @@ def _somebody_watches() -> bool:
     ):
         return True
     return (
-        torch.jit.is_tracing()
+        torch._C._is_tracing()
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._functorch.maybe_current_level() is not None
         or forward_ad._current_level >= 0
@@ -319,7 +321,8 @@ def _make_plan(module: nn.Module, state: State, pattern: Pattern, autocast: bool
     except TraceFailed:
         plan = _NoPlan(module, pattern, autocast)
     else:
-        if any([_accelerate_inside(module.get_submodule(p), options) for p in plan.opaque]):
+        changed = [_accelerate_inside(module.get_submodule(path), options) for path in plan.opaque]
+        if any(changed):
             # The exchanged classes are not those that the plan remembers.
             plan = Plan(module, pattern, autocast, options.blocks, options.staleness)
     state.plans = [plan, *state.plans][:_MAX_PLANS]

@@ -14,8 +14,9 @@ from torch import fx, nn
 
 from .fuse import fuse
 from .fx.effects import op_name
-from .fx.patterns import InputSource, Reader, Source
+from .fx.patterns import Reader
 from .fx.shapes import Image, image_of_example
+from .fx.sources import InputSource, Source
 from .packing import Staleness, Unusable
 from .plan import Program, has_foreign_code
 
@@ -103,8 +104,12 @@ def _program(
             return None
         return image_of_example(node, example)
 
+    def shape_of(found: Source) -> Sequence[int]:
+        tensor = found.read(None, examples)
+        return () if tensor is None else tensor.shape
+
     modules: dict[str, nn.Module] = {}
-    reader = Reader(modules, source, lambda found: examples[found.index].shape)  # type: ignore
+    reader = Reader(modules, source, shape_of)
     autocast = torch.is_autocast_enabled("cpu")
     result = fuse(graph, reader, image, autocast, blocks)
     if not result.recipes:

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from .fx.patterns import Norm, Reader
-from .fx.tracing import Pattern, TraceFailed, default_pattern
+from .fx.tracing import Pattern, default_pattern
+from .fx.watching import TraceFailed
 from .packing import Packer, Unusable
 from .plan import Fusion, contiguous_form, is_channels_last
 

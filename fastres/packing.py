@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from . import _library
-from .fx.patterns import AttributeSource, Conv, InputSource, Norm, Source
+from .fx.patterns import Conv, Norm
+from .fx.sources import AttributeSource, InputSource, Source
 from .ops import pack_conv_weight
 
 Staleness = Literal["content", "version"]
@@ -53,9 +54,8 @@ class Recipe:
         recipe = cls(conv.weight, conv.bias, conv.weight_shape, conv.groups)
         if norm is None:
             return recipe
-        return cls(
-            *(conv.weight, conv.bias, conv.weight_shape, conv.groups),
-            *(norm.mean, norm.var, norm.weight, norm.bias, norm.eps),
+        return replace(
+            recipe, mean=norm.mean, var=norm.var, gamma=norm.weight, beta=norm.bias, eps=norm.eps
         )
 
     def sources(self) -> list[Source | None]:
@@ -155,7 +155,8 @@ class Packer:
         inputs = [s for s in sources if isinstance(s, InputSource)]
         self._slots = [_slot(source, root) for source in attributes]
         self._inputs = [source.index for source in inputs]
-        position: dict[Source | None, int] = {s: i for i, s in enumerate([*attributes, *inputs])}
+        ordered: list[Source] = [*attributes, *inputs]
+        position: dict[Source | None, int] = {s: i for i, s in enumerate(ordered)}
         self._positions = [
             [position.get(source, -1) for source in recipe.sources()] for recipe in recipes
         ]

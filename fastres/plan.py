@@ -11,17 +11,18 @@ from torch import Tensor, fx, nn
 from .fuse import FUSED, FusedGraph, fuse
 from .fx.effects import Effects, is_trusted
 from .fx.layout import chooses_format, restore_contiguous
-from .fx.patterns import AttributeSource, Reader, Source, module_kind
+from .fx.patterns import Reader, module_kind
 from .fx.shapes import Image, fresh_image
+from .fx.sources import AttributeSource, Source
 from .fx.tracing import (
     Pattern,
     Trace,
-    TraceFailed,
     default_pattern,
     is_builtin,
     trace,
     untouchable_reason,
 )
+from .fx.watching import TraceFailed
 from .packing import DTYPES, Constants, Packer, Staleness, Unusable
 
 
@@ -66,9 +67,7 @@ class Fusion:
         return _plain_reader(self.modules)
 
 
-def walk(
-    model: nn.Module, blocks: bool = True
-) -> Iterator[tuple[str, Fusion | str]]:
+def walk(model: nn.Module, blocks: bool = True) -> Iterator[tuple[str, Fusion | str]]:
     """The largest parts of a model that can be traced, called in the usual way, and the others.
 
     Yields:

@@ -43,7 +43,9 @@ class Report:
             f"  {fused.op:<{width}}  {_short(fused.modules)}  ({fused.detail})"
             for fused in self.fused
         ]
-        lines += [f"  left alone: {left.module or '(the model)'}: {left.reason}" for left in self.left]
+        lines += [
+            f"  left alone: {left.module or '(the model)'}: {left.reason}" for left in self.left
+        ]
         return "\n".join(lines)
 
 

@@ -58,7 +58,7 @@ def _constant_of(node: fx.Node, shapes: Shapes) -> Any:
     elif node.op == "call_function" and node.target in _COMPARISONS:
         a, b = node.args
         if isinstance(a, int) and isinstance(b, int):
-            return node.target(a, b)  # type: ignore[operator]
+            return node.target(a, b)
     return None
 
 

@@ -191,5 +191,3 @@ def reads_only_metadata(node: fx.Node) -> bool:
         return node.target in {"size", "dim", "ndimension", "numel", "is_contiguous"}
     names = {"shape", "ndim", "dtype", "device"}
     return node.target is getattr and len(node.args) == 2 and node.args[1] in names
-
-

@@ -1,7 +1,7 @@
 """Reads FX nodes as convolutions, normalisations, activations and additions.
 
-One reading for the module form (``call_module`` of ``nn.Conv2d``), the functional form (``F.conv2d``,
-``x.relu_()``, ``+=``), and ATen's (what ``torch.export`` hands out).
+One reading for the module form (``call_module`` of ``nn.Conv2d``), the functional form
+(``F.conv2d``, ``x.relu_()``, ``+=``), and ATen's (what ``torch.export`` hands out).
 """
 
 from __future__ import annotations
@@ -9,51 +9,17 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.nn import functional as F
 
 from .._arguments import pair, resolve_padding
+from .sources import AttributeSource, Source
 from .structure import original_class
 
 aten = torch.ops.aten
-
-
-class Source(Protocol):
-    """Where a parameter or buffer is found each time that a graph is run."""
-
-    def read(self, root: nn.Module | None, inputs: Sequence[Any]) -> Tensor | None:
-        """The tensor as it is now."""
-
-
-@dataclass(frozen=True)
-class AttributeSource:
-    """An attribute of a module; of the graph's root where ``module`` is None."""
-
-    module: nn.Module | None
-    name: str
-
-    def read(self, root: nn.Module | None, inputs: Sequence[Any]) -> Tensor | None:
-        """The attribute, None if there is none."""
-        module = root if self.module is None else self.module
-        assert module is not None
-        for values in (module._parameters, module._buffers, module.__dict__):
-            if self.name in values:
-                return values[self.name]
-        return None
-
-
-@dataclass(frozen=True)
-class InputSource:
-    """An input of the graph, by position."""
-
-    index: int
-
-    def read(self, root: nn.Module | None, inputs: Sequence[Any]) -> Tensor | None:
-        """The input."""
-        return inputs[self.index]
 
 
 @dataclass(frozen=True)

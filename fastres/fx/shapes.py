@@ -248,10 +248,9 @@ class Shapes:
         )
 
     def _pool_function(self, node: fx.Node, x: Image) -> Image:
-        if op_name(node) == "max_pool2d":
-            names = ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode")
-        else:
-            names = ("input", "kernel_size", "stride", "padding", "ceil_mode")
+        names = ["input", "kernel_size", "stride", "padding", "dilation", "ceil_mode"]
+        if op_name(node) == "avg_pool2d":
+            names.remove("dilation")
         arguments: dict[str, Any] = dict(zip(names, node.args, strict=False))
         arguments.update(node.kwargs)
         return _pool(

@@ -1,9 +1,9 @@
 """Whether a module is still built as it was when it was traced.
 
-A trace freezes every Python value that a ``forward`` looked at: which submodules there are, strides,
-flags, training modes. A ``Structure`` remembers them and compares, in well under a microsecond a
-module, so that a fused program is never run for a model that has become another one. The values of
-parameters and buffers are not its business (``fastres.packing`` hashes those).
+A trace freezes every Python value that a ``forward`` looked at: which submodules there are,
+strides, flags, training modes. A ``Structure`` remembers them and compares, in well under a
+microsecond a module, so that a fused program is never run for a model that has become another one.
+The values of parameters and buffers are not its business (``fastres.packing`` hashes those).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ORIGINAL_FORWARD = "_fastres_forward"
 
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
-# Entries of a module's __dict__ that no forward's result depends on, or that are compared elsewhere.
+# Entries of a module's __dict__ on which no result depends, or that are compared elsewhere.
 _IGNORED = {
     STATE,
     "_parameters",

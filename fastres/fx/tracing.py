@@ -2,20 +2,17 @@
 
 ``torch.fx`` replays a ``forward`` once and records what it did with its inputs. What it cannot see,
 it would get wrong without a word: random numbers drawn in Python, attributes that ``forward``
-assigns, tensors made on the way. Here every module traced through is watched for those, and one that
-does such a thing (or branches on data, or has hooks) is left as a call in the graph: an *opaque*
-module, that runs as the user wrote it.
+assigns, tensors made on the way. Here every module traced through is watched for those, and one
+that does such a thing (or branches on data, or has hooks) is left as a call in the graph: an
+*opaque* module, that runs as the user wrote it.
 """
 
 from __future__ import annotations
 
 import operator
-import random
 import re
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,10 +21,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from .structure import ORIGINAL_FORWARD, Structure, has_hooks, original_class
-
-
-class TraceFailed(Exception):
-    """A module cannot be traced; the message says why."""
+from .watching import TraceFailed, watch
 
 
 class _Tensor:
@@ -55,7 +49,7 @@ class Pattern:
 
     @classmethod
     def of(cls, args: Sequence[Any], kwargs: dict[str, Any]) -> Pattern | None:
-        """The pattern of a call, or None if an argument is neither a tensor nor a plain constant."""
+        """The pattern of a call; None if an argument is neither a tensor nor a plain constant."""
         kinds = [_kind(value) for value in (*args, *kwargs.values())]
         if None in kinds:
             return None
@@ -109,7 +103,7 @@ def trace(module: nn.Module, pattern: Pattern) -> Trace:
     with _lock, torch.no_grad():
         tracer = _Tracer(module, pattern)
         try:
-            with _watch(module):
+            with watch(module):
                 graph = tracer.trace(module)
         except TraceFailed:
             raise
@@ -185,9 +179,7 @@ for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "
 class _TensorProxy(_Proxy):
     """A proxy that passes for a tensor, so that ``isinstance(x, Tensor)`` is what it will be."""
 
-    @property
-    def __class__(self) -> type:  # type: ignore[override]
-        return Tensor
+    __class__ = property(lambda self: Tensor)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> fx.Proxy:
         raise TraceFailed("it deep-copies a tensor")
@@ -301,7 +293,12 @@ class _Tracer(fx.Tracer):
         return self._trace_through(path, m, forward, args, kwargs)
 
     def _trace_through(
-        self, path: str, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: dict[str, Any]
+        self,
+        path: str,
+        m: nn.Module,
+        forward: Callable[..., Any],
+        args: Any,
+        kwargs: dict[str, Any],
     ) -> Any:
         """Traces a module's inside; if that fails, calls the module instead."""
         last = next(iter(reversed(self.graph.nodes)))
@@ -309,7 +306,7 @@ class _Tracer(fx.Tracer):
         traced = len(self.traced)
         self.traced.append(m)
         try:
-            with _watch(m):
+            with watch(m):
                 return super().call_module(m, forward, args, kwargs)
         except Exception as error:
             self._undo(last)
@@ -356,100 +353,3 @@ def _is_tensor(node: fx.Node) -> bool:
     if module == "_operator" or module.startswith("torch.nn.functional"):
         return of_tensors
     return getattr(torch, name, None) is node.target and not name.startswith("_")
-
-
-# ---- what a forward may do that a graph would not repeat ------------------------------------------
-
-
-@contextmanager
-def _watch(module: nn.Module) -> Iterator[None]:
-    """Raises TraceFailed if the body draws random numbers or changes the module's attributes.
-
-    Puts both back as they were.
-    """
-    before = _Attributes(module)
-    states = _random_states()
-    try:
-        yield
-    finally:
-        drew = _restore_random_states(states)
-        changed = before.restore()
-    if drew:
-        raise TraceFailed("it draws random numbers")
-    if changed is not None:
-        raise TraceFailed(f"its forward assigns its attribute {changed!r}")
-
-
-def _random_states() -> tuple[Any, ...]:
-    numpy = sys.modules.get("numpy")
-    legacy = numpy.random.get_state() if numpy is not None else None
-    return torch.get_rng_state(), random.getstate(), legacy
-
-
-def _restore_random_states(states: tuple[Any, ...]) -> bool:
-    """Puts the random states back; says whether they had changed.
-
-    With other threads about, the draws may have been theirs, and are not taken back.
-    """
-    current = _random_states()
-    if (
-        torch.equal(states[0], current[0])
-        and states[1] == current[1]
-        and (states[2] is None or all(map(_equal, states[2], current[2])))
-    ):
-        return False
-    if threading.active_count() == 1:
-        torch.set_rng_state(states[0])
-        random.setstate(states[1])
-        if states[2] is not None:
-            sys.modules["numpy"].random.set_state(states[2])
-    return True
-
-
-def _equal(a: Any, b: Any) -> bool:
-    return bool((a == b) if not hasattr(a, "all") else (a == b).all())
-
-
-class _Attributes:
-    """A module's attributes, with the contents of lists, dicts and sets one level deep."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self._module = module
-        self._values = dict(module.__dict__)
-        self._contents = {
-            name: value.copy()
-            for name, value in self._values.items()
-            if isinstance(value, (list, dict, set))
-        }
-
-    def restore(self) -> str | None:
-        """Puts the attributes back; returns the name of one that had changed, if any."""
-        changed = None
-        current = self._module.__dict__
-        for name in {*self._values, *current}:
-            if name not in self._values:
-                changed = name
-                del current[name]
-            elif current.get(name, self) is not self._values[name]:
-                changed = name
-                current[name] = self._values[name]
-        for name, content in self._contents.items():
-            if not _same_items(self._values[name], content):
-                changed = name
-                _refill(self._values[name], content)
-        return changed
-
-
-def _items(container: Any) -> list[Any]:
-    if isinstance(container, dict):
-        return [part for item in container.items() for part in item]
-    return list(container)
-
-
-def _same_items(a: Any, b: Any) -> bool:
-    return len(a) == len(b) and all(map(lambda x, y: x is y, _items(a), _items(b)))
-
-
-def _refill(container: Any, content: Any) -> None:
-    container.clear()
-    (container.extend if isinstance(container, list) else container.update)(content)
