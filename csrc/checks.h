@@ -115,6 +115,15 @@ inline void check_packed(const PackedHeader& header, const ExpectedWeight& expec
         expected.in_channels / expected.groups, " and ", expected.groups);
 }
 
+// Winograd's transforms are of a stride-1 convolution.
+inline void check_algorithm(const PackedHeader& header, Extent stride, Extent dilation,
+                            const char* op, const char* name) {
+  const bool unit = stride.h == 1 && stride.w == 1 && dilation.h == 1 && dilation.w == 1;
+  check(header.layout != PackedLayout::winograd || unit, op, ": ", name,
+        " was packed with algorithm='winograd', which needs stride and dilation 1, got stride (",
+        stride.h, ", ", stride.w, ") and dilation (", dilation.h, ", ", dilation.w, ")");
+}
+
 inline void check_shift(const Tensor& shift, int64_t out_channels, const char* op,
                         const char* name) {
   check(shift.dim() == 1 && shift.size(0) == out_channels, op, ": ", name, " must have shape [",

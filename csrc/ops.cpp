@@ -14,8 +14,11 @@
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(fastres, m) {
-  // weight * scale[:, None, None, None] in the layout that the backend's kernels read.
-  m.def("pack_conv_weight(Tensor weight, Tensor? scale, int groups) -> Tensor");
+  // weight * scale[:, None, None, None] in the layout that the backend's kernels read. algorithm is
+  // "direct", or "winograd" for a dense 3x3 that is used with stride and dilation 1.
+  m.def(
+      "pack_conv_weight(Tensor weight, Tensor? scale, int groups, str algorithm='direct') "
+      "-> Tensor");
 
   // act(conv(x) + shift + residual), in one pass over the output.
   m.def(

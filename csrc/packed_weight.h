@@ -23,7 +23,12 @@ enum class PackedLayout : int32_t {
   // [ceil(K/16)][R][S][Cg][16], for narrow groups with Kg == Cg: lane l multiplies the input of its
   // own group, so that several groups share a vector.
   lanes = 2,
+  // [16][ceil(K/16)][C][16]: the 4x4 Winograd transforms of a dense 3x3, for stride 1.
+  winograd = 3,
 };
+
+// Multiplications of one 4x4 tile of F(2x2, 3x3).
+constexpr int64_t kWinogradPositions = 16;
 
 struct PackedHeader {
   static constexpr int32_t kMagic = 0x53525446;  // "FTRS"
@@ -49,12 +54,17 @@ struct PackedHeader {
     return (channels + kChannelBlock - 1) / kChannelBlock;
   }
   // Floats from one block of output channels to the next.
-  int64_t block_stride() const { return taps() * group_in_channels * kChannelBlock; }
+  int64_t block_stride() const {
+    const int64_t values = layout == PackedLayout::winograd ? 1 : taps();
+    return values * group_in_channels * kChannelBlock;
+  }
 
   int64_t payload_floats() const {
     if (layout == PackedLayout::plain) return int64_t{out_channels} * group_in_channels * taps();
-    const int64_t rows = layout == PackedLayout::lanes ? 1 : groups;
-    return rows * blocks() * block_stride();
+    const int64_t copies = layout == PackedLayout::lanes      ? 1
+                           : layout == PackedLayout::winograd ? kWinogradPositions
+                                                              : groups;
+    return copies * blocks() * block_stride();
   }
 };
 static_assert(sizeof(PackedHeader) == 64, "the payload starts on a cache line");

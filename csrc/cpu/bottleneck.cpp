@@ -25,12 +25,17 @@ class BandWalker {
 
   // Output rows [first, last) of image n.
   void walk(int64_t n, int64_t first, int64_t last) {
-    const int64_t bands = (last - first + rows_in_cache() - 1) / rows_in_cache();
+    // Bands of nearly equal height, in pairs of rows: what Winograd's tiles are made of.
+    const int64_t pairs = (last - first + 1) / 2;
+    const int64_t pairs_in_cache = std::max<int64_t>(1, rows_in_cache() / 2);
+    const int64_t bands = (pairs + pairs_in_cache - 1) / pairs_in_cache;
     int64_t computed = first * block_.stride.h - block_.dilation.h;  // inner rows before this one
     for (int64_t i = 0; i < bands; ++i) {
-      const Range rows = even_range(last - first, bands, i);
-      computed = advance(n, first + rows.begin, rows.size(), computed);
-      run_band(n, first + rows.begin, rows.size());
+      const Range pair = even_range(pairs, bands, i);
+      const int64_t row = first + 2 * pair.begin;
+      const int64_t rows = std::min(2 * pair.size(), last - row);
+      computed = advance(n, row, rows, computed);
+      run_band(n, row, rows);
     }
   }
 
@@ -43,7 +48,7 @@ class BandWalker {
     const int64_t floats = level2_cache_bytes() / 2 / static_cast<int64_t>(sizeof(float));
     const int64_t halo = 2 * block_.dilation.h * inner1_row_;
     const int64_t per_row = block_.stride.h * inner1_row_ + inner2_row_;
-    return std::clamp<int64_t>((floats - halo) / per_row, 1, block_.out.h);
+    return std::clamp<int64_t>((floats - halo) / per_row, 2, block_.out.h + 1);
   }
 
   float* inner1() const {

@@ -108,7 +108,9 @@ class BandRunner {
     if (!direct_output_) bytes_per_row += g.out.w * g.out_channels;
     if (!direct_residual_) bytes_per_row += g.out.w * g.out_channels;
     bytes_per_row *= static_cast<int64_t>(sizeof(float));
-    return std::max<int64_t>(1, level2_cache_bytes() / 2 / bytes_per_row);
+    const int64_t rows = std::max<int64_t>(1, level2_cache_bytes() / 2 / bytes_per_row);
+    // Winograd's tiles are two rows high.
+    return conv_.layer.header.layout == PackedLayout::winograd ? (rows + 1) / 2 * 2 : rows;
   }
 
   void run_band(int64_t n, int64_t h, int64_t rows) const {

@@ -35,6 +35,7 @@ Tensor conv_bn_act(const Tensor& x, const Tensor& packed, const Tensor& shift,
   check_cpu(packed, kOp, "packed");
   const PackedHeader header = packed_header(packed, kOp, "packed");
   check_packed(header, {g.in_channels, g.kernel, groups}, kOp, "packed");
+  check_algorithm(header, g.stride, g.dilation, kOp, "packed");
   g.out_channels = header.out_channels;
   set_output_size(g, kOp);
   check_cpu(shift, kOp, "shift");

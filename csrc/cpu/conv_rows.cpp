@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "winograd.h"
+
 namespace fastres::cpu {
 namespace {
 
@@ -106,13 +108,15 @@ Range panel_channels(const Microkernels& kernels, const ConvLayer& layer, Range 
   }
   const int64_t per_group = panels_per_group(kernels, layer);
   const auto first_channel = [&](int64_t panel) {
-    return panel / per_group * h.group_out_channels() +
-           panel % per_group * kernels.panel_channels;
+    return panel / per_group * h.group_out_channels() + panel % per_group * kernels.panel_channels;
   };
   return {first_channel(panels.begin), first_channel(panels.end)};
 }
 
 void conv_rows(const Microkernels& kernels, const ConvLayer& layer, ConvBand band, Range panels) {
+  if (layer.header.layout == PackedLayout::winograd) {
+    return winograd_rows(kernels, layer, band, panels);
+  }
   if (layer.header.taps() == 1) join_rows(layer, band);
   ConvTile t = tile_of(layer, band);
   if (layer.header.layout == PackedLayout::lanes) {

@@ -131,6 +131,7 @@ Tensor grouped_bottleneck(const Tensor& x, const Tensor& packed1, const Tensor& 
       packed2, shift2, {reduce.layer.header.out_channels, {3, 3}, groups}, "2");
   const CheckedLayer expand = checked_layer(
       packed3, shift3, {spatial.layer.header.out_channels, {1, 1}, 1}, "3");
+  check_algorithm(spatial.layer.header, block.stride, block.dilation, kOp, "packed2");
   block.reduce = configure(reduce.layer, {1, 1}, {1, 1}, activation);
   block.spatial = configure(spatial.layer, block.stride, block.dilation, activation);
   block.expand = configure(expand.layer, {1, 1}, {1, 1}, activation);

@@ -52,6 +52,18 @@ struct ConvTile {
   float act_slope;
 };
 
+// Winograd's F(2x2, 3x3) over the tiles of a band, channels innermost. A tile makes 2x2 outputs of
+// 4x4 inputs; tiles overhang where the band's sizes are odd.
+struct WinogradTiles {
+  int64_t tile_rows;
+  int64_t tile_cols;
+  int64_t channels;
+  // Transformed values: [16][tile_rows * tile_cols][channels], `position_stride` floats between
+  // the sixteen.
+  float* transformed;
+  ptrdiff_t position_stride;
+};
+
 struct Microkernels {
   Isa isa;
   // Output channels of one igemm panel: what a register tile holds.
@@ -63,6 +75,11 @@ struct Microkernels {
   void (*igemm)(const ConvTile&);
   // Convolution of all groups of the lanes layout, `group_width` in {1, 2, 4, 8}.
   void (*lanes)(const ConvTile&, int64_t group_width);
+  // Transforms `rows` x `pixels` input pixels; what a tile reads beyond them is zero.
+  void (*winograd_input)(const WinogradTiles&, const float* input, ptrdiff_t row_stride,
+                         ptrdiff_t pixel_stride, int64_t rows, int64_t pixels);
+  // Transforms the products back and finishes the tile's output: shift, residual, activation.
+  void (*winograd_output)(const WinogradTiles&, const ConvTile& output);
   // Storage to float32 and back, `count` values.
   void (*widen)(const void* source, StorageType type, float* target, int64_t count);
   void (*narrow)(const float* source, StorageType type, void* target, int64_t count);

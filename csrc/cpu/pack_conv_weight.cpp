@@ -4,6 +4,7 @@
 
 #include <limits>
 #include <optional>
+#include <string>
 
 #include "allocate.h"
 #include "tensor_image.h"
@@ -13,7 +14,7 @@ namespace {
 
 constexpr const char* kOp = "pack_conv_weight";
 
-PackedHeader header_of(const Tensor& weight, int64_t groups) {
+PackedHeader header_of(const Tensor& weight, int64_t groups, const std::string& algorithm) {
   check(weight.dim() == 4, kOp, ": weight must be 4-D [K, C/groups, R, S], got shape ",
         shape_string(weight));
   for (int64_t d = 0; d < 4; ++d) {
@@ -32,6 +33,15 @@ PackedHeader header_of(const Tensor& weight, int64_t groups) {
   header.kernel_h = static_cast<int32_t>(weight.size(2));
   header.kernel_w = static_cast<int32_t>(weight.size(3));
   header.groups = static_cast<int32_t>(groups);
+  if (algorithm == "winograd") {
+    check(weight.size(2) == 3 && weight.size(3) == 3 && groups == 1, kOp,
+          ": algorithm 'winograd' needs a dense 3x3 weight, got shape ", shape_string(weight),
+          " with ", groups, " groups");
+    header.layout = PackedLayout::winograd;
+    return header;
+  }
+  check(algorithm == "direct", kOp, ": algorithm must be 'direct' or 'winograd', got '", algorithm,
+        "'");
   header.layout = uses_lanes_layout(header.group_out_channels(), weight.size(1), groups)
                       ? PackedLayout::lanes
                       : PackedLayout::igemm;
@@ -66,8 +76,45 @@ void pack(const float* weight, const float* scale, const PackedHeader& h, float*
   }
 }
 
-Tensor pack_conv_weight(const Tensor& weight, const std::optional<Tensor>& scale, int64_t groups) {
-  const PackedHeader header = header_of(weight, groups);
+// G g along one axis: three values, `step` apart, to four.
+void transform_weight(const double* g, int64_t step, double* out, int64_t out_step) {
+  const double even = (g[0] + g[2 * step]) / 2;
+  const double odd = g[step] / 2;
+  out[0] = g[0];
+  out[out_step] = even + odd;
+  out[2 * out_step] = even - odd;
+  out[3 * out_step] = g[2 * step];
+}
+
+// The sixteen values of one 3x3 kernel, `position_stride` apart.
+void pack_winograd_kernel(const float* kernel, double scale, float* out, int64_t position_stride) {
+  double scaled[9];
+  for (int i = 0; i < 9; ++i) scaled[i] = kernel[i] * scale;
+  double columns[4][3];
+  for (int s = 0; s < 3; ++s) transform_weight(scaled + s, 3, &columns[0][s], 3);
+  for (int r = 0; r < 4; ++r) {
+    double values[4];
+    transform_weight(columns[r], 1, values, 1);
+    for (int s = 0; s < 4; ++s) {
+      out[(r * 4 + s) * position_stride] = static_cast<float>(values[s]);
+    }
+  }
+}
+
+void pack_winograd(const float* weight, const float* scale, const PackedHeader& h, float* payload) {
+  for (int64_t k = 0; k < h.out_channels; ++k) {
+    float* block = payload + k / kChannelBlock * h.block_stride() + k % kChannelBlock;
+    for (int64_t c = 0; c < h.group_in_channels; ++c) {
+      pack_winograd_kernel(weight + (k * h.group_in_channels + c) * 9,
+                           scale != nullptr ? scale[k] : 1.0, block + c * kChannelBlock,
+                           h.blocks() * h.block_stride());
+    }
+  }
+}
+
+Tensor pack_conv_weight(const Tensor& weight, const std::optional<Tensor>& scale, int64_t groups,
+                        const std::string& algorithm) {
+  const PackedHeader header = header_of(weight, groups, algorithm);
   const Tensor values =
       torch::stable::contiguous(torch::stable::to(weight, ScalarType::Float));
   std::optional<Tensor> factors;
@@ -79,9 +126,10 @@ Tensor pack_conv_weight(const Tensor& weight, const std::optional<Tensor>& scale
   std::memset(packed.mutable_data_ptr(), 0, static_cast<size_t>(bytes));
   auto* data = static_cast<char*>(packed.mutable_data_ptr());
   std::memcpy(data, &header, sizeof(header));
-  pack(values.const_data_ptr<float>(),
-       factors.has_value() ? factors->const_data_ptr<float>() : nullptr, header,
-       reinterpret_cast<float*>(data + sizeof(header)));
+  const auto pack_layout = header.layout == PackedLayout::winograd ? pack_winograd : pack;
+  pack_layout(values.const_data_ptr<float>(),
+              factors.has_value() ? factors->const_data_ptr<float>() : nullptr, header,
+              reinterpret_cast<float*>(data + sizeof(header)));
   return packed;
 }
 

@@ -13,6 +13,8 @@ const Microkernels& microkernels() {
       kIgemmTilePixels,
       igemm,
       lanes,
+      winograd_input,
+      winograd_output,
       widen,
       narrow,
       hash,
