@@ -7,6 +7,7 @@ ImportError is how a missing peer says so.
 
 import copy
 import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -65,7 +66,8 @@ def _export_onnx(model: nn.Module, x: Tensor, folder: Path) -> str:
 def _openvino(model: nn.Module, x: Tensor, threads: int) -> Call:
     import openvino
 
-    with torch.inference_mode(False), torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # OpenVINO traces, which PyTorch deprecates
         converted = openvino.convert_model(
             copy.deepcopy(model), example_input=x.clone(), input=list(x.shape)
         )
@@ -86,7 +88,7 @@ def _fastres_accelerate(model: nn.Module, x: Tensor, threads: int) -> Call:
 
 def _fastres_freeze(model: nn.Module, x: Tensor, threads: int) -> Call:
     with torch.inference_mode(False):
-        frozen = fastres.freeze(copy.deepcopy(model))
+        frozen = fastres.freeze(copy.deepcopy(model), x.clone())
     return lambda: frozen(x)
 
 

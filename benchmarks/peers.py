@@ -152,17 +152,20 @@ def _versions() -> str:
 
 
 def _plot(comparisons: list[Comparison], args: argparse.Namespace) -> None:
-    names = _names(comparisons)
+    series = {
+        name: [c.ratio(name) if name in c.milliseconds else None for c in comparisons]
+        for name in _names(comparisons)
+    }
     _plots.grouped_bars(
         args.plot,
         title=f"Speed-up over {EAGER_CHANNELS_LAST} ({args.threads} threads, float32, 224x224)",
         groups=[f"{comparison.model}\nbatch {comparison.batch}" for comparison in comparisons],
-        series={
-            name: [c.ratio(name) if name in c.milliseconds else None for c in comparisons]
-            for name in names
+        series=series,
+        labels={
+            name: ["" if ratio is None else f"{ratio:.2f}" for ratio in ratios]
+            for name, ratios in series.items()
         },
-        labels={},
-        note=f"median of {args.rounds} rounds, in turn in one process; {_versions()}",
+        note=f"median of {args.rounds} rounds, in turn in one process\n{_versions()}",
     )
 
 

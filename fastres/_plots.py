@@ -9,6 +9,7 @@ __all__ = ["ACCENT", "PALETTE", "grouped_bars", "new_figure", "save"]
 ACCENT = "#c8452f"
 #: For what is compared against: greys and cool colours that leave the eye to the accent.
 PALETTE = ("#c9ced6", "#8d97a5", "#5b7fa6", "#7fb0a3", "#d8b365", "#a98bbd", "#4d5a6b", "#93b5cf")
+_ACCENTS = (ACCENT, "#8f2a1a")
 _TEXT = "#2b2f36"
 
 
@@ -50,34 +51,32 @@ def grouped_bars(
         title: above it.
         groups: names of the groups.
         series: name -> a value for each group; None leaves a gap.
-        labels: name of a series -> what to write over its bars, instead of the value.
+        labels: name of a series -> what to write over its bars.
         note: below it.
         accent: series whose names start with this are drawn in colour.
     """
-    figure, axis = new_figure(max(6.0, 1.2 + 0.42 * len(groups) * (len(series) + 1)), 4.2)
+    figure, axis = new_figure(max(8.0, 1.2 + 0.45 * len(groups) * (len(series) + 1)), 4.6)
     width = 0.8 / len(series)
-    quiet = iter(PALETTE * len(series))
+    accents, quiet = iter(_ACCENTS * len(series)), iter(PALETTE * len(series))
     for index, (name, values) in enumerate(series.items()):
+        is_accent = name.startswith(accent)
+        color = next(accents) if is_accent else next(quiet)
         positions = [group - 0.4 + width * (index + 0.5) for group in range(len(groups))]
-        color = ACCENT if name.startswith(accent) else next(quiet)
         heights = [value or 0.0 for value in values]
         bars = axis.bar(positions, heights, width * 0.92, label=name, color=color)
-        texts = labels.get(name) or [f"{value:.3g}" if value else "" for value in values]
         axis.bar_label(
             bars,
-            texts,
+            labels[name],
             padding=2,
             fontsize=8,
-            color=color if name in labels else _TEXT,
-            fontweight="bold" if name in labels else "normal",
+            color=color if is_accent else _TEXT,
+            fontweight="bold" if is_accent else "normal",
         )
+    axis.set_xlim(-0.6, len(groups) - 0.4)
     axis.set_xticks(range(len(groups)), groups)
     axis.tick_params(axis="x", length=0)
-    axis.set_title(title, loc="left", color=_TEXT, fontsize=11)
     axis.margins(y=0.12)
-    axis.legend(
-        frameon=False, ncols=min(len(series), 4), loc="upper center", bbox_to_anchor=(0.5, -0.08)
-    )
-    if note:
-        figure.supxlabel(note, fontsize=8, color="#6b7280")
+    figure.suptitle(title, x=0.01, ha="left", color=_TEXT, fontsize=11)
+    figure.legend(frameon=False, ncols=min(len(series), 4), loc="outside lower center", fontsize=9)
+    axis.set_xlabel(note, fontsize=8, color="#6b7280", labelpad=8)
     save(figure, path)

@@ -243,13 +243,20 @@ def _report(
 
 
 def _plot(path: Path, name: str, results: Sequence[BatchResult]) -> None:
+    series = {
+        contestant: [result.images_per_second[contestant] for result in results]
+        for contestant in _CONTESTANTS
+    }
+    labels = {contestant: [f"{x:.1f}" for x in values] for contestant, values in series.items()}
+    labels[_FASTRES] = [
+        f"{text} ({result.ratio:.2f}x)"
+        for text, result in zip(labels[_FASTRES], results, strict=True)
+    ]
     _plots.grouped_bars(
         path,
         title=f"{name}: images per second ({torch.get_num_threads()} threads, float32)",
         groups=[f"batch {result.batch}" for result in results],
-        series={
-            name: [result.images_per_second[name] for result in results] for name in _CONTESTANTS
-        },
-        labels={_FASTRES: [f"{result.ratio:.2f}x" for result in results]},
-        note="x: against eager channels_last, median latency, in turn in one process",
+        series=series,
+        labels=labels,
+        note="x: against eager channels_last; median latencies, in turn in one process",
     )

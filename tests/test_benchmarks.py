@@ -1,0 +1,176 @@
+"""The benchmarks: their shapes, their validation, and what they write."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+import fastres
+
+ROOT = Path(__file__).resolve().parent.parent
+if str(ROOT) not in sys.path:
+    sys.path.append(str(ROOT))
+
+from benchmarks import contestants, layers, peers, shapes  # noqa: E402
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnext50_32x4d", "wide_resnet50_2"])
+def test_the_shapes_hold_all_of_a_networks_operations(name):
+    convs = [call for call in shapes._calls(name) if isinstance(call.module, nn.Conv2d)]
+    macs = sum(shapes._conv_shape(call).flops(1) for call in convs) / 2
+    classifier = (512 if name == "resnet18" else 2048) * 1000
+    published = torchvision.models.get_model_weights(name).DEFAULT.meta["_ops"]
+    assert (macs + classifier) / 1e9 == pytest.approx(published, abs=1e-3)
+
+
+def test_a_bottleneck_has_the_operations_of_its_convolutions():
+    blocks = [call for call in shapes._calls("resnext50_32x4d") if call.name == "0"]
+    blocks = [call for call in blocks if hasattr(call.module, "conv3")]
+    assert len(blocks) == 4
+    for block in blocks:
+        members = set(block.module.modules())
+        convs = [
+            shapes._conv_shape(call).flops(3)
+            for call in shapes._calls("resnext50_32x4d")
+            if call.module in members and isinstance(call.module, nn.Conv2d)
+        ]
+        assert shapes._bottleneck_shape(block).flops(3) == sum(convs)
+
+
+def test_the_layers_of_a_block_have_their_place():
+    ends = [shape for shape in shapes.conv_shapes("resnet18") if shape.residual]
+    assert {shape.act for shape in ends} == {"relu"}
+    assert {shape.kernel for shape in ends} == {3}
+    projections = [shape for shape in shapes.conv_shapes("resnet50") if shape.act == "none"]
+    assert len(projections) == 4
+    assert {shape.kernel for shape in projections} == {1}
+    names = [str(shape) for shape in shapes.conv_shapes(*shapes.MODELS)]
+    assert len(set(names)) == len(names)
+
+
+CONVS = {
+    "grouped": shapes.ConvShape(8, 8, 3, 2, 1, 2, 9, 9, residual=False, act="relu"),
+    "end of a block": shapes.ConvShape(6, 8, 1, 1, 0, 1, 7, 5, residual=True, act="relu"),
+    "projection": shapes.ConvShape(6, 8, 1, 2, 0, 1, 7, 5, residual=False, act="none"),
+}
+BOTTLENECKS = {
+    "grouped": shapes.BottleneckShape(32, 16, 32, 1, 4, 9, 7),
+    "projection": shapes.BottleneckShape(16, 8, 32, 2, 1, 9, 7),
+}
+
+
+@pytest.mark.parametrize("name", CONVS)
+@torch.inference_mode()
+def test_convolutions_validate(name):
+    layers.conv_layer(CONVS[name], batch=2).validate()
+
+
+@pytest.mark.parametrize("name", BOTTLENECKS)
+@torch.inference_mode()
+def test_bottlenecks_validate(name):
+    layers.bottleneck_layer(BOTTLENECKS[name], batch=2).validate()
+
+
+@torch.inference_mode()
+def test_a_wrong_result_is_not_timed():
+    layer = layers.conv_layer(CONVS["grouped"], batch=1)
+    wrong = layer._replace(fastres=lambda: layer.eager() * 1.001)
+    with pytest.raises(AssertionError, match="against float64, eager's is"):
+        wrong.validate()
+
+
+def _run(tmp_path, *arguments):
+    environment = {**os.environ, "PYTHONPATH": str(Path(fastres.__file__).parent.parent)}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
+    return subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def test_a_run_records_how_good_the_machine_is_used(tmp_path):
+    output = tmp_path / "benchmark.json"
+    options = [f"--benchmark-json={output}", f"--benchmark-storage={tmp_path}", "--threads", "1"]
+    options += ["--benchmark-max-time=0.01", "--models", "resnext50_32x4d", "-k", "g32_7x7"]
+    result = _run(tmp_path, "benchmarks", *options)
+    assert result.returncode == 0, result.stdout
+    runs = json.loads(output.read_text())["benchmarks"]
+    assert {run["name"].partition("[")[0] for run in runs} == {
+        "test_conv_bn_act",
+        "test_grouped_bottleneck",
+    }
+    assert len({run["group"] for run in runs}) == 2
+    assert all(run["extra_info"]["gflops"] > 0 for run in runs)
+    assert all(run["extra_info"]["threads"] == 1 for run in runs)
+
+
+# ---- peers ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def model(tmp_path):
+    path = tmp_path / "small.py"
+    path.write_text(
+        "from torch import nn\n"
+        "def net():\n"
+        "    return nn.Sequential(nn.Conv2d(3, 8, 3, 4), nn.BatchNorm2d(8), nn.ReLU(),\n"
+        "                         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 6))\n"
+    )
+    return f"{path}:net"
+
+
+@pytest.fixture
+def some_peers(monkeypatch):
+    """Eager, fastres, one peer that is missing and one that is wrong."""
+
+    def absent(model, x, threads):
+        import no_such_runtime  # noqa: F401
+
+    chosen = ("eager", "eager channels_last", "fastres", "fastres.freeze")
+    builders = {name: contestants.BUILDERS[name] for name in chosen}
+    builders |= {"absent": absent, "wrong": lambda model, x, threads: lambda: model(x) + 1}
+    for module in (contestants, peers):
+        monkeypatch.setattr(module, "BUILDERS", builders)
+
+
+def test_peers_are_compared_and_missing_ones_named(model, some_peers, tmp_path, capsys):
+    threads = torch.get_num_threads()
+    paths = {name: tmp_path / f"peers.{name}" for name in ("json", "markdown", "png")}
+    argv = ["--models", model, "--batch", "1", "2", "--rounds", "1", "--threads", str(threads)]
+    argv += ["--json", str(paths["json"]), "--markdown", str(paths["markdown"])]
+    assert peers.main([*argv, "--plot", str(paths["png"])]) == 0
+    captured = capsys.readouterr()
+    assert "without absent: ModuleNotFoundError: No module named 'no_such_runtime'" in captured.err
+    assert "without wrong: its logits differ from eager's by" in captured.err
+    report = json.loads(paths["json"].read_text())
+    assert [comparison["batch"] for comparison in report["comparisons"]] == [1, 2]
+    for comparison in report["comparisons"]:
+        assert set(comparison["skipped"]) == {"absent", "wrong"}
+        assert set(comparison["milliseconds"]) == {
+            "eager",
+            "eager channels_last",
+            "fastres",
+            "fastres.freeze",
+        }
+    table = paths["markdown"].read_text()
+    header = "| model | batch | eager | eager channels_last | fastres | fastres.freeze |"
+    assert table.splitlines()[0] == header
+    assert paths["png"].read_bytes().startswith(b"\x89PNG")
+
+
+def test_peers_fail_where_fastres_is_wrong(model, some_peers, monkeypatch):
+    monkeypatch.setitem(peers.BUILDERS, "fastres", peers.BUILDERS["wrong"])
+    threads = str(torch.get_num_threads())
+    argv = ["--models", model, "--batch", "1", "--rounds", "1", "--threads", threads]
+    assert peers.main([*argv, "--only", "fastres"]) == 1
+
+
+def test_peers_refuse_what_they_do_not_know(capsys):
+    threads = str(torch.get_num_threads())
+    assert peers.main(["--models", "absent.py:net", "--threads", threads]) == 2
+    assert "there is no file 'absent.py'" in capsys.readouterr().err
