@@ -215,7 +215,9 @@ def _tracked_batch_norms(model: nn.Module) -> list[_BatchNorm]:
 def _is_uncalibrated(model: nn.Module) -> bool:
     norms = _tracked_batch_norms(model)
     return bool(norms) and all(
-        not norm.running_mean.any() and bool((norm.running_var == 1).all()) for norm in norms
+        torch.equal(mean, torch.zeros_like(mean)) and torch.equal(var, torch.ones_like(var))
+        for mean, var in ((norm.running_mean, norm.running_var) for norm in norms)
+        if mean is not None and var is not None
     )
 
 

@@ -5,7 +5,7 @@
 after ``torch.manual_seed(s)`` both start from the same random weights.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -270,7 +270,7 @@ class Constructor(Protocol):
     ) -> ResNet: ...
 
 
-def _constructor(name: str) -> Callable[..., ResNet]:
+def _constructor(name: str) -> Constructor:
     architecture = _ARCHITECTURES[name]
 
     def construct(
@@ -286,7 +286,8 @@ def _constructor(name: str) -> Callable[..., ResNet]:
         model = ResNet(architecture.block, architecture.layers, **kwargs)
         if state is not None:
             model.load_state_dict(state)
-        return accelerate(model)
+        accelerate(model)
+        return model
 
     construct.__name__ = construct.__qualname__ = name
     construct.__doc__ = _DOCSTRING.format(
@@ -325,4 +326,4 @@ wide_resnet50_2 = _constructor("wide_resnet50_2")
 wide_resnet101_2 = _constructor("wide_resnet101_2")
 
 #: Every constructor of this module by its name.
-CONSTRUCTORS = {name: globals()[name] for name in _ARCHITECTURES}
+CONSTRUCTORS: dict[str, Constructor] = {name: globals()[name] for name in _ARCHITECTURES}

@@ -93,10 +93,9 @@ class Summary:
             ],
             left=3,
         )
-        operators = Counter(
-            operator.split()[0] for operator in {layer.fused_into for layer in self.layers} - {None}
-        )
-        fused = ", ".join(f"{count} {name}" for name, count in sorted(operators.items()))
+        operators = {layer.fused_into for layer in self.layers if layer.fused_into is not None}
+        counts = Counter(operator.split()[0] for operator in operators)
+        fused = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
         return (
             f"{self.model}, input {'x'.join(map(str, self.input_shape))}\n\n{table}\n\n"
             f"{self.parameters / 1e6:,.2f} M parameters ({self.parameter_bytes / 2**20:,.1f} MiB), "

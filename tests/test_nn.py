@@ -150,6 +150,7 @@ def test_a_subclass_is_accelerated_when_it_is_complete():
         torch.testing.assert_close(fastres.accelerate(block)(x), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:.*jit.script.* is deprecated")
 @pytest.mark.parametrize("case", BLOCKS)
 def test_a_block_scripts(case):
     block, arguments = BLOCKS[case]
