@@ -88,7 +88,10 @@ def _use(name: str) -> Iterator[str]:
         pytest.fail(
             f"there is no {name}: build fastres, or set FASTRES_NATIVE=0 to test it without"
         )
-    before = _library.get_backend()
+    before, threads = _library.get_backend(), torch.get_num_threads()
+    # One thread where a test does not say otherwise: small problems spend their time on waking the
+    # others. The tests of threads compare any number of them with one, bit for bit.
+    torch.set_num_threads(1)
     _library.set_backend("reference" if name == "reference" else "cpu")
     diagnostics = _library.diagnostics()
     if diagnostics is not None:
@@ -97,6 +100,7 @@ def _use(name: str) -> Iterator[str]:
     if diagnostics is not None:
         diagnostics.force_isa("auto")
     _library.set_backend(before)
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module", params=_kernel_names())

@@ -143,7 +143,9 @@ def bottleneck_cases(draw: st.DrawFn) -> BottleneckCase:
     dtype=st.sampled_from(DTYPES),
     layout=st.sampled_from(LAYOUTS),
     act=st.sampled_from(ACTIVATIONS),
+    threads=st.integers(1, 3),
 )
-def test_any_bottleneck(assert_accurate, case, dtype, layout, act):
+def test_any_bottleneck(assert_accurate, set_threads, case, dtype, layout, act, threads):
     torch.manual_seed(0)  # hypothesis replays and shrinks within one test
+    set_threads(threads)
     check_block(assert_accurate, case, *make_block(case, dtype, layout), act)
