@@ -3,6 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 __all__ = [
     "ERROR_FACTOR",
     "error_limit",
+    "max_abs_difference",
     "medians",
     "output_tensors",
     "relative_error",
@@ -33,12 +35,11 @@ def relative_error(output: Any, reference: Any) -> float:
 
     Infinite where shapes differ or a value is not finite in one alone.
     """
-    ours, theirs = output_tensors(output), output_tensors(reference)
-    if [tensor.shape for tensor in ours] != [tensor.shape for tensor in theirs]:
-        return float("inf")
     difference = norm = 0.0
-    for tensor, expected in zip(ours, theirs, strict=True):
-        if not torch.equal(tensor.isfinite(), expected.isfinite()):
+    for tensor, expected in _pairs(output, reference):
+        if tensor.shape != expected.shape or not torch.equal(
+            tensor.isfinite(), expected.isfinite()
+        ):
             return float("inf")
         exact = expected.detach().double().nan_to_num()
         difference += float((tensor.detach().double().nan_to_num() - exact).square().sum())
@@ -46,6 +47,23 @@ def relative_error(output: Any, reference: Any) -> float:
     if norm == 0:
         return 0.0 if difference == 0 else float("inf")
     return (difference / norm) ** 0.5
+
+
+def max_abs_difference(output: Any, reference: Any) -> float:
+    """The largest ``|output - reference|`` of all elements; infinite where shapes differ."""
+    largest = 0.0
+    for tensor, expected in _pairs(output, reference):
+        if tensor.shape != expected.shape:
+            return float("inf")
+        if tensor.numel():
+            largest = max(largest, float((tensor - expected).abs().max()))
+    return largest
+
+
+def _pairs(output: Any, reference: Any) -> Iterator[tuple[Tensor, Tensor]]:
+    """The tensors of both in turn; a missing one is paired with an empty one of another rank."""
+    ours, theirs = output_tensors(output), output_tensors(reference)
+    return zip_longest(ours, theirs, fillvalue=torch.empty((0,) * 9))
 
 
 def error_limit(eager_error: float, dtype: torch.dtype = torch.float32) -> float:

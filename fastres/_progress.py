@@ -19,8 +19,9 @@ class Progress:
         with suppress(ImportError):
             from tqdm import tqdm
 
-            interval = 0.1 if sys.stderr.isatty() else 10
-            self._bar = tqdm(total=total, delay=interval, mininterval=interval, leave=False)
+            seen = sys.stderr.isatty()
+            interval = 0.1 if seen else 10
+            self._bar = tqdm(total=total, delay=interval, mininterval=interval, leave=not seen)
 
     def follow(self, timings: Iterable[tuple[str, float]]) -> Iterator[tuple[str, float]]:
         """Passes the timings on, a step of the bar for each."""

@@ -154,7 +154,7 @@ def _bench_batch(
         batch=len(images),
         layout=layout,
         milliseconds={name: seconds * 1e3 for name, seconds in times.items()},
-        max_abs_difference=_max_abs_difference(outputs[_FASTRES], outputs[_EAGER]),
+        max_abs_difference=_measure.max_abs_difference(outputs[_FASTRES], outputs[_EAGER]),
         top5_agree=_top5_agree(outputs[_FASTRES], outputs[_EAGER]),
         error=_measure.relative_error(outputs[_FASTRES], exact),
         # What eager differs from itself in the other memory format is eager's error, too.
@@ -162,11 +162,6 @@ def _bench_batch(
             _measure.relative_error(outputs[name], exact) for name in (_EAGER, _EAGER_CHANNELS_LAST)
         ),
     )
-
-
-def _max_abs_difference(output: Any, reference: Any) -> float:
-    pairs = zip(_measure.output_tensors(output), _measure.output_tensors(reference), strict=True)
-    return max(float((a - b).abs().max()) for a, b in pairs)
 
 
 def _top5_agree(output: Any, reference: Any) -> bool | None:

@@ -135,9 +135,11 @@ def _with_fusions(layers: list[Layer], fused: Sequence[Fused]) -> Iterator[Layer
             # A function such as "norm1:batch_norm" is the layer of the module that calls it.
             operators[path.partition(":")[0]].append(f"{operation.op} #{number}")
     for layer in layers:
-        # A module that is called several times is listed as often, in the same order.
-        waiting = operators[layer.name]
-        yield replace(layer, fused_into=waiting.popleft() if waiting else None)
+        # A module that is called several times is listed as often, in the same order; or once, in a
+        # part of the model that is itself called several times.
+        candidates = operators[layer.name]
+        yield replace(layer, fused_into=candidates[0] if candidates else None)
+        candidates.rotate(-1)
 
 
 def _record(model: nn.Module, input_shape: Sequence[int]) -> list[Layer]:

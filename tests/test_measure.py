@@ -36,6 +36,16 @@ def test_the_same_nan_is_no_error():
     assert _measure.relative_error(torch.zeros(2), torch.zeros(2)) == 0
 
 
+def test_max_abs_difference_takes_detections():
+    empty = {"boxes": torch.empty(0, 4), "scores": torch.empty(0)}
+    one = {"boxes": torch.zeros(1, 4), "scores": torch.ones(1)}
+    other = {"boxes": torch.full((1, 4), 0.25), "scores": torch.ones(1)}
+    assert _measure.max_abs_difference(empty, empty) == 0
+    assert _measure.max_abs_difference(other, one) == 0.25
+    assert _measure.max_abs_difference(one, empty) == math.inf
+    assert _measure.relative_error(empty, empty) == 0
+
+
 def test_the_limit_is_twice_eagers_error():
     assert _measure.error_limit(1e-3) == 2e-3
     assert _measure.error_limit(0) == 2 * torch.finfo(torch.float32).eps
