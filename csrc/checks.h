@@ -60,14 +60,15 @@ inline void check_input(const Tensor& x, const char* op) {
 
 inline Extent positive_pair(const std::vector<int64_t>& values, const char* op, const char* name) {
   check(values.size() == 2 && values[0] > 0 && values[1] > 0, op, ": ", name,
-        " must be two positive integers, got ", values.size() == 2 ? std::to_string(values[0]) + ", " + std::to_string(values[1])
-                                                : std::to_string(values.size()) + " values");
+        " must be two positive integers, got ",
+        values.size() == 2 ? std::to_string(values[0]) + ", " + std::to_string(values[1])
+                           : std::to_string(values.size()) + " values");
   return {values[0], values[1]};
 }
 
 inline Padding padding_of(const std::vector<int64_t>& values, const char* op) {
-  check(values.size() == 4, op, ": padding must be (top, bottom, left, right), got ",
-        values.size(), " values");
+  check(values.size() == 4, op, ": padding must be (top, bottom, left, right), got ", values.size(),
+        " values");
   for (const int64_t value : values) {
     check(value >= 0, op, ": padding must not be negative, got ", value);
   }
@@ -86,8 +87,7 @@ inline PackedHeader packed_header(const Tensor& packed, const char* op, const ch
   check(header.layout != PackedLayout::plain, op, ": ", name,
         " was packed by the reference backend: pack the weight again under this one");
   check(header.out_channels > 0 && header.group_in_channels > 0 && header.kernel_h > 0 &&
-            header.kernel_w > 0 && header.groups > 0 &&
-            header.out_channels % header.groups == 0 &&
+            header.kernel_w > 0 && header.groups > 0 && header.out_channels % header.groups == 0 &&
             packed.numel() == static_cast<int64_t>(sizeof(PackedHeader) +
                                                    sizeof(float) * header.payload_floats()),
         op, ": ", name, " is damaged: its header does not fit its ", packed.numel(), " bytes");
@@ -104,8 +104,8 @@ struct ExpectedWeight {
 inline void check_packed(const PackedHeader& header, const ExpectedWeight& expected, const char* op,
                          const char* name) {
   check(expected.groups > 0 && expected.in_channels % expected.groups == 0, op,
-        ": groups must be positive and divide the ", expected.in_channels,
-        " input channels, got ", expected.groups);
+        ": groups must be positive and divide the ", expected.in_channels, " input channels, got ",
+        expected.groups);
   check(header.groups == expected.groups && header.kernel_h == expected.kernel.h &&
             header.kernel_w == expected.kernel.w &&
             header.group_in_channels * expected.groups == expected.in_channels,

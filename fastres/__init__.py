@@ -2,6 +2,7 @@
 
 from . import models, nn, ops
 from ._library import available_backends, get_backend, set_backend, show_config
+from ._numerics import get_numerics, set_numerics
 from ._version import __version__
 from .accelerate import accelerate, restore
 from .frozen import freeze
@@ -14,10 +15,12 @@ __all__ = [
     "explain",
     "freeze",
     "get_backend",
+    "get_numerics",
     "models",
     "nn",
     "ops",
     "restore",
     "set_backend",
+    "set_numerics",
     "show_config",
 ]

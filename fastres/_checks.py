@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._packed import read_header
+from ._packed import WINOGRAD, read_header
 
 ACTIVATIONS = ("none", "relu", "relu6", "silu", "leaky_relu")
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -100,6 +100,15 @@ class _Constants(NamedTuple):
             )
         return header.out_channels
 
+    def require_unit_step(self, stride: Sequence[int], dilation: Sequence[int]) -> None:
+        """Checks that a weight of Winograd's transforms is used with stride and dilation 1."""
+        if read_header(self.packed).layout != WINOGRAD or {*stride, *dilation} == {1}:
+            return
+        raise ValueError(
+            f"{self.op}: packed{self.suffix} was packed with algorithm='winograd', which needs "
+            f"stride and dilation 1, got stride {tuple(stride)} and dilation {tuple(dilation)}"
+        )
+
     def _require_shift(self, x: Tensor) -> None:
         op, name, shift = self.op, f"shift{self.suffix}", self.shift
         if shift.dim() != 1:
@@ -167,6 +176,8 @@ def conv_bn_act_shape(
     require_activation(op, act)
     constants = _Constants(op, "", packed, shift)
     channels = constants.out_channels(x, x.shape[1], kernel_size, groups, read_packed)
+    if read_packed:
+        constants.require_unit_step(stride, dilation)
     height, width = conv_output_size(op, x.shape[2:], kernel_size, stride, padding, dilation)
     shape = (x.shape[0], channels, height, width)
     if residual is not None:
@@ -220,6 +231,8 @@ def grouped_bottleneck_shape(
     inner = first.out_channels(x, channels, point, 1, read_packed)
     second = _Constants(op, "2", packed2, shift2)
     inner = second.out_channels(x, inner, (3, 3), groups, read_packed)
+    if read_packed:
+        second.require_unit_step(stride, dilation)
     third = _Constants(op, "3", packed3, shift3)
     out_channels = third.out_channels(x, inner, point, 1, read_packed)
     padding = (dilation[0], dilation[0], dilation[1], dilation[1])
@@ -242,7 +255,9 @@ def grouped_bottleneck_shape(
     return shape
 
 
-def pack_conv_weight_check(weight: Tensor, scale: Tensor | None, groups: int) -> None:
+def pack_conv_weight_check(
+    weight: Tensor, scale: Tensor | None, groups: int, algorithm: str
+) -> None:
     """Checks the arguments of ``pack_conv_weight``.
 
     Raises:
@@ -261,6 +276,13 @@ def pack_conv_weight_check(weight: Tensor, scale: Tensor | None, groups: int) ->
     if groups < 1:
         raise ValueError(f"{op}: groups must be positive, got {groups}")
     _require_groups(op, "output", weight.shape[0], groups)
+    if algorithm not in ("direct", "winograd"):
+        raise ValueError(f"{op}: algorithm must be 'direct' or 'winograd', got {algorithm!r}")
+    if algorithm == "winograd" and (tuple(weight.shape[2:]) != (3, 3) or groups != 1):
+        raise ValueError(
+            f"{op}: algorithm 'winograd' needs a dense 3x3 weight, got shape {_shape(weight)} "
+            f"with {groups} groups"
+        )
     if scale is None:
         return
     if scale.dim() != 1 or scale.shape[0] != weight.shape[0]:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 # Layouts of the payload.
-PLAIN, IGEMM, LANES = 0, 1, 2
-CHANNEL_BLOCK = 16  # output channels in one block of the latter two
+PLAIN, IGEMM, LANES, WINOGRAD = 0, 1, 2, 3
+CHANNEL_BLOCK = 16  # output channels in one block of all but the first
 
 _MAGIC = 0x53525446  # "FTRS"
 _VERSION = 1
@@ -47,6 +47,8 @@ class PackedHeader(NamedTuple):
             return (self.groups, -(-(k // self.groups) // CHANNEL_BLOCK), r, s, cg, CHANNEL_BLOCK)
         if self.layout == LANES:
             return (-(-k // CHANNEL_BLOCK), r, s, cg, CHANNEL_BLOCK)
+        if self.layout == WINOGRAD:
+            return (4, 4, -(-k // CHANNEL_BLOCK), cg, CHANNEL_BLOCK)
         return (k, cg, r, s)
 
     def total_bytes(self) -> int:
@@ -57,6 +59,13 @@ class PackedHeader(NamedTuple):
 def uses_lanes_layout(group_out: int, group_in: int, groups: int) -> bool:
     """Whether kernels want LANES rather than IGEMM: groups too narrow to fill a block alone."""
     return groups > 1 and group_out == group_in and group_in in (1, 2, 4, 8)
+
+
+def native_layout(shape: tuple[int, ...], groups: int, algorithm: str) -> int:
+    """The layout that kernels want for a weight [K, C/groups, R, S]."""
+    if algorithm == "winograd":
+        return WINOGRAD
+    return LANES if uses_lanes_layout(shape[0] // groups, shape[1], groups) else IGEMM
 
 
 def read_header(packed: Tensor, name: str = "packed") -> PackedHeader:
@@ -79,7 +88,7 @@ def read_header(packed: Tensor, name: str = "packed") -> PackedHeader:
     if version != _VERSION:
         raise ValueError(f"{name} has packing version {version}, expected {_VERSION}: pack again")
     sizes = (k, cg, r, s, groups)
-    if layout not in (PLAIN, IGEMM, LANES) or dtype not in (0, 1) or min(sizes) < 1 or k % groups:
+    if layout not in (PLAIN, IGEMM, LANES, WINOGRAD) or dtype not in (0, 1) or min(sizes) < 1 or k % groups:
         raise ValueError(f"{name} has a corrupt header")
     header = PackedHeader(layout, _PAYLOAD_DTYPES[dtype], k, cg, r, s, groups)
     if packed.shape[0] != header.total_bytes():

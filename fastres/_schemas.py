@@ -5,7 +5,10 @@ defined from Python; the tests compare the two.
 """
 
 SCHEMAS: dict[str, str] = {
-    "pack_conv_weight": "pack_conv_weight(Tensor weight, Tensor? scale, int groups) -> Tensor",
+    "pack_conv_weight": (
+        "pack_conv_weight(Tensor weight, Tensor? scale, int groups, str algorithm='direct') "
+        "-> Tensor"
+    ),
     "conv_bn_act": (
         "conv_bn_act(Tensor x, Tensor packed, Tensor shift, Tensor? residual, int[2] kernel_size, "
         "int[2] stride, int[4] padding, int[2] dilation, int groups, str act, float act_slope) "

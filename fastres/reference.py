@@ -15,11 +15,25 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from . import _checks
-from ._packed import CHANNEL_BLOCK, HEADER_BYTES, IGEMM, LANES, PLAIN, PackedHeader, read_header
+from ._packed import (
+    CHANNEL_BLOCK,
+    HEADER_BYTES,
+    IGEMM,
+    LANES,
+    PLAIN,
+    WINOGRAD,
+    PackedHeader,
+    read_header,
+)
 
 
 def pack_conv_weight(
-    weight: Tensor, scale: Tensor | None, groups: int, layout: int = PLAIN
+    weight: Tensor,
+    scale: Tensor | None,
+    groups: int,
+    algorithm: str = "direct",
+    *,
+    layout: int = PLAIN,
 ) -> Tensor:
     """Packs ``weight * scale[:, None, None, None]`` in the given layout.
 
@@ -27,7 +41,8 @@ def pack_conv_weight(
         weight: [K, C/groups, R, S], any float dtype.
         scale: [K], float32 (float64 for a float64 weight), or None for 1.
         groups: the convolution's groups.
-        layout: PLAIN, IGEMM or LANES.
+        algorithm: checked, and otherwise ignored: the reference convolves directly.
+        layout: PLAIN, IGEMM, LANES or WINOGRAD.
 
     Returns:
         1-D uint8 tensor: a 64-byte header, then float32 values (float64 for a float64 weight).
@@ -35,7 +50,7 @@ def pack_conv_weight(
     Raises:
         ValueError: the arguments do not fit together.
     """
-    _checks.pack_conv_weight_check(weight, scale, groups)
+    _checks.pack_conv_weight_check(weight, scale, groups, algorithm)
     dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
     scaled = weight.detach().to(dtype)
     if scale is not None:
@@ -50,15 +65,36 @@ def pack_conv_weight(
     elif layout == LANES:
         padded = F.pad(scaled, (0, 0, 0, 0, 0, 0, 0, -k % CHANNEL_BLOCK))
         scaled = padded.unflatten(0, (-1, CHANNEL_BLOCK)).permute(0, 3, 4, 2, 1)
+    elif layout == WINOGRAD:
+        wide = weight.detach().double()
+        if scale is not None:
+            wide = wide * scale.detach().double()[:, None, None, None]
+        tiles = _winograd_axis(_winograd_axis(wide, 2), 3).to(dtype)
+        padded = F.pad(tiles, (0, 0, 0, 0, 0, 0, 0, -k % CHANNEL_BLOCK))
+        scaled = padded.unflatten(0, (-1, CHANNEL_BLOCK)).permute(3, 4, 0, 2, 1)
     elif layout != PLAIN:
-        raise ValueError(f"pack_conv_weight: layout must be 0, 1 or 2, got {layout}")
+        raise ValueError(f"pack_conv_weight: layout must be 0, 1, 2 or 3, got {layout}")
     header = PackedHeader(layout, dtype, k, cg, r, s, groups).to_bytes()
     head = torch.frombuffer(bytearray(header), dtype=torch.uint8).to(weight.device)
     return torch.cat([head, scaled.contiguous().view(-1).view(torch.uint8)])
 
 
+def _winograd_axis(kernel: Tensor, axis: int) -> Tensor:
+    """G g of F(2, 3) along one axis: three values to four."""
+    g0, g1, g2 = kernel.unbind(axis)
+    even, odd = (g0 + g2) / 2, g1 / 2
+    return torch.stack([g0, even + odd, even - odd, g2], axis)
+
+
+def _winograd_axis_inverse(tile: Tensor, axis: int) -> Tensor:
+    t0, t1, t2, t3 = tile.unbind(axis)
+    return torch.stack([t0, t1 - t2, t3], axis)
+
+
 def unpack_conv_weight(packed: Tensor) -> Tensor:
     """The weight in a packed tensor of any layout, as [K, C/groups, R, S].
+
+    Exact but for WINOGRAD, whose transform rounds.
 
     Raises:
         ValueError: ``packed`` was not made by pack_conv_weight.
@@ -72,6 +108,9 @@ def unpack_conv_weight(packed: Tensor) -> Tensor:
         values = by_group[:, : header.out_channels // header.groups].flatten(0, 1)
     elif header.layout == LANES:
         values = values.permute(0, 4, 3, 1, 2).flatten(0, 1)[: header.out_channels]
+    elif header.layout == WINOGRAD:
+        tiles = values.permute(2, 4, 3, 0, 1).flatten(0, 1)[: header.out_channels]
+        values = _winograd_axis_inverse(_winograd_axis_inverse(tiles, 2), 3)
     return values.contiguous()
 
 

@@ -25,11 +25,6 @@ SHAPES = {  # [K, C/groups, R, S], groups
 EVERY_SHAPE = pytest.mark.parametrize(("shape", "groups"), SHAPES.values(), ids=SHAPES.keys())
 
 
-def native_layout(shape: tuple[int, ...], groups: int) -> int:
-    lanes = _packed.uses_lanes_layout(shape[0] // groups, shape[1], groups)
-    return _packed.LANES if lanes else _packed.IGEMM
-
-
 @EVERY_SHAPE
 @pytest.mark.parametrize("scaled", [False, True])
 def test_unpacks_to_the_scaled_weight(kernels, shape, groups, scaled):
@@ -43,9 +38,19 @@ def test_unpacks_to_the_scaled_weight(kernels, shape, groups, scaled):
 @EVERY_SHAPE
 def test_bytes_do_not_depend_on_the_kernels(kernels, shape, groups):
     weight, scale = torch.randn(shape), torch.randn(shape[0])
-    layout = _packed.PLAIN if kernels == "reference" else native_layout(shape, groups)
+    layout = _packed.PLAIN if kernels == "reference" else _packed.native_layout(shape, groups, "direct")
     packed = ops.pack_conv_weight(weight, scale, groups)
-    assert torch.equal(packed, reference.pack_conv_weight(weight, scale, groups, layout))
+    assert torch.equal(packed, reference.pack_conv_weight(weight, scale, groups, layout=layout))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (17, 5), (32, 16)], ids=str)
+def test_winograd_packs_the_transformed_weight(kernels, shape):
+    weight, scale = torch.randn(*shape, 3, 3), torch.randn(shape[0])
+    layout = _packed.PLAIN if kernels == "reference" else _packed.WINOGRAD
+    packed = ops.pack_conv_weight(weight, scale, algorithm="winograd")
+    assert torch.equal(packed, reference.pack_conv_weight(weight, scale, 1, layout=layout))
+    expected = weight * scale[:, None, None, None]
+    torch.testing.assert_close(reference.unpack_conv_weight(packed), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

@@ -15,7 +15,7 @@ LAYOUTS = (_packed.PLAIN, _packed.IGEMM, _packed.LANES)
 @pytest.mark.parametrize(("groups", "channels"), [(17, 1), (5, 2), (3, 4), (33, 4), (2, 8)])
 def test_every_layout_unpacks(layout, groups, channels):
     weight, scale = torch.randn(groups * channels, channels, 3, 2), torch.randn(groups * channels)
-    packed = reference.pack_conv_weight(weight, scale, groups, layout)
+    packed = reference.pack_conv_weight(weight, scale, groups, layout=layout)
     assert packed.dtype == torch.uint8
     assert packed.shape == (_packed.read_header(packed).total_bytes(),)
 

@@ -23,7 +23,8 @@ class BandWalker {
         direct_input_(block.x.is_float32_nhwc()),
         direct_output_(block.y.type == StorageType::float32) {}
 
-  // Output rows [first, last) of image n.
+  // Output rows [first, last) of image n; first is even, so that Winograd's tiles do not depend on
+  // where a share begins.
   void walk(int64_t n, int64_t first, int64_t last) {
     // Bands of nearly equal height, in pairs of rows: what Winograd's tiles are made of.
     const int64_t pairs = (last - first + 1) / 2;
@@ -74,23 +75,24 @@ class BandWalker {
 
   // Inner rows [begin, end) to `target`; those outside the image are padding.
   void fill_inner1(int64_t n, int64_t begin, int64_t end, float* target) const {
-    const int64_t inside_begin = std::clamp<int64_t>(begin, 0, block_.in.h);
-    const int64_t inside_end = std::clamp<int64_t>(end, inside_begin, block_.in.h);
-    float* inside = target + (inside_begin - begin) * inner1_row_;
-    std::fill(target, inside, 0.0F);
-    std::fill(inside + (inside_end - inside_begin) * inner1_row_,
-              target + (end - begin) * inner1_row_, 0.0F);
-    if (inside_begin == inside_end) return;
+    // Of these rows, [above, below) are inside the image; either end may be all there is.
+    const int64_t rows = end - begin;
+    const int64_t above = std::clamp<int64_t>(-begin, 0, rows);
+    const int64_t below = std::clamp<int64_t>(block_.in.h - begin, above, rows);
+    float* inside = target + above * inner1_row_;
+    std::fill_n(target, above * inner1_row_, 0.0F);
+    std::fill_n(target + below * inner1_row_, (rows - below) * inner1_row_, 0.0F);
+    if (above == below) return;
     const int64_t border = block_.dilation.w * channels1_;
-    for (int64_t h = 0; h < inside_end - inside_begin; ++h) {
+    for (int64_t h = 0; h < below - above; ++h) {
       float* row = inside + h * inner1_row_;
       std::fill_n(row, border, 0.0F);
       std::fill_n(row + inner1_row_ - border, border, 0.0F);
     }
     ConvBand band;
-    band.rows = inside_end - inside_begin;
+    band.rows = below - above;
     band.pixels = block_.in.w;
-    band.input = input_rows(n, inside_begin, band.rows, thread_scratch().input);
+    band.input = input_rows(n, begin + above, band.rows, thread_scratch().input);
     band.output = {inside + border, inner1_row_, channels1_};
     run(block_.reduce, band);
   }
@@ -164,17 +166,18 @@ class BandWalker {
 }  // namespace
 
 void run_depth_first(const Microkernels& kernels, const Bottleneck& block) {
-  const int64_t rows = block.batch * block.out.h;
-  if (rows == 0) return;
-  const int64_t parts = std::min(thread_count(), rows);
+  const int64_t pairs_per_image = (block.out.h + 1) / 2;
+  const int64_t pairs = block.batch * pairs_per_image;
+  if (pairs == 0) return;
+  const int64_t parts = std::min(thread_count(), pairs);
   parallel_parts(parts, [&](int64_t i) {
-    const Range share = even_range(rows, parts, i);
+    const Range share = even_range(pairs, parts, i);
     BandWalker walker(kernels, block);
-    for (int64_t row = share.begin; row < share.end;) {
-      const int64_t h = row % block.out.h;
-      const int64_t count = std::min(block.out.h - h, share.end - row);
-      walker.walk(row / block.out.h, h, h + count);
-      row += count;
+    for (int64_t pair = share.begin; pair < share.end;) {
+      const int64_t at = pair % pairs_per_image;
+      const int64_t count = std::min(pairs_per_image - at, share.end - pair);
+      walker.walk(pair / pairs_per_image, 2 * at, std::min(2 * (at + count), block.out.h));
+      pair += count;
     }
   });
 }

@@ -29,9 +29,20 @@ void flatten_pixels(Conv& conv) {
   g.in = g.out = {pixels, 1};
 }
 
-// What one thread does: some output rows (of the whole batch) and some panels of channels.
+// Output rows come in slices, the unit that threads and bands share: Winograd's tiles are two rows
+// high, and must not depend on where a share begins.
+int64_t rows_per_slice(const Conv& conv) {
+  return conv.layer.header.layout == PackedLayout::winograd ? 2 : 1;
+}
+
+int64_t slices_per_image(const Conv& conv) {
+  const int64_t rows = rows_per_slice(conv);
+  return (conv.geometry.out.h + rows - 1) / rows;
+}
+
+// What one thread does: some slices (of the whole batch) and some panels of channels.
 struct Share {
-  Range rows;
+  Range slices;
   Range panels;
 };
 
@@ -40,38 +51,36 @@ struct Share {
 class Partition {
  public:
   Partition(const Microkernels& kernels, const Conv& conv, int64_t threads)
-      : rows_(conv.geometry.batch * conv.geometry.out.h),
+      : slices_(conv.geometry.batch * slices_per_image(conv)),
         panels_(panel_count(kernels, conv.layer)) {
     const ConvGeometry& g = conv.geometry;
     const double flops = g.flops();
     const double weight_bytes = 4.0 * static_cast<double>(conv.layer.header.payload_floats());
-    const double input_bytes = static_cast<double>(conv.x.element_bytes() * g.batch *
-                                                   g.in_channels * g.in.h * g.in.w);
-    const int64_t row_parts = std::min(threads, rows_);
+    const double input_bytes =
+        static_cast<double>(conv.x.element_bytes() * g.batch * g.in_channels * g.in.h * g.in.w);
+    const int64_t slice_parts = std::min(threads, slices_);
     const int64_t panel_parts = std::min(threads, panels_);
     by_panels_ = cost(flops, panels_, panel_parts, input_bytes) <
-                 cost(flops, rows_, row_parts, weight_bytes);
-    parts_ = by_panels_ ? panel_parts : row_parts;
+                 cost(flops, slices_, slice_parts, weight_bytes);
+    parts_ = by_panels_ ? panel_parts : slice_parts;
   }
 
   int64_t parts() const { return parts_; }
   Share share(int64_t i) const {
-    const Range all_rows{0, rows_};
-    const Range all_panels{0, panels_};
-    if (by_panels_) return {all_rows, even_range(panels_, parts_, i)};
-    return {even_range(rows_, parts_, i), all_panels};
+    if (by_panels_) return {{0, slices_}, even_range(panels_, parts_, i)};
+    return {even_range(slices_, parts_, i), {0, panels_}};
   }
 
  private:
   // Time of the slowest thread in units of one FLOP: a byte from the shared cache costs about as
   // much as ten.
   static double cost(double flops, int64_t units, int64_t parts, double bytes_per_thread) {
-    const double slowest = static_cast<double>((units + parts - 1) / parts) /
-                           static_cast<double>(units);
+    const double slowest =
+        static_cast<double>((units + parts - 1) / parts) / static_cast<double>(units);
     return flops * slowest + 10.0 * bytes_per_thread;
   }
 
-  int64_t rows_;
+  int64_t slices_;
   int64_t panels_;
   bool by_panels_;
   int64_t parts_;
@@ -89,15 +98,16 @@ class BandRunner {
         direct_output_(conv.out.type == StorageType::float32),
         direct_residual_(conv.residual.data == nullptr || conv.residual.is_float32_nhwc()) {}
 
-  void run(Range rows) const {
-    const int64_t height = conv_.geometry.out.h;
-    const int64_t band_rows = rows_in_cache();
-    for (int64_t row = rows.begin; row < rows.end;) {
-      const int64_t n = row / height;
-      const int64_t h = row % height;
-      const int64_t count = std::min({band_rows, height - h, rows.end - row});
-      run_band(n, h, count);
-      row += count;
+  void run(Range slices) const {
+    const int64_t per_image = slices_per_image(conv_);
+    const int64_t slice_rows = rows_per_slice(conv_);
+    const int64_t slices_in_cache = std::max<int64_t>(1, rows_in_cache() / slice_rows);
+    for (int64_t slice = slices.begin; slice < slices.end;) {
+      const int64_t at = slice % per_image;
+      const int64_t count = std::min({slices_in_cache, per_image - at, slices.end - slice});
+      const int64_t h = at * slice_rows;
+      run_band(slice / per_image, h, std::min(count * slice_rows, conv_.geometry.out.h - h));
+      slice += count;
     }
   }
 
@@ -108,9 +118,7 @@ class BandRunner {
     if (!direct_output_) bytes_per_row += g.out.w * g.out_channels;
     if (!direct_residual_) bytes_per_row += g.out.w * g.out_channels;
     bytes_per_row *= static_cast<int64_t>(sizeof(float));
-    const int64_t rows = std::max<int64_t>(1, level2_cache_bytes() / 2 / bytes_per_row);
-    // Winograd's tiles are two rows high.
-    return conv_.layer.header.layout == PackedLayout::winograd ? (rows + 1) / 2 * 2 : rows;
+    return level2_cache_bytes() / 2 / bytes_per_row;
   }
 
   void run_band(int64_t n, int64_t h, int64_t rows) const {
@@ -169,7 +177,7 @@ void run_conv(const Microkernels& kernels, Conv conv) {
   const Partition partition(kernels, conv, thread_count());
   parallel_parts(partition.parts(), [&](int64_t i) {
     const Share share = partition.share(i);
-    BandRunner(kernels, conv, share.panels).run(share.rows);
+    BandRunner(kernels, conv, share.panels).run(share.slices);
   });
 }
 

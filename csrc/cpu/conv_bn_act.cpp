@@ -42,10 +42,13 @@ Tensor conv_bn_act(const Tensor& x, const Tensor& packed, const Tensor& shift,
   check_shift(shift, g.out_channels, kOp, "shift");
   const Tensor dense_shift = torch::stable::contiguous(shift);
 
-  conv.layer = {header,     packed_payload(packed.const_data_ptr()),
+  conv.layer = {header,
+                packed_payload(packed.const_data_ptr()),
                 dense_shift.const_data_ptr<float>(),
-                g.stride,   g.dilation,
-                activation_of(act, kOp), static_cast<float>(act_slope)};
+                g.stride,
+                g.dilation,
+                activation_of(act, kOp),
+                static_cast<float>(act_slope)};
   conv.x = image_of(x);
   if (residual.has_value()) {
     check_cpu(*residual, kOp, "residual");

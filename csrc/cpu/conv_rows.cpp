@@ -80,8 +80,8 @@ void igemm_panel(const Microkernels& kernels, const ConvLayer& layer, ConvTile t
   const int64_t group = panel / per_group;
   const int64_t first = panel % per_group * kernels.panel_channels;
   t.input += group * h.group_in_channels;
-  t.weights += (group * h.blocks() + first / kChannelBlock) * h.block_stride() +
-               first % kChannelBlock;
+  t.weights +=
+      (group * h.blocks() + first / kChannelBlock) * h.block_stride() + first % kChannelBlock;
   select_channels(t, group * h.group_out_channels() + first,
                   std::min(kernels.panel_channels, h.group_out_channels() - first));
   if (panel + 1 < last_panel) {

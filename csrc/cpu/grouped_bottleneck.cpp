@@ -23,8 +23,8 @@ struct CheckedLayer {
   Tensor packed, shift;
 };
 
-CheckedLayer checked_layer(const Tensor& packed, const Tensor& shift, const ExpectedWeight& expected,
-                           const std::string& suffix) {
+CheckedLayer checked_layer(const Tensor& packed, const Tensor& shift,
+                           const ExpectedWeight& expected, const std::string& suffix) {
   const std::string packed_name = "packed" + suffix;
   const std::string shift_name = "shift" + suffix;
   check_cpu(packed, kOp, packed_name.c_str());
@@ -98,8 +98,8 @@ class LayerByLayer {
 // Depth-first saves the inner activations' way to the shared cache and back, and costs two things:
 // each thread computes the inner rows above and below its share, and reads all weights per band.
 bool prefers_depth_first(const Bottleneck& block) {
-  const double rows_per_thread = static_cast<double>(block.batch * block.out.h) /
-                                 static_cast<double>(thread_count());
+  const double rows_per_thread =
+      static_cast<double>(block.batch * block.out.h) / static_cast<double>(thread_count());
   const double halo_rows = 2.0 * static_cast<double>(block.dilation.h);
   return rows_per_thread >= 8.0 * halo_rows && block.out.h * block.out.w >= 196;
 }
@@ -127,10 +127,10 @@ Tensor grouped_bottleneck(const Tensor& x, const Tensor& packed1, const Tensor& 
   };
 
   const CheckedLayer reduce = checked_layer(packed1, shift1, {x.size(1), {1, 1}, 1}, "1");
-  const CheckedLayer spatial = checked_layer(
-      packed2, shift2, {reduce.layer.header.out_channels, {3, 3}, groups}, "2");
-  const CheckedLayer expand = checked_layer(
-      packed3, shift3, {spatial.layer.header.out_channels, {1, 1}, 1}, "3");
+  const CheckedLayer spatial =
+      checked_layer(packed2, shift2, {reduce.layer.header.out_channels, {3, 3}, groups}, "2");
+  const CheckedLayer expand =
+      checked_layer(packed3, shift3, {spatial.layer.header.out_channels, {1, 1}, 1}, "3");
   check_algorithm(spatial.layer.header, block.stride, block.dilation, kOp, "packed2");
   block.reduce = configure(reduce.layer, {1, 1}, {1, 1}, activation);
   block.spatial = configure(spatial.layer, block.stride, block.dilation, activation);
@@ -148,8 +148,8 @@ Tensor grouped_bottleneck(const Tensor& x, const Tensor& packed1, const Tensor& 
     block.down = configure(down->layer, block.stride, {1, 1}, Activation::none);
   } else {
     check(out_channels == x.size(1) && block.out.h == block.in.h && block.out.w == block.in.w, kOp,
-          ": without packed_down the output [", block.batch, ", ", out_channels, ", ",
-          block.out.h, ", ", block.out.w, "] must have x's shape ", shape_string(x));
+          ": without packed_down the output [", block.batch, ", ", out_channels, ", ", block.out.h,
+          ", ", block.out.w, "] must have x's shape ", shape_string(x));
   }
 
   Tensor y = empty_nhwc(block.batch, out_channels, block.out, x.scalar_type(), x);

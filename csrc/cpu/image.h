@@ -18,7 +18,8 @@ struct Image {
 
   int64_t element_bytes() const { return type == StorageType::float32 ? 4 : 2; }
   char* at(int64_t n, int64_t h, int64_t w) const {
-    return static_cast<char*>(data) + (n * stride_n + h * stride_h + w * stride_w) * element_bytes();
+    return static_cast<char*>(data) +
+           (n * stride_n + h * stride_h + w * stride_w) * element_bytes();
   }
   bool channels_adjacent() const { return stride_c == 1 || channels == 1; }
   // All pixels of all images at one distance from each other.

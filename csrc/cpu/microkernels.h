@@ -1,7 +1,7 @@
 // The innermost loops, behind one table of functions per instruction set.
 //
-// Each .cpp in microkernels/ is written once over the compiler's vector extension and built once per
-// instruction set, in a namespace of its own. Raw pointers and strides in floats; no torch.
+// Each .cpp in microkernels/ is written once over the compiler's vector extension and built once
+// per instruction set, in a namespace of its own. Raw pointers and strides in floats; no torch.
 
 #pragma once
 

@@ -115,8 +115,7 @@ void pack_winograd(const float* weight, const float* scale, const PackedHeader& 
 Tensor pack_conv_weight(const Tensor& weight, const std::optional<Tensor>& scale, int64_t groups,
                         const std::string& algorithm) {
   const PackedHeader header = header_of(weight, groups, algorithm);
-  const Tensor values =
-      torch::stable::contiguous(torch::stable::to(weight, ScalarType::Float));
+  const Tensor values = torch::stable::contiguous(torch::stable::to(weight, ScalarType::Float));
   std::optional<Tensor> factors;
   if (scale.has_value()) factors = float_vector(*scale, weight.size(0), "scale");
 

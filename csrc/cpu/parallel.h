@@ -9,9 +9,7 @@
 
 namespace fastres::cpu {
 
-inline int64_t thread_count() {
-  return static_cast<int64_t>(torch::stable::get_num_threads());
-}
+inline int64_t thread_count() { return static_cast<int64_t>(torch::stable::get_num_threads()); }
 
 // Calls part(i) for i in [0, parts), one per thread where there are as many.
 template <class Part>

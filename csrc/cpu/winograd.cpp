@@ -14,8 +14,8 @@ constexpr int64_t kPositionPadding = 16;
 
 // Tile rows whose transformed inputs and products stay in the level-2 cache together.
 int64_t tile_rows_in_cache(int64_t tile_cols, int64_t channels) {
-  const int64_t bytes = tile_cols * kWinogradPositions * channels *
-                        static_cast<int64_t>(sizeof(float));
+  const int64_t bytes =
+      tile_cols * kWinogradPositions * channels * static_cast<int64_t>(sizeof(float));
   return std::max<int64_t>(1, level2_cache_bytes() * 3 / 4 / bytes);
 }
 
@@ -55,8 +55,8 @@ class Chunk {
     const WinogradTiles input = buffer(thread_scratch().winograd_input, tile_rows, in_channels_);
     const WinogradTiles products =
         buffer(thread_scratch().winograd_output, tile_rows, out_channels_);
-    kernels.winograd_input(input, band.input.data, band.input.row_stride,
-                           band.input.pixel_stride, band.rows + kHalo, band.pixels + kHalo);
+    kernels.winograd_input(input, band.input.data, band.input.row_stride, band.input.pixel_stride,
+                           band.rows + kHalo, band.pixels + kHalo);
     ConvTile t = product_tile(tiles);
     for (int64_t position = 0; position < kWinogradPositions; ++position) {
       t.input = input.transformed + position * input.position_stride;

@@ -26,13 +26,13 @@ struct Accumulators {
   Vec at[kPixels][kVecs] = {};
 };
 
-// One running sum over thousands of products loses digits that many short ones keep: after this many
-// products the registers are added to a total in memory. At 256 the rounding error of a 512-channel
-// 3x3 is a quarter of a single sum's, for 1 % of the time.
+// One running sum over thousands of products loses digits that many short ones keep: after this
+// many products the registers are added to a total in memory. At 256 the rounding error of a
+// 512-channel 3x3 is a quarter of a single sum's, for 1 % of the time.
 constexpr int64_t kProductsPerSum = 256;
 
-// Walks over a share of the next weights while a tile computes. Without it the first tile of a panel
-// waits for the shared cache: with 7 tiles a panel that was a sixth of the time.
+// Walks over a share of the next weights while a tile computes. Without it the first tile of a
+// panel waits for the shared cache: with 7 tiles a panel that was a sixth of the time.
 struct Prefetch {
   const char* at;
   ptrdiff_t step;  // bytes per input channel and tap
@@ -45,11 +45,11 @@ struct Cursor {
   Prefetch prefetch;
 };
 
-// Adds the products of `channels` adjacent input values to the total. Not inlined: the compiler would
-// give registers to the total and spill the accumulators.
+// Adds the products of `channels` adjacent input values to the total. Not inlined: the compiler
+// would give registers to the total and spill the accumulators.
 template <int kPixels, int kVecs>
 [[gnu::noinline]] void multiply_run(const ConvTile& t, int64_t channels, Cursor& at,
-                         Accumulators<kPixels, kVecs>& total) {
+                                    Accumulators<kPixels, kVecs>& total) {
   constexpr int kPointers = (kPixels + kPixelsPerPointer - 1) / kPixelsPerPointer;
   const ptrdiff_t pixel_stride = t.input_pixel_stride;
   const ptrdiff_t block_stride = t.weight_block_stride;
@@ -191,8 +191,8 @@ void rows(const ConvTile& t) {
     float* output = t.output + row * t.output_row_stride;
     for (int64_t i = 0; i < tiles; ++i) {
       const int64_t pixels = width + (i < wider ? 1 : 0);
-      tile_of<kVecs>(pixels, std::make_integer_sequence<int, kMaxPixels>{})(
-          t, input, residual, output, prefetch);
+      tile_of<kVecs>(pixels, std::make_integer_sequence<int, kMaxPixels>{})(t, input, residual,
+                                                                            output, prefetch);
       prefetch.at += prefetch_per_tile;
       input += pixels * t.input_pixel_stride;
       if (residual != nullptr) residual += pixels * t.residual_pixel_stride;

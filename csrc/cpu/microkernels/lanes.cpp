@@ -1,8 +1,8 @@
 // Grouped and depthwise convolution with 1, 2, 4 or 8 channels a group.
 //
-// A vector of output channels spans several groups. For input channel c of each group, one in-register
-// shuffle spreads that channel over its group's lanes; with stride 1 the shuffled input serves all
-// three taps of a row.
+// A vector of output channels spans several groups. For input channel c of each group, one
+// in-register shuffle spreads that channel over its group's lanes; with stride 1 the shuffled input
+// serves all three taps of a row.
 
 #include <algorithm>
 #include <utility>
@@ -18,9 +18,16 @@ constexpr int kVecsPerBlock = 16 / kLanes;
 
 template <int kGroup>
 inline Vec spread(Vec x, int c) {
+#if defined(__clang__)
+  // Clang has no shuffle by a variable, and makes one of this loop.
+  Vec spread;
+  for (int lane = 0; lane < kLanes; ++lane) spread[lane] = x[lane / kGroup * kGroup + c];
+  return spread;
+#else
   IntVec index;
   for (int lane = 0; lane < kLanes; ++lane) index[lane] = lane / kGroup * kGroup + c;
   return __builtin_shuffle(x, index);
+#endif
 }
 
 // Input channel c of the groups of output channels [channel, channel + kLanes).
@@ -55,8 +62,8 @@ inline void accumulate_sliding(const ConvTile& t, const float* input, Slice slic
       const Vec w2 = load(weights + (2 * kGroup + c) * 16);
 #pragma GCC unroll 16
       for (int q = 0; q < kPixels + 2; ++q) {
-        const Vec x = gather<kGroup, kPartial>(row + q * t.input_pixel_stride, slice.channel, c,
-                                               slice.count);
+        const Vec x =
+            gather<kGroup, kPartial>(row + q * t.input_pixel_stride, slice.channel, c, slice.count);
         if (q < kPixels) acc[q] += x * w0;
         if (q >= 1 && q - 1 < kPixels) acc[q - 1] += x * w1;
         if (q >= 2) acc[q - 2] += x * w2;
@@ -146,9 +153,9 @@ void row_of_slice(const ConvTile& t, int64_t row, Slice slice) {
   const int64_t wider = t.pixels % tiles;
   for (int64_t i = 0; i < tiles; ++i) {
     const int64_t pixels = width + (i < wider ? 1 : 0);
-    const Tile run =
-        partial ? tile<kGroup, 1, true>
-                : full_tile<kGroup>(pixels, std::make_integer_sequence<int, kMaxPixels>{});
+    const Tile run = partial
+                         ? tile<kGroup, 1, true>
+                         : full_tile<kGroup>(pixels, std::make_integer_sequence<int, kMaxPixels>{});
     run(t, input, residual, output, slice);
     input += pixels * t.input_pixel_stride;
     if (residual != nullptr) residual += pixels * t.residual_pixel_stride;
@@ -161,8 +168,8 @@ void rows(const ConvTile& t) {
   for (int64_t row = 0; row < t.rows; ++row) {
     for (int64_t channel = 0; channel < t.out_channels; channel += kLanes) {
       const int64_t vec = channel / kLanes;
-      const float* weights = t.weights + vec / kVecsPerBlock * t.weight_block_stride +
-                             vec % kVecsPerBlock * kLanes;
+      const float* weights =
+          t.weights + vec / kVecsPerBlock * t.weight_block_stride + vec % kVecsPerBlock * kLanes;
       const int64_t count = std::min<int64_t>(kLanes, t.out_channels - channel);
       row_of_slice<kGroup>(t, row, Slice{weights, channel, count});
     }

@@ -61,8 +61,7 @@ void widen_float16(const uint16_t* source, float* target, int64_t count) {
 void narrow_float16(const float* source, uint16_t* target, int64_t count) {
   int64_t i = 0;
   for (; i + 8 <= count; i += 8) {
-    const __m128i half =
-        _mm256_cvtps_ph(_mm256_loadu_ps(source + i), _MM_FROUND_TO_NEAREST_INT);
+    const __m128i half = _mm256_cvtps_ph(_mm256_loadu_ps(source + i), _MM_FROUND_TO_NEAREST_INT);
     _mm_storeu_si128(reinterpret_cast<__m128i*>(target + i), half);
   }
   for (; i < count; ++i) target[i] = _cvtss_sh(source[i], _MM_FROUND_TO_NEAREST_INT);

@@ -1,6 +1,6 @@
-// The transforms of Winograd's F(2x2, 3x3) (Lavin and Gray, "Fast Algorithms for Convolutional Neural
-// Networks", 2015): additions only. The multiplications between them are sixteen matrix products, which
-// igemm.cpp does.
+// The transforms of Winograd's F(2x2, 3x3) (Lavin and Gray, "Fast Algorithms for Convolutional
+// Neural Networks", 2015): additions only. The multiplications between them are sixteen matrix
+// products, which igemm.cpp does.
 
 #include <algorithm>
 
@@ -52,7 +52,8 @@ inline void transform_patch(const Patch& patch, int64_t channel, int64_t count, 
   for (int col = 0; col < kTile; ++col) {
     Vec d[kTile];
 #pragma GCC unroll 4
-    for (int row = 0; row < kTile; ++row) d[row] = load_input<kWhole>(patch, row, col, channel, count);
+    for (int row = 0; row < kTile; ++row)
+      d[row] = load_input<kWhole>(patch, row, col, channel, count);
     transform_input(d, rows[col]);
   }
 #pragma GCC unroll 4
@@ -98,8 +99,8 @@ inline void finish_output(const ConvTile& t, Vec v, int64_t row, int64_t pixel, 
   const bool full = count == kLanes;
   v += full ? load(t.shift + channel) : load_partial(t.shift + channel, count);
   if (t.residual != nullptr) {
-    const float* p = t.residual + row * t.residual_row_stride + pixel * t.residual_pixel_stride +
-                     channel;
+    const float* p =
+        t.residual + row * t.residual_row_stride + pixel * t.residual_pixel_stride + channel;
     v += full ? load(p) : load_partial(p, count);
   }
   v = activate(v, t.act, t.act_slope);
