@@ -4,7 +4,7 @@ import argparse
 import copy
 import json
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from . import _measure
 from ._table import format_table
-from .accelerate import accelerate, restore
+from .accelerate import restore
 from .cli_arguments import input_shape, output_file, positive_int
 from .cli_contenders import Contenders, channels_last
 from .cli_errors import CliError
@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
     target = load_model(args.model, args.weights)
     make_ready(target, x)
     print(f"{target.name} (weights: {target.weights}), input {'x'.join(map(str, x.shape))}\n")
-    checks = [_check_outputs(target.model, x)]
+    checks = [_check_forward("outputs", target.model, [x])]
     layers = _check_layers(target.model, x)
     gradients: list[Check] = []
     try:
@@ -146,68 +146,60 @@ def _print_worst(title: str, checks: list[Check], count: int) -> None:
 # ---- outputs, and where they come from -----------------------------------------------------------
 
 
-@torch.no_grad()
-def _check_outputs(model: nn.Module, x: Tensor) -> Check:
-    contenders = Contenders.of(model)
-    exact = contenders.float64(x.double())
-    return Check.of(
-        "outputs",
-        _measure.relative_error(contenders.accelerated(x), exact),
-        # What eager differs from itself in the other memory format is eager's error, too.
-        max(
-            _measure.relative_error(contenders.eager(x), exact),
-            _measure.relative_error(contenders.channels_last(channels_last(x)), exact),
-        ),
-    )
+def _as_it_is(x: Tensor) -> Tensor:
+    return x
 
 
 @torch.no_grad()
+def _check_forward(name: str, module: nn.Module, inputs: Sequence[Tensor]) -> Check:
+    contenders = Contenders.of(module)
+    exact = contenders.float64(*(x.double() for x in inputs))
+
+    def error_of(contender: nn.Module, form: Callable[[Tensor], Tensor] = _as_it_is) -> float:
+        # A copy each: a module may work in place.
+        return _measure.relative_error(contender(*(form(x.clone()) for x in inputs)), exact)
+
+    # What eager differs from itself in the other memory format is eager's error, too.
+    eager_errors = error_of(contenders.eager), error_of(contenders.channels_last, channels_last)
+    return Check.of(name, error_of(contenders.accelerated), max(eager_errors))
+
+
 def _check_layers(model: nn.Module, x: Tensor) -> list[Check]:
     """Every module that has submodules, on the input that it gets in the eager model.
 
-    So an error is that of the module alone, and not what came before it.
+    So an error is that of the module alone, and not of what came before it.
     """
     plain = restore(copy.deepcopy(model))
-    checks = []
-    for name, (inputs, output) in _record_inputs(copy.deepcopy(plain), x).items():
-        module = plain.get_submodule(name)
-        exact = copy.deepcopy(module).double()(*(tensor.double() for tensor in inputs))
-        accelerated = accelerate(copy.deepcopy(module))(*(tensor.clone() for tensor in inputs))
-        error = _measure.relative_error(accelerated, exact)
-        checks.append(Check.of(name, error, _measure.relative_error(output, exact)))
-    return checks
+    return [
+        _check_forward(name, plain.get_submodule(name), inputs)
+        for name, inputs in _record_inputs(copy.deepcopy(plain), x).items()
+    ]
 
 
-def _record_inputs(model: nn.Module, x: Tensor) -> dict[str, tuple[list[Tensor], Any]]:
-    """Name -> inputs and output, of the modules whose inputs are tensors and nothing else.
+@torch.no_grad()
+def _record_inputs(model: nn.Module, x: Tensor) -> dict[str, list[Tensor]]:
+    """Name -> first inputs, of modules with submodules whose inputs are tensors and nothing else.
 
     Leaves its hooks on ``model``.
     """
-    recorded: dict[str, tuple[list[Tensor], Any]] = {}
-    waiting: dict[str, list[Tensor]] = {}
+    recorded: dict[str, list[Tensor]] = {}
 
-    def enter_as(name: str) -> Callable[..., None]:
-        def enter(module: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if not kwargs and all(isinstance(value, Tensor) for value in inputs):
-                # A copy: what follows may work in place.
-                waiting[name] = [value.clone() for value in inputs]
+    def record_as(name: str) -> Callable[..., None]:
+        def record(module: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if name not in recorded and not kwargs and all(map(_is_float, inputs)):
+                recorded[name] = [value.clone() for value in inputs]
 
-        return enter
-
-    def leave_as(name: str) -> Callable[..., None]:
-        def leave(module: nn.Module, inputs: Any, output: Any) -> None:
-            if name in waiting and name not in recorded:
-                tensors = [tensor.clone() for tensor in _measure.output_tensors(output)]
-                recorded[name] = (waiting.pop(name), tensors)
-
-        return leave
+        return record
 
     for name, module in model.named_modules():
         if name and next(module.children(), None) is not None:
-            module.register_forward_pre_hook(enter_as(name), with_kwargs=True)
-            module.register_forward_hook(leave_as(name))
+            module.register_forward_pre_hook(record_as(name), with_kwargs=True)
     model(x)
     return recorded
+
+
+def _is_float(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
 
 
 # ---- training ------------------------------------------------------------------------------------
