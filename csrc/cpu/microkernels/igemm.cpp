@@ -23,7 +23,7 @@ constexpr int kPixelsPerPointer = 3;
 
 template <int kPixels, int kVecs>
 struct Accumulators {
-  Vec at[kPixels][kVecs] = {};
+  Vec at[kPixels][kVecs];
 };
 
 // One running sum over thousands of products loses digits that many short ones keep: after this
@@ -43,6 +43,7 @@ struct Cursor {
   const float* input;
   const float* weights;
   Prefetch prefetch;
+  bool first;  // nothing has been summed yet
 };
 
 // Adds the products of `channels` adjacent input values to the total. Not inlined: the compiler
@@ -83,14 +84,17 @@ template <int kPixels, int kVecs>
 #pragma GCC unroll 16
   for (int i = 0; i < kPixels; ++i) {
 #pragma GCC unroll 2
-    for (int j = 0; j < kVecs; ++j) total.at[i][j] += acc[i][j];
+    for (int j = 0; j < kVecs; ++j) {
+      total.at[i][j] = at.first ? acc[i][j] : total.at[i][j] + acc[i][j];
+    }
   }
+  at.first = false;
 }
 
 template <int kPixels, int kVecs>
 inline void multiply(const ConvTile& t, const float* input, Prefetch prefetch,
                      Accumulators<kPixels, kVecs>& total) {
-  Cursor at{input, t.weights, prefetch};
+  Cursor at{input, t.weights, prefetch, true};
   for (int64_t r = 0; r < t.tap_rows; ++r) {
     for (int64_t s = 0; s < t.tap_cols; ++s) {
       const float* tap = input + r * t.tap_row_stride + s * t.tap_col_stride;
