@@ -14,10 +14,11 @@ from torch import nn
 import fastres
 
 ROOT = Path(__file__).resolve().parent.parent
+PACKAGE_ROOT = Path(fastres.__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))
 
-from benchmarks import contestants, layers, peers, shapes  # noqa: E402
+from benchmarks import contestants, layers, memory, peers, shapes  # noqa: E402
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnext50_32x4d", "wide_resnet50_2"])
@@ -86,7 +87,7 @@ def test_a_wrong_result_is_not_timed():
 
 
 def _run(tmp_path, *arguments):
-    environment = {**os.environ, "PYTHONPATH": str(Path(fastres.__file__).parent.parent)}
+    environment = {**os.environ, "PYTHONPATH": str(PACKAGE_ROOT)}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
     return subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
@@ -174,3 +175,19 @@ def test_peers_refuse_what_they_do_not_know(capsys):
     threads = str(torch.get_num_threads())
     assert peers.main(["--models", "absent.py:net", "--threads", threads]) == 2
     assert "there is no file 'absent.py'" in capsys.readouterr().err
+
+
+# ---- memory --------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_memory_is_measured_in_a_process_of_its_own(model, monkeypatch, capsys):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(PACKAGE_ROOT), str(ROOT)]))
+    assert memory.main(["--models", model, "--batch", "1", "--only", "fastres"]) == 0
+    header, _, row = capsys.readouterr().out.splitlines()
+    assert header.split() == ["model", "batch", "fastres,", "MiB"]
+    assert 0 < int(row.split()[-1]) < 1000
+    assert memory.main(["--models", "absent.py:net", "--batch", "1", "--only", "fastres"]) == 0
+    captured = capsys.readouterr()
+    assert "without fastres: MODEL: there is no file 'absent.py'" in captured.err
+    assert captured.out.splitlines()[-1].split()[-1] == "-"
