@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from conv_case import laid_out
+from conv_case import FACTORS, laid_out
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -26,6 +26,7 @@ class BottleneckCase(NamedTuple):
     h: int = 13
     w: int = 7
     n: int = 2
+    algorithm: str = "direct"
 
     def convs(self) -> list[tuple[int, int, int, int]]:
         """(in, out, kernel, groups) of conv1, conv2, conv3 and the shortcut's."""
@@ -41,6 +42,8 @@ class BottleneckCase(NamedTuple):
 BLOCKS: dict[str, BottleneckCase] = {
     "one channel": BottleneckCase(1, 1, 1),
     "ResNet": BottleneckCase(64, 16, 64, down=False),
+    "ResNet, winograd": BottleneckCase(64, 16, 64, down=False, algorithm="winograd"),
+    "winograd, even": BottleneckCase(17, 33, 65, h=8, w=12, algorithm="winograd"),
     "ResNet, first": BottleneckCase(33, 17, 65),
     "ResNet, /2": BottleneckCase(48, 32, 96, stride=2),
     "ResNeXt 4": BottleneckCase(40, 20, 40, 5, down=False),
@@ -64,6 +67,9 @@ BLOCKS: dict[str, BottleneckCase] = {
 # Rows too long for the level-2 cache to hold the inner activation.
 BANDS: dict[str, BottleneckCase] = {
     "several bands": BottleneckCase(16, 256, 16, 64, down=False, h=37, w=61, n=1),
+    "several bands, winograd": BottleneckCase(
+        16, 256, 16, down=False, h=37, w=61, n=1, algorithm="winograd"
+    ),
     "several bands, /2": BottleneckCase(17, 264, 24, 33, stride=2, h=65, w=67, n=1),
     "several bands, dilated": BottleneckCase(8, 192, 8, 3, dilation=2, down=False, h=67, w=61, n=1),
 }
@@ -113,8 +119,10 @@ def eager_block(case: BottleneckCase, x: Tensor, constants: Constants, act: str)
 def block_arguments(case: BottleneckCase, constants: Constants) -> list[Tensor]:
     """packed1, shift1, packed2, ... of the operator."""
     arguments = []
-    for (_, _, _, groups), weight, scale, shift in zip(case.convs(), *constants, strict=True):
-        arguments += [ops.pack_conv_weight(weight, scale, groups), shift]
+    for (_, _, kernel, groups), *tensors in zip(case.convs(), *constants, strict=True):
+        weight, scale, shift = tensors
+        algorithm = case.algorithm if kernel == 3 else "direct"
+        arguments += [ops.pack_conv_weight(weight, scale, groups, algorithm), shift]
     return arguments
 
 
@@ -142,8 +150,11 @@ def check_block(
     out, exact = fused_block(case, x, constants, act), eager_block(case, x.double(), wide, act)
     _, k, h, w = exact.shape
     assert out.stride() == (h * w * k, 1, w * k, k)
-    magnitude = None
-    if out.numel() < 64:
-        magnitude = eager_block(case, x.double().abs(), wide.map(Tensor.abs), act)
-    assert_accurate(out, eager_block(case, x, constants, act), exact, magnitude=magnitude)
+    assert_accurate(
+        out,
+        eager_block(case, x, constants, act),
+        exact,
+        factor=FACTORS[case.algorithm],
+        magnitude=lambda: eager_block(case, x.double().abs(), wide.map(Tensor.abs), "none"),
+    )
     return out

@@ -14,6 +14,7 @@ from conv_case import (
     PATHS,
     ConvCase,
     check_case,
+    eager,
     fused,
     make_inputs,
     same,
@@ -30,7 +31,15 @@ SIZES = (1, 2, 5, 7, 13, 17)
 CHANNELS = (1, 3, 5, 17, 33)
 EVERY_PATH = pytest.mark.parametrize("case", PATHS.values(), ids=PATHS.keys())
 # One of each kind of kernel, where all of them would take too long.
-KINDS = ("1x1", "1x1/2", "3x3", "3x3 winograd", "3x3 groups of 4", "3x3 groups of 1, /2", "groups of 6")
+KINDS = (
+    "1x1",
+    "1x1/2",
+    "3x3",
+    "3x3 winograd",
+    "3x3 groups of 4",
+    "3x3 groups of 1, /2",
+    "groups of 6",
+)
 # Winograd's transforms spread what is not finite over a tile.
 DIRECT = {name: case for name, case in PATHS.items() if case.algorithm == "direct"}
 EVERY_KIND = pytest.mark.parametrize("case", [PATHS[name] for name in KINDS], ids=KINDS)
@@ -129,6 +138,18 @@ def test_not_finite_values_stay_where_eager_has_them(assert_accurate, case, valu
         check_case(assert_accurate, case, inputs, act)
 
 
+@pytest.mark.parametrize("row", [0, 3, 6])
+@pytest.mark.parametrize("column", [0, 4, 9])
+def test_winograd_spreads_nan_over_a_tile_at_most(kernels, row, column):
+    case = PATHS["3x3 winograd, even"]
+    inputs = make_inputs(case)
+    inputs.x[1, 5, row, column] = float("nan")
+    spread, expected = fused(case, inputs).isnan(), eager(case, inputs).isnan()
+    assert (spread & expected).equal(expected)
+    grown = F.max_pool2d(expected.float(), 3, 1, 1) > 0  # a 2x2 tile that starts one before
+    assert not (spread & ~grown).any()
+
+
 def test_silu_of_extremes():
     inf = float("inf")
     x = torch.tensor([float("nan"), inf, -inf, -1e4, -90.0, -20.0, 0.0, 1e4])
@@ -196,11 +217,17 @@ def test_inputs_are_not_changed():
 
 @st.composite
 def conv_cases(draw: st.DrawFn) -> ConvCase:
-    groups = draw(st.sampled_from([1, 1, 2, 3, 5, 8, 17]))
+    padding = draw(st.tuples(*[st.integers(0, 4)] * 4))
+    winograd = draw(st.integers(0, 3)) == 0
+    if winograd:
+        groups, kernel, stride, dilation = 1, (3, 3), (1, 1), (1, 1)
+    else:
+        groups = draw(st.sampled_from([1, 1, 2, 3, 5, 8, 17]))
+        kernel, stride, dilation = (
+            draw(st.tuples(*[st.integers(1, top)] * 2)) for top in (5, 3, 3)
+        )
     group_in = draw(st.integers(1, 20))
     group_out = group_in if draw(st.booleans()) else draw(st.integers(1, 20))
-    kernel, dilation = (draw(st.tuples(*[st.integers(1, top)] * 2)) for top in (5, 3))
-    padding = draw(st.tuples(*[st.integers(0, 4)] * 4))
     smallest = [
         max(1, dilation[i] * (kernel[i] - 1) + 1 - padding[2 * i] - padding[2 * i + 1])
         for i in (0, 1)
@@ -209,13 +236,14 @@ def conv_cases(draw: st.DrawFn) -> ConvCase:
         groups * group_in,
         groups * group_out,
         kernel,
-        draw(st.tuples(*[st.integers(1, 3)] * 2)),
+        stride,
         padding,
         dilation,
         groups,
         h=draw(st.integers(smallest[0], smallest[0] + 17)),
         w=draw(st.integers(smallest[1], smallest[1] + 17)),
         n=draw(st.integers(0, 3)),
+        algorithm="winograd" if winograd else "direct",
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fastres import ops
+from fastres import _packed, ops, reference
 
 pytestmark = pytest.mark.usefixtures("kernels")
 
@@ -56,6 +56,11 @@ def packed(*shape: int, groups: int = 1) -> torch.Tensor:
     return ops.pack_conv_weight(torch.randn(shape), None, groups)
 
 
+def winograd(k: int, c: int) -> torch.Tensor:
+    # As the kernels pack it: the reference refuses what they refuse.
+    return reference.pack_conv_weight(torch.randn(k, c, 3, 3), None, 1, layout=_packed.WINOGRAD)
+
+
 # (changed arguments, what the message has to say); wrong values, so ValueError everywhere.
 CONV_VALUES = {
     "rank 3": ({"x": torch.randn(8, 5, 7)}, r"x must .*\[8, 5, 7\]"),
@@ -87,6 +92,14 @@ CONV_VALUES = {
     "another convolution": (
         {"packed": packed(12, 4, 5, 5, groups=2)},
         r"packed is of .*convolution.*5.*expected.*3",
+    ),
+    "winograd with stride": (
+        {"x": torch.randn(2, 4, 5, 7), "groups": 1, "stride": (1, 2), "packed": winograd(12, 4)},
+        r"packed was packed with algorithm='winograd'.*stride \(1, 2\)",
+    ),
+    "winograd with dilation": (
+        {"x": torch.randn(2, 4, 5, 7), "groups": 1, "dilation": (2, 1), "packed": winograd(12, 4)},
+        r"packed was packed with algorithm='winograd'.*dilation \(2, 1\)",
     ),
     "not packed": ({"packed": torch.zeros(500, dtype=torch.uint8)}, "packed .*header"),
     "cut": ({"packed": packed(12, 4, 3, 3, groups=2)[:-4]}, "packed .*bytes"),
@@ -233,21 +246,42 @@ def test_padding_strings():
 
 
 @pytest.mark.parametrize(
-    ("weight", "scale", "groups", "message"),
+    ("weight", "scale", "groups", "algorithm", "message"),
     [
-        (torch.randn(4, 4), None, 1, r"weight must .*\[4, 4\]"),
-        (torch.randn(4, 4, 3), None, 1, r"weight must .*\[4, 4, 3\]"),
-        (torch.randn(4, 0, 1, 1), None, 1, r"weight must .*\[4, 0, 1, 1\]"),
-        (torch.randn(4, 4, 1, 1), None, 0, r"groups must be positive.*0"),
-        (torch.randn(4, 4, 1, 1), None, 3, r"groups.*4 output channels"),
-        (torch.randn(4, 4, 1, 1), torch.ones(3), 1, r"scale must have shape \[4\].*\[3\]"),
-        (torch.randn(4, 4, 1, 1), torch.ones(4, 1), 1, r"scale must have shape \[4\].*\[4, 1\]"),
+        (torch.randn(4, 4), None, 1, "direct", r"weight must .*\[4, 4\]"),
+        (torch.randn(4, 4, 3), None, 1, "direct", r"weight must .*\[4, 4, 3\]"),
+        (torch.randn(4, 0, 1, 1), None, 1, "direct", r"weight must .*\[4, 0, 1, 1\]"),
+        (torch.randn(4, 4, 1, 1), None, 0, "direct", r"groups must be positive.*0"),
+        (torch.randn(4, 4, 1, 1), None, 3, "direct", r"groups.*4 output channels"),
+        (
+            torch.randn(4, 4, 1, 1),
+            torch.ones(3),
+            1,
+            "direct",
+            r"scale must have shape \[4\].*\[3\]",
+        ),
+        (
+            torch.randn(4, 4, 1, 1),
+            torch.ones(4, 1),
+            1,
+            "direct",
+            r"scale must have shape \[4\].*\[4, 1\]",
+        ),
+        (torch.randn(4, 4, 3, 3), None, 1, "fft", "algorithm must be 'direct' or 'winograd'.*fft"),
+        (
+            torch.randn(4, 4, 1, 1),
+            None,
+            1,
+            "winograd",
+            r"algorithm 'winograd' needs .*\[4, 4, 1, 1\]",
+        ),
+        (torch.randn(4, 2, 3, 3), None, 2, "winograd", r"algorithm 'winograd' needs .*2 groups"),
     ],
 )
-def test_pack_values(weight, scale, groups, message):
+def test_pack_values(weight, scale, groups, algorithm, message):
     for function in (ops.pack_conv_weight, torch.ops.fastres.pack_conv_weight):
         with pytest.raises(ValueError, match=f"pack_conv_weight: {message}"):
-            function(weight, scale, groups)
+            function(weight, scale, groups, algorithm)
 
 
 def test_pack_types():

@@ -38,7 +38,9 @@ def test_unpacks_to_the_scaled_weight(kernels, shape, groups, scaled):
 @EVERY_SHAPE
 def test_bytes_do_not_depend_on_the_kernels(kernels, shape, groups):
     weight, scale = torch.randn(shape), torch.randn(shape[0])
-    layout = _packed.PLAIN if kernels == "reference" else _packed.native_layout(shape, groups, "direct")
+    layout = (
+        _packed.PLAIN if kernels == "reference" else _packed.native_layout(shape, groups, "direct")
+    )
     packed = ops.pack_conv_weight(weight, scale, groups)
     assert torch.equal(packed, reference.pack_conv_weight(weight, scale, groups, layout=layout))
 

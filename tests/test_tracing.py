@@ -18,7 +18,13 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*torch.jit.* is deprecated"),
 ]
 
-OPCHECK_PATHS = ("1x1/2", "3x3 groups of 4", "asymmetric padding", "groups of 3 to 5")
+OPCHECK_PATHS = (
+    "1x1/2",
+    "3x3 winograd",
+    "3x3 groups of 4",
+    "asymmetric padding",
+    "groups of 3 to 5",
+)
 
 
 class Network(nn.Module):
@@ -78,7 +84,7 @@ def test_opcheck_conv(name, grad):
     case = PATHS[name]
     for layout, residual_layout, act in (("nchw", "sliced", "relu"), ("sliced", None, "silu")):
         inputs = make_inputs(case, layout=layout, residual_layout=residual_layout)
-        packed = ops.pack_conv_weight(inputs.weight, None, case.groups)
+        packed = ops.pack_conv_weight(inputs.weight, None, case.groups, case.algorithm)
         x = inputs.x.clone().requires_grad_(grad)
         arguments = (x, packed, inputs.shift.requires_grad_(grad), inputs.residual)
         geometry = tuple(case.arguments().values())
@@ -108,11 +114,13 @@ def test_opcheck_bottleneck(name, act, grad):
     )
 
 
-@pytest.mark.parametrize("name", ["1x1", "3x3 groups of 4", "groups of 6"])
+@pytest.mark.parametrize("name", ["1x1", "3x3 winograd", "3x3 groups of 4", "groups of 6"])
 def test_opcheck_pack(name):
-    weight, groups = make_inputs(PATHS[name]).weight, PATHS[name].groups
+    case = PATHS[name]
+    weight = make_inputs(case).weight
     for scale in (None, torch.rand(weight.shape[0])):
-        torch.library.opcheck(torch.ops.fastres.pack_conv_weight.default, (weight, scale, groups))
+        arguments = (weight, scale, case.groups, case.algorithm)
+        torch.library.opcheck(torch.ops.fastres.pack_conv_weight.default, arguments)
 
 
 def test_opcheck_content_hash():
