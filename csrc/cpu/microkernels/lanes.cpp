@@ -42,6 +42,10 @@ inline Vec gather(const float* pixel, int64_t channel, int c, int64_t count) {
   }
 }
 
+// Input values are loaded again for each channel of a group, as part of the shuffle: kept in
+// registers they would push the accumulators out.
+inline void reload_inputs() { asm volatile("" : : : "memory"); }
+
 // One vector of output channels.
 struct Slice {
   const float* weights;
@@ -57,6 +61,7 @@ inline void accumulate_sliding(const ConvTile& t, const float* input, Slice slic
     const float* row = input + r * t.tap_row_stride;
 #pragma GCC unroll 8
     for (int c = 0; c < kGroup; ++c) {
+      reload_inputs();
       const Vec w0 = load(weights + c * 16);
       const Vec w1 = load(weights + (kGroup + c) * 16);
       const Vec w2 = load(weights + (2 * kGroup + c) * 16);
@@ -81,6 +86,7 @@ inline void accumulate(const ConvTile& t, const float* input, Slice slice, Vec* 
       const float* tap = input + r * t.tap_row_stride + s * t.tap_col_stride;
 #pragma GCC unroll 8
       for (int c = 0; c < kGroup; ++c) {
+        reload_inputs();
         const Vec w = load(weights);
 #pragma GCC unroll 16
         for (int i = 0; i < kPixels; ++i) {
