@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from .layers import implementations
 from .shapes import DEFAULT_MODELS, MODELS, bottleneck_shapes, conv_shapes
 
 #: Of all op benchmarks: long enough for a median, short enough for forty layers.
@@ -24,15 +25,15 @@ def pytest_addoption(parser):
 
 def pytest_generate_tests(metafunc):
     options = metafunc.config.option
-    choices = {
-        "conv_shape": lambda: conv_shapes(*options.models),
-        "bottleneck_shape": lambda: bottleneck_shapes(*options.models),
-        "model": lambda: options.models,
-        "batch": lambda: options.batch,
-    }
-    for name, values in choices.items():
+    for name, shapes_of in (("conv_shape", conv_shapes), ("bottleneck_shape", bottleneck_shapes)):
         if name in metafunc.fixturenames:
-            metafunc.parametrize(name, values(), ids=str)
+            shapes = shapes_of(*options.models)
+            cases = [(shape, name) for shape in shapes for name in implementations(shape)]
+            metafunc.parametrize((name, "implementation"), cases, ids=str)
+    if "model" in metafunc.fixturenames:
+        cases = [(model, name) for model in options.models for name in ("eager", "fastres")]
+        metafunc.parametrize(("model", "implementation"), cases)
+    metafunc.parametrize("batch", options.batch)
 
 
 @pytest.fixture(scope="session", autouse=True)

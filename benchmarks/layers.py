@@ -1,8 +1,8 @@
-"""One layer, three times: in eager PyTorch, in fastres's op, and in float64."""
+"""One layer several times: in eager PyTorch, in fastres's op, and in float64."""
 
 import copy
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -13,20 +13,35 @@ from fastres import _measure, ops
 from .shapes import BottleneckShape, ConvShape
 
 
-class Layer(NamedTuple):
-    """Calls without arguments, each on inputs of its own; ``exact`` gives the float64 result."""
+@dataclass(frozen=True)
+class Layer:
+    """Calls without arguments; ``fastres`` has one for each algorithm that the layer allows."""
 
     eager: Callable[[], Tensor]
-    fastres: Callable[[], Tensor]
     exact: Callable[[], Tensor]
+    """In float64."""
+    fastres: dict[str, Callable[[], Tensor]]
+
+    def call(self, implementation: str) -> Callable[[], Tensor]:
+        """The call that one of :func:`implementations` names."""
+        if implementation == "eager":
+            return self.eager
+        return self.fastres[implementation.removeprefix("fastres-")]
 
     def validate(self) -> None:
-        """Fails where the op's error against float64 is more than the contract allows."""
+        """Fails where an op's error against float64 is more than the contract allows."""
         exact = self.exact()
-        error = _measure.relative_error(self.fastres(), exact)
         eager_error = _measure.relative_error(self.eager(), exact)
-        limit = _measure.error_limit(eager_error)
-        assert error <= limit, f"error {error:.2e} against float64, eager's is {eager_error:.2e}"
+        for algorithm, call in self.fastres.items():
+            error = _measure.relative_error(call(), exact)
+            assert error <= _measure.error_limit(eager_error, algorithm), (
+                f"{algorithm}: error {error:.2e} against float64, eager's is {eager_error:.2e}"
+            )
+
+
+def implementations(shape: ConvShape | BottleneckShape) -> list[str]:
+    """Names of what there is to time for a layer."""
+    return ["eager", *(f"fastres-{algorithm}" for algorithm in shape.algorithms)]
 
 
 class _ConvBNAct(nn.Module):
@@ -59,10 +74,10 @@ def conv_layer(shape: ConvShape, batch: int) -> Layer:
     residual = None
     if shape.residual:
         residual = _channels_last(batch, shape.out_channels, shape.out_height, shape.out_width)
-    packed, shift = _pack(module.conv, module.bn)
-    return Layer(
-        eager=lambda: module(x, residual),
-        fastres=lambda: ops.conv_bn_act(
+
+    def fused(algorithm: str) -> Callable[[], Tensor]:
+        packed, shift = _pack(module.conv, module.bn, algorithm)
+        return lambda: ops.conv_bn_act(
             x,
             packed,
             shift,
@@ -72,10 +87,14 @@ def conv_layer(shape: ConvShape, batch: int) -> Layer:
             padding=shape.padding,
             groups=shape.groups,
             act=shape.act,
-        ),
+        )
+
+    return Layer(
+        eager=lambda: module(x, residual),
         exact=lambda: copy.deepcopy(module).double()(
             x.double(), None if residual is None else residual.double()
         ),
+        fastres={algorithm: fused(algorithm) for algorithm in shape.algorithms},
     )
 
 
@@ -99,16 +118,20 @@ def bottleneck_layer(shape: BottleneckShape, batch: int) -> Layer:
     )
     module = _randomise_statistics(block)
     x = _channels_last(batch, shape.in_channels, shape.height, shape.width)
-    packs = [_pack(module.conv1, module.bn1), _pack(module.conv2, module.bn2)]
-    packs += [_pack(module.conv3, module.bn3)]
-    packs += [_pack(*module.downsample)] if module.downsample is not None else []
-    arguments = [tensor for pack in packs for tensor in pack]
+
+    def fused(algorithm: str) -> Callable[[], Tensor]:
+        packs = [_pack(module.conv1, module.bn1), _pack(module.conv2, module.bn2, algorithm)]
+        packs += [_pack(module.conv3, module.bn3)]
+        packs += [_pack(*module.downsample)] if module.downsample is not None else []
+        arguments = [tensor for pack in packs for tensor in pack]
+        return lambda: ops.grouped_bottleneck(
+            x, *arguments, stride=shape.stride, groups=shape.groups
+        )
+
     return Layer(
         eager=lambda: module(x),
-        fastres=lambda: ops.grouped_bottleneck(
-            x, *arguments, stride=shape.stride, groups=shape.groups
-        ),
         exact=lambda: copy.deepcopy(module).double()(x.double()),
+        fastres={algorithm: fused(algorithm) for algorithm in shape.algorithms},
     )
 
 
@@ -126,8 +149,10 @@ def _randomise_statistics(module: nn.Module) -> nn.Module:
     return module.eval().to(memory_format=torch.channels_last)
 
 
-def _pack(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+def _pack(
+    conv: nn.Conv2d, norm: nn.BatchNorm2d, algorithm: str = "direct"
+) -> tuple[Tensor, Tensor]:
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
     shift = norm.bias - norm.running_mean * scale
-    packed = ops.pack_conv_weight(conv.weight.detach(), scale.detach(), conv.groups)
+    packed = ops.pack_conv_weight(conv.weight.detach(), scale.detach(), conv.groups, algorithm)
     return packed, shift.detach()

@@ -49,8 +49,14 @@ class ConvShape:
     def out_width(self) -> int:
         return (self.width + 2 * self.padding - self.kernel) // self.stride + 1
 
+    @property
+    def algorithms(self) -> tuple[str, ...]:
+        """What ``pack_conv_weight`` offers for it."""
+        winograd = self.kernel == 3 and self.stride == 1 and self.groups == 1
+        return ("direct", "winograd") if winograd else ("direct",)
+
     def flops(self, batch: int) -> int:
-        """Two for a multiply-accumulate; BatchNorm, shortcut and ReLU are not counted."""
+        """Two for a multiply-accumulate of a direct convolution, and nothing else."""
         taps = self.in_channels // self.groups * self.kernel**2
         return 2 * batch * self.out_channels * self.out_height * self.out_width * taps
 
@@ -78,6 +84,11 @@ class BottleneckShape:
     @property
     def has_projection(self) -> bool:
         return self.stride != 1 or self.in_channels != self.out_channels
+
+    @property
+    def algorithms(self) -> tuple[str, ...]:
+        """What ``pack_conv_weight`` offers for its 3x3."""
+        return ("direct", "winograd") if self.groups == self.stride == 1 else ("direct",)
 
     def flops(self, batch: int) -> int:
         """Two for a multiply-accumulate of its three or four convolutions."""

@@ -8,12 +8,11 @@ from .layers import conv_layer
 pytestmark = pytest.mark.benchmark(max_time=MAX_TIME_S, min_rounds=5)
 
 
-@pytest.mark.parametrize("implementation", ["fastres", "eager"])
 def test_conv_bn_act(time_it, conv_shape, batch, implementation):
     layer = conv_layer(conv_shape, batch)
     layer.validate()
     time_it(
-        getattr(layer, implementation),
+        layer.call(implementation),
         flops=conv_shape.flops(batch),
         group=f"conv_bn_act {conv_shape} batch {batch}",
     )

@@ -8,12 +8,11 @@ from .layers import bottleneck_layer
 pytestmark = pytest.mark.benchmark(max_time=MAX_TIME_S, min_rounds=5)
 
 
-@pytest.mark.parametrize("implementation", ["fastres", "eager"])
 def test_grouped_bottleneck(time_it, bottleneck_shape, batch, implementation):
     layer = bottleneck_layer(bottleneck_shape, batch)
     layer.validate()
     time_it(
-        getattr(layer, implementation),
+        layer.call(implementation),
         flops=bottleneck_shape.flops(batch),
         group=f"grouped_bottleneck {bottleneck_shape} batch {batch}",
     )

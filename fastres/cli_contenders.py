@@ -7,18 +7,24 @@ import torch
 from torch import Tensor, nn
 
 from .accelerate import accelerate, restore
+from .fx.structure import eval_view
+from .plan import Fusion, walk
 
 __all__ = ["Contenders", "channels_last"]
 
 
 @dataclass(frozen=True)
 class Contenders:
-    """Copies with the same parameters: eager in both memory formats, accelerated, float64."""
+    """Copies with the same parameters: eager in both memory formats, accelerated, float64.
+
+    ``algorithm`` is "winograd" if the accelerated one convolves with it anywhere, else "direct".
+    """
 
     eager: nn.Module
     channels_last: nn.Module
     accelerated: nn.Module
     float64: nn.Module
+    algorithm: str
 
     @classmethod
     def of(cls, model: nn.Module) -> "Contenders":
@@ -29,12 +35,19 @@ class Contenders:
             _to_channels_last(copy.deepcopy(plain)),
             accelerate(copy.deepcopy(plain)),
             copy.deepcopy(plain).double(),
+            _algorithm(plain),
         )
 
 
 def channels_last(x: Tensor) -> Tensor:
     """A batch of images in channels_last; anything else as it is."""
     return x.to(memory_format=torch.channels_last) if x.dim() == 4 else x
+
+
+def _algorithm(model: nn.Module) -> str:
+    fusions = (fusion for _, fusion in walk(eval_view(model)) if isinstance(fusion, Fusion))
+    algorithms = {recipe.algorithm() for fusion in fusions for recipe in fusion.result.recipes}
+    return "winograd" if "winograd" in algorithms else "direct"
 
 
 def _to_channels_last(model: nn.Module) -> nn.Module:

@@ -40,9 +40,9 @@ class Check:
     limit: float
 
     @classmethod
-    def of(cls, name: str, error: float, eager_error: float) -> "Check":
+    def of(cls, name: str, error: float, eager_error: float, algorithm: str = "direct") -> "Check":
         """A check whose limit is the numerics contract's."""
-        return cls(name, error, eager_error, _measure.error_limit(eager_error))
+        return cls(name, error, eager_error, _measure.error_limit(eager_error, algorithm))
 
     @property
     def kept(self) -> bool:
@@ -62,7 +62,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         help="check an accelerated model against its original",
         description="Compares outputs, layers and training gradients of a model and of the same "
         "model after fastres.accelerate with float64. Exits 1 if an error is more than the "
-        "numerics contract allows: twice eager's own.",
+        "numerics contract allows: twice eager's own, or four times with Winograd's algorithm.",
     )
     parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     parser.add_argument(
@@ -161,7 +161,8 @@ def _check_forward(name: str, module: nn.Module, inputs: Sequence[Tensor]) -> Ch
 
     # What eager differs from itself in the other memory format is eager's error, too.
     eager_errors = error_of(contenders.eager), error_of(contenders.channels_last, channels_last)
-    return Check.of(name, error_of(contenders.accelerated), max(eager_errors))
+    error = error_of(contenders.accelerated)
+    return Check.of(name, error, max(eager_errors), contenders.algorithm)
 
 
 def _check_layers(model: nn.Module, x: Tensor) -> list[Check]:

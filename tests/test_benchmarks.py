@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -56,11 +57,13 @@ def test_the_layers_of_a_block_have_their_place():
 
 
 CONVS = {
+    "dense 3x3": shapes.ConvShape(16, 32, 3, 1, 1, 1, 9, 7, residual=False, act="relu"),
     "grouped": shapes.ConvShape(8, 8, 3, 2, 1, 2, 9, 9, residual=False, act="relu"),
     "end of a block": shapes.ConvShape(6, 8, 1, 1, 0, 1, 7, 5, residual=True, act="relu"),
     "projection": shapes.ConvShape(6, 8, 1, 2, 0, 1, 7, 5, residual=False, act="none"),
 }
 BOTTLENECKS = {
+    "dense": shapes.BottleneckShape(64, 16, 64, 1, 1, 9, 7),
     "grouped": shapes.BottleneckShape(32, 16, 32, 1, 4, 9, 7),
     "projection": shapes.BottleneckShape(16, 8, 32, 2, 1, 9, 7),
 }
@@ -81,9 +84,19 @@ def test_bottlenecks_validate(name):
 @torch.inference_mode()
 def test_a_wrong_result_is_not_timed():
     layer = layers.conv_layer(CONVS["grouped"], batch=1)
-    wrong = layer._replace(fastres=lambda: layer.eager() * 1.001)
-    with pytest.raises(AssertionError, match="against float64, eager's is"):
+    wrong = replace(layer, fastres={"direct": lambda: layer.eager() * 1.001})
+    with pytest.raises(AssertionError, match=r"direct: error .* against float64, eager's is"):
         wrong.validate()
+
+
+def test_winograd_is_timed_where_it_can_be_used():
+    assert layers.implementations(CONVS["dense 3x3"]) == [
+        "eager",
+        "fastres-direct",
+        "fastres-winograd",
+    ]
+    assert layers.implementations(CONVS["grouped"]) == ["eager", "fastres-direct"]
+    assert layers.implementations(BOTTLENECKS["projection"]) == ["eager", "fastres-direct"]
 
 
 def _run(tmp_path, *arguments):

@@ -46,8 +46,9 @@ def test_max_abs_difference_takes_detections():
     assert _measure.relative_error(empty, empty) == 0
 
 
-def test_the_limit_is_twice_eagers_error():
+def test_the_limit_is_the_contracts():
     assert _measure.error_limit(1e-3) == 2e-3
+    assert _measure.error_limit(1e-3, "winograd") == 4e-3
     assert _measure.error_limit(0) == 2 * torch.finfo(torch.float32).eps
 
 
