@@ -101,7 +101,7 @@ bool prefers_depth_first(const Bottleneck& block) {
   const double rows_per_thread =
       static_cast<double>(block.batch * block.out.h) / static_cast<double>(thread_count());
   const double halo_rows = 2.0 * static_cast<double>(block.dilation.h);
-  return rows_per_thread >= 8.0 * halo_rows && block.out.h * block.out.w >= 196;
+  return rows_per_thread >= 6.0 * halo_rows && block.out.h * block.out.w >= 196;
 }
 
 Tensor grouped_bottleneck(const Tensor& x, const Tensor& packed1, const Tensor& shift1,
