@@ -31,7 +31,7 @@ from .fx.structure import (
 )
 from .fx.tracing import Pattern
 from .fx.watching import TraceFailed
-from .packing import DEVICES, Staleness, Unusable
+from .packing import DEVICES, Restructured, Staleness, Unusable
 from .plan import Fusion, Plan, walk
 
 # How many plans a module keeps (training flags, call patterns, autocast), and how often it may miss
@@ -57,9 +57,9 @@ def accelerate(
 
     Args:
         model: any module. Where it cannot be traced as a whole, its parts are accelerated.
-        staleness: how changed parameters are noticed, before each call. "content" (the default)
-            hashes their bytes, about 2 ms for a ResNet-50. "version" looks at version counters and
-            addresses only: free, but blind to writes through ``parameter.data``.
+        staleness: how changed weights are noticed, before each call. "content" (the default)
+            hashes their bytes, a few ms for a ResNet-50. "version" looks at version counters and
+            addresses: free, but blind to writes through ``weight.data``.
         fuse_blocks: whether to run whole bottlenecks as one operator.
 
     Returns:
@@ -135,6 +135,11 @@ class State:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return State, (self.options,)
+
+    def forget(self, plan: Plan) -> None:
+        """Makes the next call look for another plan."""
+        with self.lock:
+            self.plans = [other for other in self.plans if other is not plan]
 
     @property
     def gave_up(self) -> bool:
@@ -252,13 +257,18 @@ def _run_plan(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     state = module.__dict__.get(STATE)
     if state is None:  # a copy made by the class's own means
         state = module.__dict__.setdefault(STATE, State(_Options("content", True)))
-    plan = _find_plan(module, state, pattern, torch.is_autocast_enabled("cpu"))
-    if plan is None:
-        return _NOT_RUN
-    try:
-        return plan.run(module, tensors)
-    except Unusable:
-        return _NOT_RUN
+    autocast = torch.is_autocast_enabled("cpu")
+    for _ in range(2):
+        plan = _find_plan(module, state, pattern, autocast)
+        if plan is None:
+            return _NOT_RUN
+        try:
+            return plan.run(module, tensors)
+        except Restructured:
+            state.forget(plan)
+        except Unusable:
+            return _NOT_RUN
+    return _NOT_RUN
 
 
 def _inputs_fit(tensors: list[Tensor]) -> bool:

@@ -8,7 +8,7 @@ what changed is packed again.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -28,16 +28,20 @@ DEVICES = ("cpu",)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-_PLAIN = {Tensor, nn.Parameter}
+_PLAIN = {Tensor, nn.Parameter, type(None)}
 
 
 class Unusable(Exception):
     """The kernels cannot run with the parameters as they are now; says why."""
 
 
+class Restructured(Unusable):
+    """The parameters are no longer those that the graph was made for."""
+
+
 @dataclass(frozen=True)
 class Recipe:
-    """What a packed weight and its shift are made of."""
+    """What a packed weight and its shift are made of. Biases, gamma and beta may be None."""
 
     weight: Source
     bias: Source | None
@@ -75,10 +79,11 @@ class Recipe:
         Raises:
             Unusable: a tensor has a dtype, device or shape that the kernels do not take.
         """
-        weight, bias, mean, var, gamma, beta = tensors
-        if weight is None:
-            raise Unusable("a convolution lost its weight")
-        self._check(weight, tensors)
+        weight, *vectors = (None if t is None else t.detach() for t in tensors)
+        bias, mean, var, gamma, beta = vectors
+        if weight is None or (self.mean is not None and (mean is None or var is None)):
+            raise Restructured("a weight or statistics are gone")
+        self._check(weight, vectors)
         shift = torch.zeros(weight.shape[0], dtype=torch.float64)
         if bias is not None:
             shift = bias.double()
@@ -105,17 +110,18 @@ class Recipe:
             return "winograd"
         return "direct"
 
-    def _check(self, weight: Tensor, tensors: Sequence[Tensor | None]) -> None:
+    def _check(self, weight: Tensor, vectors: Sequence[Tensor | None]) -> None:
         if tuple(weight.shape) != self.weight_shape:
-            raise Unusable(f"a weight's shape became {list(weight.shape)}")
+            raise Restructured(f"a weight's shape became {list(weight.shape)}")
         if weight.dtype not in DTYPES:
             raise Unusable(f"there is no kernel for {weight.dtype} weights")
-        for tensor in tensors:
-            if tensor is None:
+        check_device(weight)
+        for vector in vectors:
+            if vector is None:
                 continue
-            check_device(tensor)
-            if tensor is not weight and tensor.shape != weight.shape[:1]:
-                raise Unusable(f"a parameter of {weight.shape[0]} channels has {tensor.shape}")
+            check_device(vector)
+            if vector.shape != weight.shape[:1]:
+                raise Unusable(f"a vector for {len(weight)} channels has shape {[*vector.shape]}")
 
 
 def check_device(tensor: Tensor) -> None:
@@ -151,21 +157,33 @@ def _slot(source: AttributeSource, root: nn.Module | None) -> _Slot:
     return {"": module.__dict__}, "", source.name
 
 
+@dataclass(frozen=True)
+class _State:
+    """What was packed last, and from what."""
+
+    settings: tuple[str, str]
+    """Backend, which decides on the layout, and numerics, which decide on the algorithm."""
+    stamp: list[Any]
+    result: Constants | Unusable
+
+
 class Packer:
     """Keeps ``Constants`` up to date with the tensors that they are made of.
 
     Args:
         recipes: what to pack.
         root: the module that sources without a module are attributes of (it is not kept).
-        staleness: how changes are found. "content" hashes every byte; "version" compares version
-            counters and addresses, which is free and blind to ``p.data.mul_(2)``.
+        staleness: how changed weights are found. "content" hashes every byte; "version" compares
+            version counters and addresses, which is free and blind to ``p.data.mul_(2)``. The
+            vectors (biases, BatchNorm) are hashed either way: they are small, and training-mode
+            BatchNorm updates its statistics without counting versions.
     """
 
     def __init__(
         self, recipes: Sequence[Recipe], root: nn.Module | None, staleness: Staleness
     ) -> None:
         self._recipes = list(recipes)
-        self._stamp_of: Callable[[list[Tensor]], list[Any]] = _STAMPS[staleness]
+        self._by_version = staleness == "version"
         sources = dict.fromkeys(s for r in recipes for s in r.sources() if s is not None)
         attributes = [s for s in sources if isinstance(s, AttributeSource)]
         inputs = [s for s in sources if isinstance(s, InputSource)]
@@ -177,45 +195,65 @@ class Packer:
             [position.get(source, -1) for source in recipe.sources()] for recipe in recipes
         ]
         self._lock = threading.Lock()
-        self._state: tuple[Any, list[Any], Constants | Unusable] | None = None
+        self._state: _State | None = None
 
     def constants(self, root: nn.Module | None, inputs: Sequence[Any] = ()) -> Constants:
         """The packed weights of the parameters as they are now.
 
         Raises:
-            Unusable: the kernels cannot run with them.
+            Restructured: a parameter that there has to be is gone, or has another shape.
+            Unusable: the kernels cannot run with the parameters.
         """
         tensors = self._read(root, inputs)
-        stamp = self._stamp_of(tensors)
-        # Each backend may want another layout, and numerics choose the algorithm.
-        settings = f"{_library.get_backend()} {get_numerics()}"
+        stamp = self._stamp(tensors)
+        settings = (_library.get_backend(), get_numerics())
         state = self._state
-        if state is None or state[0] != settings or state[1] != stamp:
+        if state is None or state.settings != settings or state.stamp != stamp:
             with self._lock:
                 state = self._update(settings, stamp, tensors)
-        if isinstance(state[2], Unusable):
-            raise state[2]
-        return state[2]
+        if isinstance(state.result, Unusable):
+            raise state.result
+        return state.result
 
-    def _read(self, root: nn.Module | None, inputs: Sequence[Any]) -> list[Tensor]:
+    def _read(self, root: nn.Module | None, inputs: Sequence[Any]) -> list[Tensor | None]:
         try:
-            tensors = [
+            tensors: list[Tensor | None] = [
                 (root.__dict__ if base is None else base)[key][name]
                 for base, key, name in self._slots
             ]
         except KeyError as error:
-            raise Unusable(f"attribute {error.args[0]!r} is gone") from None
+            raise Restructured(f"attribute {error.args[0]!r} is gone") from None
         tensors.extend([inputs[index] for index in self._inputs])
         if not _PLAIN.issuperset(map(type, tensors)):
-            raise Unusable("a parameter is None or of a type of its own")
-        check_device(tensors[0])
+            raise Unusable("a parameter is of a type of its own")
+        if tensors[0] is not None:
+            check_device(tensors[0])
         return tensors
 
+    def _stamp(self, tensors: list[Tensor | None]) -> list[Any]:
+        """For each tensor, something that is another when the tensor is."""
+        stamp: list[Any] = [None] * len(tensors)
+        hashed = []
+        for index, tensor in enumerate(tensors):
+            if tensor is None:
+                continue
+            if self._by_version and tensor.dim() == 4 and not tensor.is_inference():
+                # With the tensor itself, so that no later one can have its id.
+                stamp[index] = _Version((tensor, tensor._version, tensor.data_ptr()))
+            else:
+                hashed.append(index)
+        hashes = torch.ops.fastres.content_hash.default([tensors[index] for index in hashed])
+        for index, value in zip(hashed, hashes, strict=True):
+            stamp[index] = value
+        return stamp
+
     def _update(
-        self, settings: str, stamp: list[Any], tensors: list[Tensor]
-    ) -> tuple[Any, list[Any], Constants | Unusable]:
-        old = self._state if self._state is not None and self._state[0] == settings else None
-        if old is not None and old[1] == stamp:  # another thread was faster
+        self, settings: tuple[str, str], stamp: list[Any], tensors: list[Tensor | None]
+    ) -> _State:
+        old = self._state
+        if old is not None and old.settings != settings:
+            old = None
+        if old is not None and old.stamp == stamp:  # another thread was faster
             return old
         result: Constants | Unusable
         try:
@@ -224,57 +262,37 @@ class Packer:
                 result = self._pack(stamp, tensors, old)
         except Unusable as error:
             result = error
-        self._state = (settings, stamp, result)
-        return self._state
+        state = self._state = _State(settings, stamp, result)
+        return state
 
     def _pack(
-        self,
-        stamp: list[Any],
-        tensors: list[Tensor],
-        old: tuple[Any, list[Any], Constants | Unusable] | None,
+        self, stamp: list[Any], tensors: list[Tensor | None], old: _State | None
     ) -> Constants:
         values: dict[str, Tensor] = {}
         dtypes = []
-        for index, (recipe, positions) in enumerate(
-            zip(self._recipes, self._positions, strict=True)
-        ):
+        for index, recipe in enumerate(self._recipes):
+            positions = self._positions[index]
             names = constant_names(index)
             if (
                 old is not None
-                and isinstance(old[2], Constants)
-                and all(p < 0 or old[1][p] == stamp[p] for p in positions)
+                and isinstance(old.result, Constants)
+                and all(p < 0 or old.stamp[p] == stamp[p] for p in positions)
             ):
-                values.update({name: old[2].values[name] for name in names})
-            else:
-                given = [tensors[p].detach() if p >= 0 else None for p in positions]
-                values.update(zip(names, recipe.pack(given), strict=True))
-            dtypes.append(tensors[positions[0]].dtype)
+                values.update({name: old.result.values[name] for name in names})
+                dtypes.append(old.result.weight_dtypes[index])
+                continue
+            given = [None if p < 0 else tensors[p] for p in positions]
+            values.update(zip(names, recipe.pack(given), strict=True))
+            dtypes.append(given[0].dtype)  # type: ignore[union-attr]
         return Constants(values, tuple(dtypes))
 
 
-def _content_stamp(tensors: list[Tensor]) -> list[Any]:
-    return torch.ops.fastres.content_hash.default(tensors)
-
-
-def _version_stamp(tensors: list[Tensor]) -> list[Any]:
-    if any(tensor.is_inference() for tensor in tensors):  # these count no versions
-        return _content_stamp(tensors)
-    # The tensor itself is part of it, so that no new one can have its id.
-    return [_Identity((tensor, tensor._version, tensor.data_ptr())) for tensor in tensors]
-
-
-class _Identity(tuple[Any, ...]):
-    """Compares tensors by identity; as elements of a tuple they would compare by value."""
+class _Version(tuple[Any, ...]):
+    """A tensor's version. Compares the tensor by identity; a tuple would compare its elements."""
 
     __slots__ = ()
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Identity) and self[0] is other[0] and self[1:] == other[1:]
+        return isinstance(other, _Version) and self[0] is other[0] and self[1:] == other[1:]
 
     __hash__ = None  # type: ignore[assignment]
-
-
-_STAMPS: dict[str, Callable[[list[Tensor]], list[Any]]] = {
-    "content": _content_stamp,
-    "version": _version_stamp,
-}

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.parameter import is_lazy
 
 from .fuse import FUSED, FusedGraph, fuse
 from .fx.effects import Effects, is_trusted
@@ -57,7 +58,7 @@ class Fusion:
 
         def shape_of(found: Source) -> Sequence[int]:
             tensor = found.read(module, ())
-            return () if tensor is None else tensor.shape
+            return () if tensor is None or is_lazy(tensor) else tensor.shape
 
         reader = Reader(self.modules, source, shape_of)
         self.result: FusedGraph = fuse(graph, reader, image_input, autocast, blocks)

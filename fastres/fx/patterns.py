@@ -164,11 +164,11 @@ class Reader:
     def _conv_module(self, x: fx.Node, module: Any) -> Reading:
         if module.padding_mode != "zeros":
             return Unfit(f"padding_mode={module.padding_mode!r}")
-        weight = AttributeSource(module, "weight")
+        # The bias may be None now and a parameter later.
         return self._conv(
             x,
-            weight,
-            None if module.bias is None else AttributeSource(module, "bias"),
+            AttributeSource(module, "weight"),
+            AttributeSource(module, "bias"),
             module.stride,
             module.padding,
             module.dilation,
@@ -180,15 +180,12 @@ class Reader:
             return Unfit("its BatchNorm keeps no running statistics", is_norm=True)
         if module.training:
             return Unfit("its BatchNorm is in training mode", is_norm=True)
-        parameters = {
-            name: None if getattr(module, name) is None else AttributeSource(module, name)
-            for name in ("weight", "bias")
-        }
         return Norm(
             x,
             AttributeSource(module, "running_mean"),
             AttributeSource(module, "running_var"),
-            **parameters,
+            AttributeSource(module, "weight"),
+            AttributeSource(module, "bias"),
             eps=module.eps,
             checks_rank=module_kind(module) is nn.BatchNorm2d,
         )
