@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -50,34 +50,52 @@ def _inference():
         yield
 
 
+class Machine(NamedTuple):
+    """What the machine can do on torch's threads, measured in this run; None where unknown."""
+
+    fma_peak_gflops: float | None
+    copy_bandwidth_gbs: float | None
+
+
 @pytest.fixture(scope="session")
-def peak_gflops(_threads) -> float | None:
-    """The machine's FMA peak in this run, in GFLOP/s on torch's threads."""
+def machine(_threads) -> Machine:
     try:
-        from fastres._diagnostics import fma_peak_gflops
+        from fastres._diagnostics import copy_bandwidth_gbs, fma_peak_gflops
     except ImportError as error:
         warnings.warn(
-            f"no percent_of_peak: fastres was built without its diagnostics ({error})", stacklevel=1
+            f"no percentages: fastres was built without its diagnostics ({error})", stacklevel=1
         )
-        return None
-    return fma_peak_gflops(torch.get_num_threads())
+        return Machine(None, None)
+    threads = torch.get_num_threads()
+    return Machine(fma_peak_gflops(threads), copy_bandwidth_gbs(threads))
 
 
 @pytest.fixture
-def time_it(benchmark, peak_gflops) -> Callable[..., None]:
-    """Times a call; puts GFLOP/s and the percent of the FMA peak into the benchmark's record."""
+def time_it(benchmark, machine) -> Callable[..., None]:
+    """Times a call; records GFLOP/s and GB/s, and the percentages of the machine's."""
 
-    def run(call: Callable[[], Any], flops: int, group: str) -> None:
+    def run(call: Callable[[], Any], group: str, *, flops: int, moved: int | None = None) -> None:
         benchmark.group = group
         call()
         benchmark(call)
         if benchmark.stats is None:  # --benchmark-disable
             return
-        gflops = flops / benchmark.stats.stats.median / 1e9
-        benchmark.extra_info["gflops"] = round(gflops, 2)
-        benchmark.extra_info["threads"] = torch.get_num_threads()
-        if peak_gflops:
-            benchmark.extra_info["fma_peak_gflops"] = round(peak_gflops, 1)
-            benchmark.extra_info["percent_of_peak"] = round(100 * gflops / peak_gflops, 1)
+        seconds = benchmark.stats.stats.median
+        info = benchmark.extra_info
+        info["threads"] = torch.get_num_threads()
+        info["gflops"] = round(flops / seconds / 1e9, 2)
+        if machine.fma_peak_gflops is not None:
+            info["fma_peak_gflops"] = round(machine.fma_peak_gflops, 1)
+            info["percent_of_peak"] = _percent(flops / seconds / 1e9, machine.fma_peak_gflops)
+        if moved is None:
+            return
+        info["gbytes_per_s"] = round(moved / seconds / 1e9, 2)
+        if machine.copy_bandwidth_gbs is not None:
+            info["copy_bandwidth_gbs"] = round(machine.copy_bandwidth_gbs, 1)
+            info["percent_of_copy"] = _percent(moved / seconds / 1e9, machine.copy_bandwidth_gbs)
 
     return run
+
+
+def _percent(value: float, peak: float) -> float:
+    return round(100 * value / peak, 1)

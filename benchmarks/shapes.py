@@ -60,6 +60,13 @@ class ConvShape:
         taps = self.in_channels // self.groups * self.kernel**2
         return 2 * batch * self.out_channels * self.out_height * self.out_width * taps
 
+    def bytes(self, batch: int) -> int:
+        """What has to move at least, in float32: input, weight, shortcut, output."""
+        outputs = batch * self.out_channels * self.out_height * self.out_width
+        inputs = batch * self.in_channels * self.height * self.width
+        weights = self.out_channels * (self.in_channels // self.groups) * self.kernel**2
+        return 4 * (inputs + weights + outputs * (2 if self.residual else 1))
+
     def __str__(self) -> str:
         text = f"{self.in_channels}-{self.out_channels}_{self.kernel}x{self.kernel}"
         text += f"_s{self.stride}" if self.stride > 1 else ""
@@ -92,14 +99,26 @@ class BottleneckShape:
 
     def flops(self, batch: int) -> int:
         """Two for a multiply-accumulate of its three or four convolutions."""
-        pixels = self.height * self.width
-        out_pixels = -(-self.height // self.stride) * -(-self.width // self.stride)
-        macs = self.in_channels * self.width_channels * pixels
-        macs += self.width_channels**2 // self.groups * 9 * out_pixels
-        macs += self.width_channels * self.out_channels * out_pixels
-        if self.has_projection:
-            macs += self.in_channels * self.out_channels * out_pixels
-        return 2 * batch * macs
+        conv1, conv2, *others = self._weights()
+        pixels, out_pixels = self._pixels()
+        return 2 * batch * (conv1 * pixels + (conv2 + sum(others)) * out_pixels)
+
+    def bytes(self, batch: int) -> int:
+        """What has to move at least, in float32: input, weights, output."""
+        pixels, out_pixels = self._pixels()
+        activations = self.in_channels * pixels + self.out_channels * out_pixels
+        return 4 * (batch * activations + sum(self._weights()))
+
+    def _pixels(self) -> tuple[int, int]:
+        out_height, out_width = -(-self.height // self.stride), -(-self.width // self.stride)
+        return self.height * self.width, out_height * out_width
+
+    def _weights(self) -> list[int]:
+        """Elements of the weights of its three or four convolutions."""
+        weights = [self.in_channels * self.width_channels]
+        weights += [self.width_channels**2 // self.groups * 9]
+        weights += [self.width_channels * self.out_channels]
+        return weights + [self.in_channels * self.out_channels] * self.has_projection
 
     def __str__(self) -> str:
         text = f"{self.in_channels}-{self.width_channels}-{self.out_channels}"

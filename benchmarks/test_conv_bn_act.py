@@ -13,6 +13,7 @@ def test_conv_bn_act(time_it, conv_shape, batch, implementation):
     layer.validate()
     time_it(
         layer.call(implementation),
+        f"conv_bn_act {conv_shape} batch {batch}",
         flops=conv_shape.flops(batch),
-        group=f"conv_bn_act {conv_shape} batch {batch}",
+        moved=conv_shape.bytes(batch),
     )

@@ -13,6 +13,7 @@ def test_grouped_bottleneck(time_it, bottleneck_shape, batch, implementation):
     layer.validate()
     time_it(
         layer.call(implementation),
+        f"grouped_bottleneck {bottleneck_shape} batch {batch}",
         flops=bottleneck_shape.flops(batch),
-        group=f"grouped_bottleneck {bottleneck_shape} batch {batch}",
+        moved=bottleneck_shape.bytes(batch),
     )

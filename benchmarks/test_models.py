@@ -30,4 +30,4 @@ def test_model(time_it, model, batch, implementation):
     contestant = contestants[implementation]
     with torch.inference_mode(False):
         flops = 2 * summarize(network, (batch, 3, IMAGE_SIZE, IMAGE_SIZE)).macs
-    time_it(lambda: contestant(images), flops=flops, group=f"{model} batch {batch}")
+    time_it(lambda: contestant(images), f"{model} batch {batch}", flops=flops)

@@ -119,7 +119,7 @@ def run(args: argparse.Namespace) -> int:
     images = photo_batch(photos, max(*args.batch, _CALIBRATION_BATCH), args.size)
     make_ready(target, images[:_CALIBRATION_BATCH])
     contenders = Contenders.of(target.model)
-    print(_headline(target, args))
+    print(_headline(target, args), flush=True)
     with Progress(len(args.batch) * args.rounds * len(_CONTESTANTS)) as progress:
         results = [
             _bench_batch(contenders, images[:batch], args.layout, args.rounds, progress)

@@ -13,6 +13,7 @@ import torchvision
 from torch import nn
 
 import fastres
+from fastres import _library
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE_ROOT = Path(fastres.__file__).resolve().parent.parent
@@ -43,6 +44,14 @@ def test_a_bottleneck_has_the_operations_of_its_convolutions():
             if call.module in members and isinstance(call.module, nn.Conv2d)
         ]
         assert shapes._bottleneck_shape(block).flops(3) == sum(convs)
+
+
+def test_the_bytes_are_those_that_must_move():
+    conv = shapes.ConvShape(8, 16, 3, 2, 1, 2, 9, 7, residual=True, act="relu")
+    assert conv.bytes(3) == 4 * (3 * 8 * 9 * 7 + 16 * 4 * 9 + 2 * 3 * 16 * 5 * 4)
+    block = shapes.BottleneckShape(16, 8, 32, 2, 2, 9, 7)
+    weights = 16 * 8 + 8 * 4 * 9 + 8 * 32 + 16 * 32
+    assert block.bytes(3) == 4 * (3 * 16 * 9 * 7 + weights + 3 * 32 * 5 * 4)
 
 
 def test_the_layers_of_a_block_have_their_place():
@@ -120,6 +129,9 @@ def test_a_run_records_how_good_the_machine_is_used(tmp_path):
     }
     assert len({run["group"] for run in runs}) == 2
     assert all(run["extra_info"]["gflops"] > 0 for run in runs)
+    assert all(run["extra_info"]["gbytes_per_s"] > 0 for run in runs)
+    if hasattr(_library.diagnostics(), "fma_peak_gflops"):
+        assert all(0 < run["extra_info"]["percent_of_peak"] < 200 for run in runs)
     assert all(run["extra_info"]["threads"] == 1 for run in runs)
 
 
