@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from . import _checks
+from ._packed import read_header
 
 IntOrPair = int | Sequence[int]
 
 
 def pair(name: str, value: IntOrPair) -> tuple[int, int]:
+    """The pair that an int or two stand for; raises TypeError for anything else."""
     try:
         if isinstance(value, (tuple, list)):
             first, second = value
@@ -61,6 +63,7 @@ def resolve_padding(
 def check_tensor(
     op: str, name: str, value: object, dtypes: Sequence[torch.dtype], device: torch.device | None
 ) -> None:
+    """Raises TypeError for a wrong type or dtype, ValueError for a wrong device (None: any)."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{op}: {name} must be a tensor, got {type(value).__name__}")
     if value.dtype not in dtypes:
@@ -79,3 +82,9 @@ def check_input(op: str, x: Tensor) -> tuple[torch.device, Sequence[torch.dtype]
     """Checks x; returns its device and the dtypes that its shifts may have."""
     check_tensor(op, "x", x, _checks.FLOAT_DTYPES, None)
     return x.device, (FLOAT64 if x.dtype == torch.float64 else FLOAT32)
+
+
+def no_shift(op: str, packed: Tensor, dtype: torch.dtype) -> Tensor:
+    """Zeros for the output channels of a packed weight."""
+    channels = read_header(packed, f"{op}: packed").out_channels
+    return torch.zeros(channels, dtype=dtype, device=packed.device)

@@ -24,12 +24,13 @@ from ._arguments import (
     IntOrPair,
     check_input,
     check_tensor,
+    no_shift,
     pair,
     resolve_padding,
 )
 from ._autocast import register_autocast
 from ._gradients import Conv, act_grad, bottleneck_convs, needs_preactivation, shift_grad
-from ._packed import PLAIN, PackedHeader, native_layout, read_header
+from ._packed import PLAIN, PackedHeader, native_layout
 
 __all__ = [
     "content_hash",
@@ -70,9 +71,8 @@ def pack_conv_weight(
     check_tensor("pack_conv_weight", "weight", weight, _checks.FLOAT_DTYPES, None)
     double = weight.dtype == torch.float64
     if scale is not None:
-        check_tensor(
-            "pack_conv_weight", "scale", scale, FLOAT64 if double else FLOAT32, weight.device
-        )
+        dtypes = FLOAT64 if double else FLOAT32
+        check_tensor("pack_conv_weight", "scale", scale, dtypes, weight.device)
     if torch.is_grad_enabled():
         for name, tensor in (("weight", weight), ("scale", scale)):
             if tensor is not None and tensor.requires_grad:
@@ -107,11 +107,6 @@ def _empty_channels_last(x: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 # ---- conv_bn_act ---------------------------------------------------------------------------------
-
-
-def _no_shift(op: str, packed: Tensor, dtype: torch.dtype) -> Tensor:
-    channels = read_header(packed, f"{op}: packed").out_channels
-    return torch.zeros(channels, dtype=dtype, device=packed.device)
 
 
 def conv_bn_act(
@@ -156,7 +151,7 @@ def conv_bn_act(
     device, shift_dtypes = check_input(op, x)
     check_tensor(op, "packed", packed, BYTES, device)
     if shift is None:
-        shift = _no_shift(op, packed, shift_dtypes[0])
+        shift = no_shift(op, packed, shift_dtypes[0])
     else:
         check_tensor(op, "shift", shift, shift_dtypes, device)
     if residual is not None:
@@ -166,7 +161,7 @@ def conv_bn_act(
     stride = pair("stride", stride)
     if padding == "same" and stride != (1, 1):
         raise ValueError(f"{op}: padding 'same' needs stride 1, got {stride}")
-    kernel = reference.conv_bn_act if x.dtype == torch.float64 else _OPS.conv_bn_act
+    kernel = (reference if x.dtype == torch.float64 else _OPS).conv_bn_act
     return kernel(
         x,
         packed,
@@ -307,8 +302,7 @@ def grouped_bottleneck(
             check_tensor(op, f"packed{name}", packed, BYTES, device)
         if shift is not None:
             check_tensor(op, f"shift{name}", shift, shift_dtypes, device)
-    double = x.dtype == torch.float64
-    kernel = reference.grouped_bottleneck if double else _OPS.grouped_bottleneck
+    kernel = (reference if x.dtype == torch.float64 else _OPS).grouped_bottleneck
     return kernel(
         x,
         packed1,

@@ -52,31 +52,37 @@ def pack_conv_weight(
     """
     _checks.pack_conv_weight_check(weight, scale, groups, algorithm)
     dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
-    scaled = weight.detach().to(dtype)
+    # Winograd's transform adds up products that float64 holds exactly, and rounds once.
+    scaled = weight.detach().to(torch.float64 if layout == WINOGRAD else dtype)
     if scale is not None:
-        scaled = scaled * scale.detach()[:, None, None, None]
-    k, cg, r, s = scaled.shape
-    if layout == IGEMM:
-        padded = F.pad(
-            scaled.reshape(groups, k // groups, cg, r, s),
-            (0, 0, 0, 0, 0, 0, 0, -(k // groups) % CHANNEL_BLOCK),
-        )
-        scaled = padded.unflatten(1, (-1, CHANNEL_BLOCK)).permute(0, 1, 4, 5, 3, 2)
-    elif layout == LANES:
-        padded = F.pad(scaled, (0, 0, 0, 0, 0, 0, 0, -k % CHANNEL_BLOCK))
-        scaled = padded.unflatten(0, (-1, CHANNEL_BLOCK)).permute(0, 3, 4, 2, 1)
-    elif layout == WINOGRAD:
-        wide = weight.detach().double()
-        if scale is not None:
-            wide = wide * scale.detach().double()[:, None, None, None]
-        tiles = _winograd_axis(_winograd_axis(wide, 2), 3).to(dtype)
-        padded = F.pad(tiles, (0, 0, 0, 0, 0, 0, 0, -k % CHANNEL_BLOCK))
-        scaled = padded.unflatten(0, (-1, CHANNEL_BLOCK)).permute(3, 4, 0, 2, 1)
-    elif layout != PLAIN:
-        raise ValueError(f"pack_conv_weight: layout must be 0, 1, 2 or 3, got {layout}")
+        scaled = scaled * scale.detach().to(scaled.dtype)[:, None, None, None]
+    payload = _arrange(scaled, groups, layout).to(dtype).contiguous()
+    k, cg, r, s = weight.shape
     header = PackedHeader(layout, dtype, k, cg, r, s, groups).to_bytes()
     head = torch.frombuffer(bytearray(header), dtype=torch.uint8).to(weight.device)
-    return torch.cat([head, scaled.contiguous().view(-1).view(torch.uint8)])
+    return torch.cat([head, payload.view(-1).view(torch.uint8)])
+
+
+def _arrange(weight: Tensor, groups: int, layout: int) -> Tensor:
+    """The values of a weight [K, C/groups, R, S] in the order of a layout."""
+    if layout == PLAIN:
+        return weight
+    if layout == IGEMM:
+        blocks = _blocks(weight.unflatten(0, (groups, -1)), 1)
+        return blocks.permute(0, 1, 4, 5, 3, 2)
+    if layout == LANES:
+        return _blocks(weight, 0).permute(0, 3, 4, 2, 1)
+    if layout == WINOGRAD:
+        tiles = _winograd_axis(_winograd_axis(weight, 2), 3)
+        return _blocks(tiles, 0).permute(3, 4, 0, 2, 1)
+    raise ValueError(f"pack_conv_weight: layout must be 0, 1, 2 or 3, got {layout}")
+
+
+def _blocks(weight: Tensor, axis: int) -> Tensor:
+    """Splits an axis of output channels into blocks of CHANNEL_BLOCK, the last filled with 0."""
+    missing = -weight.shape[axis] % CHANNEL_BLOCK
+    padding = [0, 0] * (weight.dim() - axis - 1) + [0, missing]
+    return F.pad(weight, padding).unflatten(axis, (-1, CHANNEL_BLOCK))
 
 
 def _winograd_axis(kernel: Tensor, axis: int) -> Tensor:
