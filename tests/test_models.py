@@ -63,7 +63,9 @@ def test_results_are_torchvisions(name, assert_accurate):
     x = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         out, eager = ours(x), theirs(x)
-        assert_accurate(out, eager, theirs.double()(x.double()))
+        exact = theirs.double()(x.double())
+        # Even where Winograd's algorithm is used, the logits keep to twice eager's error.
+        assert_accurate(out, eager, exact, magnitude=exact.abs)
 
 
 @pytest.mark.parametrize(

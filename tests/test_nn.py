@@ -51,7 +51,8 @@ def test_a_block_is_torchvisions(case, assert_accurate):
     x = torch.randn(2, arguments["inplanes"], 9, 7)
     with torch.no_grad():
         exact = theirs.double()(x.double())
-        assert_accurate(ours(x), theirs.float()(x), exact)
+        # Four times: the 3x3 convolutions may use Winograd's algorithm.
+        assert_accurate(ours(x), theirs.float()(x), exact, factor=4.0, magnitude=exact.abs)
 
 
 @pytest.mark.parametrize("case", BLOCKS)
