@@ -64,4 +64,10 @@ PYBIND11_MODULE(_diagnostics, m) {
         py::call_guard<py::gil_scoped_release>(),
         "Runs independent fused multiply-adds on the selected instruction set and returns the "
         "floating-point operations done; timed, they give one core's peak.");
+  m.def("fma_peak_gflops", &fastres::cpu::fma_peak_gflops, py::arg("threads"),
+        py::call_guard<py::gil_scoped_release>(),
+        "Peak of fused multiply-adds on the selected instruction set, in GFLOP/s.");
+  m.def("copy_bandwidth_gbs", &fastres::cpu::copy_bandwidth_gbs, py::arg("threads"),
+        py::call_guard<py::gil_scoped_release>(),
+        "Bytes read and written a second by copies far larger than the caches, in GB/s.");
 }

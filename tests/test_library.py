@@ -130,6 +130,10 @@ def test_an_instruction_set_can_be_forced_in_a_running_process():
     diagnostics.force_isa("portable")
     assert diagnostics.cpu_info()["selected_isa"] == "portable"
     assert diagnostics.fma_burn(10) > 0
+    assert diagnostics.fma_peak_gflops(1) > 1
+    assert diagnostics.copy_bandwidth_gbs(1) > 0.1
+    with pytest.raises(ValueError, match="threads must be positive, got 0"):
+        diagnostics.fma_peak_gflops(0)
     with pytest.raises(ValueError, match=r"'neon': expected one that this machine runs \(portable"):
         diagnostics.force_isa("neon")
     diagnostics.force_isa("auto")

@@ -13,7 +13,11 @@ constexpr size_t kHugePage = size_t{2} << 20;
 // Free memory beyond this goes back to the system.
 constexpr size_t kMaxFreeBytes = size_t{512} << 20;
 
-size_t rounded(size_t bytes) { return (bytes + kHugePage - 1) / kHugePage * kHugePage; }
+// To small pages: a packed weight of 2 MB and a header must not take 4 MB.
+size_t rounded(size_t bytes) {
+  constexpr size_t kPage = 4096;
+  return (bytes + kPage - 1) / kPage * kPage;
+}
 
 // `bytes` bytes at a multiple of the huge page: maps one more and unmaps the ends.
 void* map_aligned(size_t bytes) {
