@@ -31,8 +31,9 @@ from .fx.structure import (
 )
 from .fx.tracing import Pattern
 from .fx.watching import TraceFailed
-from .packing import DEVICES, Restructured, Staleness, Unusable
+from .packing import Staleness
 from .plan import Fusion, Plan, walk
+from .recipes import DEVICES, Restructured, Unusable
 
 # How many plans a module keeps (training flags, call patterns, autocast), and how often it may miss
 # them in a row, or at all, before it is taken for one that changes at every call.

@@ -13,12 +13,13 @@ import torch
 from torch import fx, nn
 
 from .fuse import fuse
-from .fx.effects import op_name
+from .fx.names import op_name
 from .fx.patterns import Reader
 from .fx.shapes import Image, image_of_example
 from .fx.sources import InputSource, Source
-from .packing import Staleness, Unusable
+from .packing import Staleness
 from .plan import Program, has_foreign_code
+from .recipes import Unusable
 
 # Graphs with these switch something on or off for the nodes between them, which fusing would move.
 _SWITCHES = {"_enter_autocast", "_exit_autocast", "_set_grad_enabled"}
@@ -104,12 +105,8 @@ def _program(
             return None
         return image_of_example(node, example)
 
-    def shape_of(found: Source) -> Sequence[int]:
-        tensor = found.read(None, examples)
-        return () if tensor is None else tensor.shape
-
     modules: dict[str, nn.Module] = {}
-    reader = Reader(modules, source, shape_of)
+    reader = Reader(modules, source, lambda found: found.read(None, examples))
     autocast = torch.is_autocast_enabled("cpu")
     result = fuse(graph, reader, image, autocast, blocks)
     if not result.recipes:

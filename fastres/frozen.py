@@ -10,11 +10,13 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
-from .fx.patterns import Norm, Reader
+from .fx.patterns import Reader
+from .fx.readings import Norm
 from .fx.tracing import Pattern, default_pattern
 from .fx.watching import TraceFailed
-from .packing import Packer, Unusable
+from .packing import Packer
 from .plan import Fusion, contiguous_form, is_channels_last
+from .recipes import Unusable
 
 #: What a call may be given as an example of: one tensor, or the positional arguments.
 Example = Tensor | tuple[Any, ...]

@@ -16,9 +16,12 @@ from torch import fx
 
 from .fx.cleaning import clean
 from .fx.effects import Effects
-from .fx.patterns import Act, Add, Conv, Norm, Reader, Unfit
+from .fx.expressions import is_pure
+from .fx.patterns import Reader
+from .fx.readings import Act, Add, Affine, Conv, Norm, Reading, Unfit
 from .fx.shapes import Image, Shapes
-from .packing import Recipe, constant_names
+from .packing import constant_names
+from .recipes import Recipe
 from .units import Block, Unit, describe, find_blocks, label, sole_user
 
 #: Key in ``node.meta`` of the nodes that call fastres operators; their outputs are channels_last.
@@ -92,6 +95,7 @@ class _Fuser:
     ) -> None:
         self._graph = graph
         self._reader = reader
+        self._autocast = autocast
         self._effects = Effects(graph, reader)
         self._shapes = Shapes(graph, reader, inputs, autocast)
         self._result = FusedGraph(graph)
@@ -111,6 +115,9 @@ class _Fuser:
                 self._emit_block(piece)
             else:
                 self._emit_unit(piece)
+        for node in reversed(list(self._graph.nodes)):
+            if not node.users and (node.op == "get_attr" or is_pure(node)):
+                self._graph.erase_node(node)  # made a weight or a scale that is folded now
         self._result.recipes = list(self._recipes)
         self._result.images = list(self._needs.items())
         self._graph.lint()
@@ -141,18 +148,28 @@ class _Fuser:
             self._leave(node, "its input may not have 4 dimensions")
             return None
         unit = Unit(conv, [node])
-        follower = sole_user(node)
-        norm = None if follower is None else self._reader.read(follower)
-        if follower is None:
-            return unit
-        if isinstance(norm, Norm) and norm.x is node:
-            if self._can_grow(unit, follower):
-                unit.norm = norm
-                unit.nodes.append(follower)
-        elif isinstance(norm, Unfit) and norm.is_norm:
-            self._leave(node, norm.reason)
-            return None
+        while (follower := sole_user(unit.last)) is not None:
+            step = self._reader.read(follower)
+            if isinstance(step, Unfit) and step.is_norm:
+                self._leave(node, step.reason)
+                return None
+            if not self._folds(unit, step) or not self._can_grow(unit, follower):
+                break
+            assert isinstance(step, (Norm, Affine))
+            unit.steps.append(step)
+            unit.nodes.append(follower)
         return unit
+
+    def _folds(self, unit: Unit, step: Reading | None) -> bool:
+        """Whether a step is an affine of each channel of the unit's value, and keeps its dtype."""
+        if isinstance(step, Norm):
+            return step.x is unit.last
+        if not isinstance(step, Affine) or step.x is not unit.last:
+            return False
+        # Under autocast the convolution's output has another dtype than the parameters.
+        factors = (step.scale, step.shift)
+        plain = all(isinstance(factor, float) for factor in factors)
+        return step.channels in (1, unit.conv.weight_shape[0]) and (plain or not self._autocast)
 
     def _can_grow(self, unit: Unit, node: fx.Node) -> bool:
         """Whether the unit may be computed at ``node`` instead of where it stands."""
@@ -196,7 +213,7 @@ class _Fuser:
 
     def _constants(self, unit: Unit) -> tuple[fx.Node, fx.Node]:
         """Reads of the packed weight and shift of a unit, at the insertion point."""
-        index = self._recipes.setdefault(Recipe.of(unit.conv, unit.norm), len(self._recipes))
+        index = self._recipes.setdefault(Recipe.of(unit.conv, unit.steps), len(self._recipes))
         image = self._shapes.image(unit.conv.x)
         for placeholder in () if image is None else image.needs:
             indices = self._needs.setdefault(placeholder, [])

@@ -1,4 +1,4 @@
-"""Folds BatchNorm into packed weights, and keeps the result in step with the parameters.
+"""Keeps packed weights in step with the parameters that they are made of.
 
 Packed weights are derived from parameters that the user owns and changes: by an optimizer, by
 ``load_state_dict``, through ``p.data``. So before each use the parameters' bytes are hashed, and
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -17,117 +17,12 @@ from torch import Tensor, nn
 
 from . import _library
 from ._numerics import get_numerics
-from .fx.patterns import Conv, Norm
 from .fx.sources import AttributeSource, InputSource, Source
-from .ops import pack_conv_weight
+from .recipes import Recipe, Restructured, Unusable, check_device
 
 Staleness = Literal["content", "version"]
 
-#: Where a fused graph can run, and the dtypes of weights and activations.
-DEVICES = ("cpu",)
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-
 _PLAIN = {Tensor, nn.Parameter, type(None)}
-
-
-class Unusable(Exception):
-    """The kernels cannot run with the parameters as they are now; says why."""
-
-
-class Restructured(Unusable):
-    """The parameters are no longer those that the graph was made for."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What a packed weight and its shift are made of. Biases, gamma and beta may be None."""
-
-    weight: Source
-    bias: Source | None
-    weight_shape: tuple[int, int, int, int]
-    groups: int
-    unit_step: bool
-    """Whether stride and dilation are 1."""
-    mean: Source | None = None
-    var: Source | None = None
-    gamma: Source | None = None
-    beta: Source | None = None
-    eps: float = 0.0
-
-    @classmethod
-    def of(cls, conv: Conv, norm: Norm | None) -> Recipe:
-        """The recipe of a convolution and the BatchNorm behind it."""
-        unit_step = conv.stride == (1, 1) and conv.dilation == (1, 1)
-        recipe = cls(conv.weight, conv.bias, conv.weight_shape, conv.groups, unit_step)
-        if norm is None:
-            return recipe
-        return replace(
-            recipe, mean=norm.mean, var=norm.var, gamma=norm.weight, beta=norm.bias, eps=norm.eps
-        )
-
-    def sources(self) -> list[Source | None]:
-        """All of them, in the order that ``pack`` takes their tensors."""
-        return [self.weight, self.bias, self.mean, self.var, self.gamma, self.beta]
-
-    def pack(self, tensors: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
-        """The packed weight (1-D uint8) and the shift ([K], float32).
-
-        The fold is done in float64 and rounded once: with BatchNorm,
-        ``scale = gamma / sqrt(var + eps)`` and ``shift = beta + (bias - mean) * scale``.
-
-        Raises:
-            Unusable: a tensor has a dtype, device or shape that the kernels do not take.
-        """
-        weight, *vectors = (None if t is None else t.detach() for t in tensors)
-        bias, mean, var, gamma, beta = vectors
-        if weight is None or (self.mean is not None and (mean is None or var is None)):
-            raise Restructured("a weight or statistics are gone")
-        self._check(weight, vectors)
-        shift = torch.zeros(weight.shape[0], dtype=torch.float64)
-        if bias is not None:
-            shift = bias.double()
-        scale = None
-        if mean is not None and var is not None:
-            scale = (var.double() + self.eps).rsqrt()
-            if gamma is not None:
-                scale = scale * gamma.double()
-            shift = (shift - mean.double()) * scale
-            if beta is not None:
-                shift = shift + beta.double()
-            scale = scale.float()
-        return pack_conv_weight(weight, scale, self.groups, self.algorithm()), shift.float()
-
-    def algorithm(self) -> str:
-        """What ``pack_conv_weight`` calls the algorithm to use, as numerics allow.
-
-        Winograd wins wherever there are a few vectors of channels to amortise its transforms:
-        1.3 to 2 times on every dense 3x3 of ResNet, from 56x56x64 to 7x7x512.
-        """
-        out_channels, in_channels, *kernel = self.weight_shape
-        dense = self.groups == 1 and self.unit_step and kernel == [3, 3]
-        if dense and min(out_channels, in_channels) >= 16 and get_numerics() == "fast":
-            return "winograd"
-        return "direct"
-
-    def _check(self, weight: Tensor, vectors: Sequence[Tensor | None]) -> None:
-        if tuple(weight.shape) != self.weight_shape:
-            raise Restructured(f"a weight's shape became {list(weight.shape)}")
-        if weight.dtype not in DTYPES:
-            raise Unusable(f"there is no kernel for {weight.dtype} weights")
-        check_device(weight)
-        for vector in vectors:
-            if vector is None:
-                continue
-            check_device(vector)
-            if vector.shape != weight.shape[:1]:
-                raise Unusable(f"a vector for {len(weight)} channels has shape {[*vector.shape]}")
-
-
-def check_device(tensor: Tensor) -> None:
-    """Raises Unusable unless there are kernels for the tensor's device."""
-    if tensor.device.type not in DEVICES:
-        raise Unusable(f"there is no kernel for device {tensor.device.type!r}")
 
 
 @dataclass(frozen=True)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.parameter import is_lazy
 
 from .fuse import FUSED, FusedGraph, fuse
-from .fx.effects import Effects, is_trusted
+from .fx.codegen import compile_graph
+from .fx.effects import Effects
 from .fx.layout import chooses_format, restore_contiguous
+from .fx.names import is_trusted
 from .fx.patterns import Reader, module_kind
 from .fx.shapes import Image, fresh_image
 from .fx.sources import AttributeSource, Source
@@ -24,7 +25,8 @@ from .fx.tracing import (
     untouchable_reason,
 )
 from .fx.watching import TraceFailed
-from .packing import DTYPES, Constants, Packer, Staleness, Unusable
+from .packing import Constants, Packer, Staleness
+from .recipes import DTYPES, Unusable
 
 
 class Fusion:
@@ -56,11 +58,7 @@ class Fusion:
             path, _, name = str(node.target).rpartition(".")
             return AttributeSource(module.get_submodule(path) if path else None, name)
 
-        def shape_of(found: Source) -> Sequence[int]:
-            tensor = found.read(module, ())
-            return () if tensor is None or is_lazy(tensor) else tensor.shape
-
-        reader = Reader(self.modules, source, shape_of)
+        reader = Reader(self.modules, source, lambda found: found.read(module, ()))
         self.result: FusedGraph = fuse(graph, reader, image_input, autocast, blocks)
 
     def reader(self) -> Reader:
@@ -112,7 +110,7 @@ def image_input(placeholder: fx.Node) -> Image:
 
 
 def _plain_reader(modules: dict[str, nn.Module]) -> Reader:
-    return Reader(modules, lambda node: None, lambda source: ())
+    return Reader(modules, lambda node: None, lambda source: None)
 
 
 def _written_attributes(graph: fx.Graph) -> set[str]:
@@ -286,11 +284,3 @@ class _Scope:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._module, name)
-
-
-def compile_graph(graph: fx.Graph) -> Callable[..., Any]:
-    """A graph as a Python function of ``self`` and its placeholders."""
-    code = graph.python_code("self")
-    namespace = dict(code.globals)
-    exec(compile(code.src, "<fastres plan>", "exec"), namespace)
-    return namespace["forward"]

@@ -14,8 +14,8 @@ from . import _library
 from .accelerate import State, is_accelerated
 from .fuse import Fused, Left
 from .fx.structure import STATE, eval_view
-from .packing import DEVICES, DTYPES, Unusable, check_device
 from .plan import Fusion, walk
+from .recipes import DEVICES, DTYPES, Unusable, check_device
 
 _LAYERS = (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm)
 

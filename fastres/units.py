@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import fx
 
 from .fx.effects import Effects
-from .fx.patterns import Conv, Norm
+from .fx.readings import Affine, Conv, Norm
 
 NO_ACT = ("none", 0.01)
 
@@ -19,7 +19,7 @@ class Unit:
 
     conv: Conv
     nodes: list[fx.Node]
-    norm: Norm | None = None
+    steps: list[Norm | Affine] = field(default_factory=list)
     residual: fx.Node | None = None
     added_at: fx.Node | None = None
     act: tuple[str, float] = NO_ACT

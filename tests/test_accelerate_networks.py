@@ -68,6 +68,18 @@ def test_timm(name, counts, assert_accurate):
     check(timm.create_model(name), torch.randn(1, 3, 64, 64), assert_accurate, **counts)
 
 
+def test_frozen_batchnorm(assert_accurate):
+    """torchvision's detection models: a module of its own, made of arithmetic on buffers."""
+    model = torchvision.models.resnet50(norm_layer=torchvision.ops.FrozenBatchNorm2d)
+    for name, buffer in model.named_buffers():
+        buffer.uniform_(0.5, 1.5) if "mean" not in name else buffer.normal_()
+    x = torch.randn(1, 3, 64, 64)
+    check(model, x, assert_accurate, conv_bn_act=1, grouped_bottleneck=16)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        out = model(x)
+        assert out.dtype == fastres.restore(model)(x).dtype
+
+
 def test_dilated_backbone(assert_accurate):
     model = torchvision.models.segmentation.fcn_resnet50(weights=None, weights_backbone=None)
     randomised(model)

@@ -104,15 +104,18 @@ def _fused_adds(model):
         lambda m, x: F.relu(m.conv(x) + F.adaptive_avg_pool2d(x, 1)),
         lambda m, x: F.relu(m.conv(x) + x[:1]),  # [1, C, H, W]
         lambda m, x: F.relu(m.conv(x)[:, :1] + x),  # [N, 1, H, W] + [N, C, H, W]
-        lambda m, x: F.relu(m.conv(x) + m.bias),
-        lambda m, x: F.relu(m.conv(x) + 1.5),
+        lambda m, x: F.relu(m.conv(x) + m.batch),  # [3, 1, 1, 1] + [1, C, H, W]
+        lambda m, x: F.relu(m.conv(x) + m.place),  # [1, C, H, W], a parameter
+        lambda m, x: F.relu(m.conv(x) * m.batch),
         lambda m, x: F.relu(m.conv(x) + x[..., :1]),
     ],
 )
 def test_broadcasts_are_no_shortcuts(forward, x, assert_accurate):
     model = Function(forward, conv=nn.Conv2d(8, 8, 3, padding=1))
-    model.bias = nn.Parameter(torch.randn(8, 1, 1))
-    check(model, x, assert_accurate, conv_bn_act=1)
+    model.batch = nn.Parameter(torch.rand(3, 1, 1, 1))
+    model.place = nn.Parameter(torch.randn(1, 8, 9, 7))
+    check(model, x[:1].repeat(3, 1, 1, 1), assert_accurate, conv_bn_act=1)
+    check(model, x[:1], assert_accurate, conv_bn_act=1)
     assert not _fused_adds(model)
 
 
@@ -308,6 +311,55 @@ def test_subclasses(x, assert_accurate):
     model = nn.Sequential(nn.Conv2d(8, 8, 3), _Scaled(8), nn.ReLU())
     check(model, x, assert_accurate, conv_bn_act=1)
     assert len(fastres.explain(model).fused[0].modules) == 1
+
+
+# ---- scales and offsets --------------------------------------------------------------------------
+
+
+def _touched(m, x):
+    scale = m.scale * 2
+    y = m.conv(x) * scale
+    scale.add_(1)
+    return y + scale
+
+
+@pytest.mark.parametrize(
+    ("forward", "operations"),
+    [
+        (lambda m, x: m.conv(x) * m.scale, 2),
+        (lambda m, x: m.scale.reshape(1, -1, 1, 1) * m.conv(x) + m.offset[:, None, None], 3),
+        (lambda m, x: F.relu((m.offset * 2).view(8, 1, 1) + m.bn(m.conv(x))), 4),
+        (lambda m, x: F.relu(m.conv(x) * 0.1 + x), 4),
+        (lambda m, x: F.relu(m.conv(x).mul_(0.1).add_(1.5)), 4),
+        (lambda m, x: m.conv(x) * m.one, 2),
+        (lambda m, x: F.relu(m.conv(x) * m.scale).mul(m.scale), 3),
+        (lambda m, x: m.bn(m.conv(x) + m.scale) * x, 3),
+        (lambda m, x: m.conv(x) * m.scale.mean(), 1),
+        (_touched, 1),
+    ],
+)
+def test_scales_and_offsets_fold(forward, operations, x, assert_accurate):
+    conv, bn = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
+    model = Function(forward, conv=conv, bn=bn)
+    model.scale = nn.Parameter(torch.rand(8, 1, 1) + 0.5)
+    model.offset = nn.Parameter(torch.randn(8))
+    model.register_buffer("one", torch.tensor(0.7))
+    check(model, x, assert_accurate, conv_bn_act=1)
+    assert len(fastres.explain(model).fused[0].modules) == operations
+    with torch.no_grad():
+        model.scale.data.mul_(3)
+        model.offset.data.add_(1)
+        torch.testing.assert_close(model(x), forward(model, x), rtol=1e-4, atol=1e-5)
+
+
+def test_scales_of_another_dtype_stay(x):
+    model = Function(lambda m, x: m.conv(x) * m.scale, conv=nn.Conv2d(8, 8, 3).bfloat16())
+    model.scale = nn.Parameter(torch.rand(8, 1, 1))
+    with torch.no_grad():
+        eager = model(x.bfloat16())
+        out = fastres.accelerate(model)(x.bfloat16())
+    assert out.dtype == eager.dtype == torch.float32
+    assert torch.equal(out, eager)
 
 
 # ---- aliasing ------------------------------------------------------------------------------------

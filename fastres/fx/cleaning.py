@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import fx
 
-from .effects import reads_only_metadata
-from .patterns import Reader, Same
+from .names import reads_only_metadata
+from .patterns import Reader
+from .readings import Same
 from .shapes import Image, Shapes
 
 _COMPARISONS = {operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge}

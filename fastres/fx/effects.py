@@ -6,21 +6,13 @@ another ``x``. Where this file does not know, it assumes the worst.
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.nn import functional as F
 
+from .names import is_inplace, is_trusted, op_name
 from .patterns import Reader
-
-_INPLACE_OPERATORS = {
-    operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv,
-    operator.imod, operator.ipow, operator.iand, operator.ior, operator.ixor, operator.setitem,
-    operator.ilshift, operator.irshift, operator.imatmul, operator.iconcat,
-}  # fmt: skip
 
 # What surely allocates its output. Methods by name, functions by the name they have in torch or F.
 _FRESH = {
@@ -34,32 +26,6 @@ _FRESH_MODULES = (
     nn.Sigmoid, nn.Tanh, nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.ELU, nn.Mish, nn.MaxPool2d,
     nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Linear, nn.ConvTranspose2d,
 )  # fmt: skip
-_TRUSTED = ("torch", "_operator", "math", "builtins")
-
-
-# These are closures that all have the same name.
-_DISPATCHERS = {F.max_pool2d: "max_pool2d", F.adaptive_max_pool2d: "adaptive_max_pool2d"}
-
-
-def op_name(node: fx.Node) -> str:
-    """The operation's bare name: "relu" for F.relu, torch.relu and x.relu()."""
-    if node.target in _DISPATCHERS:
-        return _DISPATCHERS[node.target]
-    if isinstance(node.target, str):
-        return node.target.rpartition(".")[2]
-    if isinstance(node.target, torch._ops.OpOverload):
-        return node.target._schema.name.rpartition("::")[2]
-    return getattr(node.target, "__name__", "")
-
-
-def is_trusted(node: fx.Node) -> bool:
-    """Whether a function is PyTorch's or Python's: it writes to what its name says, if at all."""
-    if node.op != "call_function":
-        return True
-    if isinstance(node.target, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
-        return True
-    module = getattr(node.target, "__module__", None) or "torch"
-    return module.split(".")[0] in _TRUSTED
 
 
 class Effects:
@@ -122,10 +88,8 @@ class Effects:
         if node.op == "call_module":
             inplace = getattr(self._reader.module(node), "inplace", False)
             return node.all_input_nodes if inplace else []
-        name = op_name(node)
         written: list[Any] = []
-        in_name = name.endswith("_") and not name.endswith("__")
-        if in_name or node.target in _INPLACE_OPERATORS or _inplace_argument(node):
+        if is_inplace(node):
             written.extend(node.args[:1] or list(node.kwargs.values())[:1])
         out = node.kwargs.get("out")
         written.extend(out if isinstance(out, (tuple, list)) else [out])
@@ -169,25 +133,3 @@ class Effects:
             if self._order[member] < position
             for user in member.users
         )
-
-
-_INPLACE_POSITIONS: dict[Callable[..., Any], int] = {
-    F.relu: 1, F.relu6: 1, F.silu: 1, F.mish: 1, F.hardswish: 1, F.hardsigmoid: 1, F.elu: 2,
-    F.leaky_relu: 2, F.celu: 2, F.selu: 1, F.hardtanh: 3, F.threshold: 3, F.rrelu: 4,
-    F.dropout: 3, F.dropout2d: 3, F.dropout3d: 3, F.dropout1d: 3, F.alpha_dropout: 3,
-    F.feature_alpha_dropout: 3,
-}  # fmt: skip
-
-
-def _inplace_argument(node: fx.Node) -> bool:
-    position = _INPLACE_POSITIONS.get(node.target)  # type: ignore[arg-type]
-    given = node.args[position] if position is not None and len(node.args) > position else False
-    return bool(node.kwargs.get("inplace", given))
-
-
-def reads_only_metadata(node: fx.Node) -> bool:
-    """Whether a node asks for a tensor's shape, dtype or rank, not for its values."""
-    if node.op == "call_method":
-        return node.target in {"size", "dim", "ndimension", "numel", "is_contiguous"}
-    names = {"shape", "ndim", "dtype", "device"}
-    return node.target is getattr and len(node.args) == 2 and node.args[1] in names

@@ -13,7 +13,8 @@ from collections.abc import Callable
 import torch
 from torch import fx, nn
 
-from .effects import Effects, is_trusted, op_name, reads_only_metadata
+from .effects import Effects
+from .names import is_trusted, op_name, reads_only_metadata
 from .patterns import Reader
 
 # What gives the same values for any strides, and channels_last for channels_last.

@@ -7,84 +7,21 @@ One reading for the module form (``call_module`` of ``nn.Conv2d``), the function
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
+from torch.nn.parameter import is_lazy
 
 from .._arguments import pair, resolve_padding
+from .expressions import Expressions, channels_of
+from .readings import Act, Add, Affine, Conv, Norm, Reading, Same, Unfit
 from .sources import AttributeSource, Source
 from .structure import original_class
 
 aten = torch.ops.aten
-
-
-@dataclass(frozen=True)
-class Conv:
-    """A 2-D convolution with zero padding of ``x`` by a weight that is no result of the graph."""
-
-    x: fx.Node
-    weight: Source
-    bias: Source | None
-    weight_shape: tuple[int, int, int, int]
-    stride: tuple[int, int]
-    padding: tuple[int, int, int, int]
-    dilation: tuple[int, int]
-    groups: int
-
-
-@dataclass(frozen=True)
-class Norm:
-    """BatchNorm of ``x`` with stored statistics: an affine per channel."""
-
-    x: fx.Node
-    mean: Source
-    var: Source
-    weight: Source | None
-    bias: Source | None
-    eps: float
-    checks_rank: bool
-    """Whether it refuses anything but 4 dimensions."""
-
-
-@dataclass(frozen=True)
-class Act:
-    """An activation that the kernels know."""
-
-    x: fx.Node
-    name: str
-    slope: float
-    inplace: bool
-
-
-@dataclass(frozen=True)
-class Add:
-    """``left + right``, written to ``left`` if in place."""
-
-    left: fx.Node
-    right: fx.Node
-    inplace: bool
-
-
-@dataclass(frozen=True)
-class Same:
-    """Hands ``x`` itself on: ``nn.Identity``, dropout in eval mode."""
-
-    x: fx.Node
-
-
-@dataclass(frozen=True)
-class Unfit:
-    """A convolution or BatchNorm that is none of the above, and why."""
-
-    reason: str
-    is_norm: bool = False
-
-
-Reading = Conv | Norm | Act | Add | Same | Unfit
 
 
 class _NotConstant(Exception):
@@ -113,18 +50,19 @@ class Reader:
     Args:
         modules: the modules that ``call_module`` nodes name, but for opaque ones.
         source: where the tensor of a node comes from, or None if the graph computes it.
-        shape_of: the shape that a source's tensor has.
+        tensor_of: the tensor that a source has now.
     """
 
     def __init__(
         self,
         modules: Mapping[str, nn.Module],
         source: Callable[[fx.Node], Source | None],
-        shape_of: Callable[[Source], Sequence[int]],
+        tensor_of: Callable[[Source], Tensor | None],
     ) -> None:
         self._modules = modules
         self._source = source
-        self._shape_of = shape_of
+        self._tensor_of = tensor_of
+        self._expressions = Expressions(source, tensor_of)
 
     def module(self, node: fx.Node) -> nn.Module | None:
         """The module that a node calls, if it is one that may be looked into."""
@@ -200,11 +138,29 @@ class Reader:
             return self._norm_function(node)
         if target in _ACTS:
             return _act_function(node)
-        if target in _ADDS:
-            return _add_function(node)
+        if target in _ADDS or target in _MULS:
+            return self._affine(node) or _add_function(node)
         if target in (F.dropout, F.dropout2d):
             arguments = _bind(node, "input p training inplace", training=True)
             return Same(arguments["input"]) if _constant(arguments["training"]) is False else None
+        return None
+
+    def _affine(self, node: fx.Node) -> Affine | None:
+        arguments = _bind(node, "input other", alpha=1, out=None)
+        if _constant(arguments["alpha"]) != 1 or arguments["out"] is not None:
+            return None
+        for x, other in (("input", "other"), ("other", "input")):
+            factor = self._expressions.find(arguments[other])
+            value = arguments[x]
+            if factor is not None and isinstance(value, fx.Node):
+                if self._expressions.find(value) is not None:
+                    return None
+                channels = channels_of(factor)
+                if channels is None:
+                    return None
+                if node.target in _MULS:
+                    return Affine(value, factor, 0.0, channels)
+                return Affine(value, 1.0, factor, channels)
         return None
 
     def _conv_function(self, node: fx.Node) -> Reading:
@@ -228,8 +184,11 @@ class Reader:
         dilation: Any,
         groups: int,
     ) -> Reading:
-        shape = tuple(self._shape_of(weight))
-        if len(shape) != 4 or not isinstance(x, fx.Node):
+        tensor = self._tensor_of(weight)
+        if tensor is None or is_lazy(tensor):
+            return Unfit("its weight is not there yet")
+        shape = tuple(tensor.shape)
+        if len(shape) != 4:
             return Unfit(f"its weight has shape {list(shape)}")
         kernel_size = shape[2:]
         dilation = _pair("dilation", dilation)
@@ -373,7 +332,12 @@ _ADDS: dict[Any, bool] = {
 }
 
 
+_MULS = {operator.mul, operator.imul, torch.mul, "mul", "mul_", aten.mul.Tensor, aten.mul_.Tensor}
+
+
 def _add_function(node: fx.Node) -> Add | None:
+    if node.target not in _ADDS:
+        return None
     arguments = _bind(node, "input other", alpha=1, out=None)
     left, right = arguments["input"], arguments["other"]
     if not (isinstance(left, fx.Node) and isinstance(right, fx.Node)):

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from .effects import op_name
-from .patterns import Act, Add, Conv, Norm, Reader, Same
+from .names import op_name
+from .patterns import Reader
+from .readings import Act, Add, Affine, Conv, Norm, Same
 
 # A size: a symbol, or what strided windows make of one: floor((size + a) / s) + 1, in turn.
 Windows = tuple[tuple[int, int], ...]
@@ -144,6 +145,8 @@ class Shapes:
             return fresh_image(node) if image is None and reading.checks_rank else image
         if isinstance(reading, (Act, Same)):
             return self.image(reading.x)
+        if isinstance(reading, Affine) and self._is_per_channel(reading):
+            return self.image(reading.x)
         if isinstance(reading, Add):
             return self._binary(node, [reading.left, reading.right])
         if node.op == "call_module":
@@ -167,6 +170,16 @@ class Shapes:
             width=x.width.window(s, conv.stride[1], left + right, conv.dilation[1]),
             dtype="autocast" if self._autocast else x.dtype,
         )
+
+    def _is_per_channel(self, affine: Affine) -> bool:
+        """Whether it surely is an affine of a convolution's float output, of the same shape."""
+        made_by, image = self._reader.read(affine.x), self.image(affine.x)
+        if image is None or not isinstance(made_by, (Conv, Norm, Affine)):
+            return False
+        if affine.channels not in (1, image.channels):
+            return False
+        factors = (affine.scale, affine.shift)
+        return not self._autocast or all(isinstance(factor, float) for factor in factors)
 
     def _checks_rank(self, node: fx.Node) -> bool:
         """Whether a node would fail if its input, or what made it, had not 4 dimensions."""

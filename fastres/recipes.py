@@ -1,0 +1,184 @@
+"""How a convolution, and what scales and shifts its channels, becomes a packed weight."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ._numerics import get_numerics
+from .fx.expressions import Expression, Factor
+from .fx.readings import Affine, Conv, Norm
+from .fx.sources import Source
+from .ops import pack_conv_weight
+
+#: Where a fused graph can run, and the dtypes of weights and activations.
+DEVICES = ("cpu",)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class Unusable(Exception):
+    """The kernels cannot run with the parameters as they are now; says why."""
+
+
+class Restructured(Unusable):
+    """The parameters are no longer those that the graph was made for."""
+
+
+@dataclass(frozen=True)
+class NormStep:
+    """BatchNorm with stored statistics: ``(y - mean) / sqrt(var + eps) * gamma + beta``."""
+
+    mean: Source
+    var: Source
+    gamma: Source | None
+    beta: Source | None
+    eps: float
+
+    def sources(self) -> list[Source | None]:
+        """In the order that ``factors`` takes their tensors; gamma and beta may be None."""
+        return [self.mean, self.var, self.gamma, self.beta]
+
+    def factors(self, tensors: Sequence[Tensor | None], weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale and shift, [K], float64."""
+        for vector in tensors:
+            _check_vector(vector, weight)
+        mean, var, gamma, beta = (None if t is None else t.double() for t in tensors)
+        if mean is None or var is None:
+            raise Restructured("a BatchNorm's statistics are gone")
+        scale = (var + self.eps).rsqrt()
+        if gamma is not None:
+            scale = scale * gamma
+        shift = -mean * scale
+        return scale, shift if beta is None else shift + beta
+
+
+@dataclass(frozen=True)
+class AffineStep:
+    """Multiplication and addition of what is computed from parameters: ``y * scale + shift``."""
+
+    scale: Factor
+    shift: Factor
+
+    def sources(self) -> list[Source | None]:
+        """In the order that ``factors`` takes their tensors."""
+        return [s for factor in self._expressions() for s in factor.sources]
+
+    def _expressions(self) -> list[Expression]:
+        return [f for f in (self.scale, self.shift) if isinstance(f, Expression)]
+
+    def factors(self, tensors: Sequence[Tensor | None], weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale and shift, [K], float64."""
+        given = iter(tensors)
+        return self._value(self.scale, given, weight), self._value(self.shift, given, weight)
+
+    @staticmethod
+    def _value(factor: Factor, given: Iterator[Tensor | None], weight: Tensor) -> Tensor:
+        if isinstance(factor, float):
+            return torch.full(weight.shape[:1], factor, dtype=torch.float64)
+        tensors = [next(given) for _ in factor.sources]
+        if any(tensor is None or tensor.dtype != weight.dtype for tensor in tensors):
+            raise Unusable("a convolution and its scale differ in dtype")
+        value = factor.evaluate([tensor.double() for tensor in tensors if tensor is not None])
+        if tuple(value.shape) != factor.shape:
+            raise Restructured(f"a scale's shape became {list(value.shape)}")
+        return value.reshape(-1).expand(weight.shape[:1])
+
+
+Step = NormStep | AffineStep
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a packed weight and its shift are made of. The bias may be None."""
+
+    weight: Source
+    bias: Source | None
+    weight_shape: tuple[int, int, int, int]
+    groups: int
+    unit_step: bool
+    """Whether stride and dilation are 1."""
+    steps: tuple[Step, ...] = ()
+    """What happens to the convolution's output, in order."""
+
+    @classmethod
+    def of(cls, conv: Conv, steps: Sequence[Norm | Affine]) -> Recipe:
+        """The recipe of a convolution and what scales and shifts its channels after it."""
+        unit_step = conv.stride == (1, 1) and conv.dilation == (1, 1)
+        return cls(
+            conv.weight,
+            conv.bias,
+            conv.weight_shape,
+            conv.groups,
+            unit_step,
+            tuple(map(_step, steps)),
+        )
+
+    def sources(self) -> list[Source | None]:
+        """All of them, in the order that ``pack`` takes their tensors."""
+        return [self.weight, self.bias, *(s for step in self.steps for s in step.sources())]
+
+    def pack(self, tensors: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
+        """The packed weight (1-D uint8) and the shift ([K], float32).
+
+        The fold is done in float64 and rounded once.
+
+        Raises:
+            Unusable: a tensor has a dtype, device or shape that the kernels do not take.
+        """
+        weight, bias, *rest = (None if tensor is None else tensor.detach() for tensor in tensors)
+        if weight is None:
+            raise Restructured("a convolution's weight is gone")
+        self._check(weight)
+        _check_vector(bias, weight)
+        scale = torch.ones(weight.shape[0], dtype=torch.float64)
+        shift = torch.zeros_like(scale) if bias is None else bias.double()
+        for step in self.steps:
+            count = len(step.sources())
+            step_scale, step_shift = step.factors(rest[:count], weight)
+            rest = rest[count:]
+            scale, shift = scale * step_scale, shift * step_scale + step_shift
+        packed_scale = scale.float() if self.steps else None
+        packed = pack_conv_weight(weight, packed_scale, self.groups, self.algorithm())
+        return packed, shift.float()
+
+    def algorithm(self) -> str:
+        """What ``pack_conv_weight`` calls the algorithm to use, as numerics allow.
+
+        Winograd wins wherever there are a few vectors of channels to amortise its transforms:
+        1.3 to 2 times on every dense 3x3 of ResNet, from 56x56x64 to 7x7x512.
+        """
+        out_channels, in_channels, *kernel = self.weight_shape
+        dense = self.groups == 1 and self.unit_step and kernel == [3, 3]
+        if dense and min(out_channels, in_channels) >= 16 and get_numerics() == "fast":
+            return "winograd"
+        return "direct"
+
+    def _check(self, weight: Tensor) -> None:
+        if tuple(weight.shape) != self.weight_shape:
+            raise Restructured(f"a weight's shape became {list(weight.shape)}")
+        if weight.dtype not in DTYPES:
+            raise Unusable(f"there is no kernel for {weight.dtype} weights")
+        check_device(weight)
+
+
+def _step(reading: Norm | Affine) -> Step:
+    if isinstance(reading, Norm):
+        return NormStep(reading.mean, reading.var, reading.weight, reading.bias, reading.eps)
+    return AffineStep(reading.scale, reading.shift)
+
+
+def _check_vector(vector: Tensor | None, weight: Tensor) -> None:
+    if vector is None:
+        return
+    check_device(vector)
+    if vector.shape != weight.shape[:1]:
+        raise Unusable(f"a vector for {len(weight)} channels has shape {list(vector.shape)}")
+
+
+def check_device(tensor: Tensor) -> None:
+    """Raises Unusable unless there are kernels for the tensor's device."""
+    if tensor.device.type not in DEVICES:
+        raise Unusable(f"there is no kernel for device {tensor.device.type!r}")
