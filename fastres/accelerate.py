@@ -28,6 +28,7 @@ from .fx.structure import (
     Structure,
     eval_view,
     original_class,
+    plain_view,
 )
 from .fx.tracing import Pattern
 from .fx.watching import TraceFailed
@@ -195,7 +196,7 @@ def _make_class(cls: type[nn.Module]) -> type[nn.Module]:
     names = {
         "forward": forward,
         "__reduce_ex__": _reduce,
-        "__prepare_scriptable__": _plain_copy,
+        "__prepare_scriptable__": plain_view,  # what TorchScript compiles
         ORIGINAL_CLASS: cls,
         ORIGINAL_FORWARD: original_forward,
         "__module__": cls.__module__,
@@ -203,27 +204,6 @@ def _make_class(cls: type[nn.Module]) -> type[nn.Module]:
         "__doc__": cls.__doc__,
     }
     return type(cls.__name__, (cls,), names)
-
-
-def _plain_copy(self: nn.Module) -> nn.Module:
-    """The model with its original classes, sharing parameters: what TorchScript compiles."""
-    copies: dict[int, nn.Module] = {}
-
-    def copy(module: nn.Module) -> nn.Module:
-        if isinstance(module, torch.jit.ScriptModule):
-            return module
-        if id(module) not in copies:
-            plain: nn.Module = object.__new__(original_class(module))
-            copies[id(module)] = plain
-            plain.__dict__.update(module.__dict__)
-            plain.__dict__.pop(STATE, None)
-            plain.__dict__["_modules"] = {
-                name: child if child is None else copy(child)
-                for name, child in module._modules.items()
-            }
-        return copies[id(module)]
-
-    return copy(self)
 
 
 def _reduce(self: nn.Module, protocol: Any) -> Any:

@@ -16,6 +16,7 @@ from nets import (
     runs_fused,
 )
 from torch import nn
+from torch.nn import functional as F
 from torch.nn.utils import prune
 
 import fastres
@@ -268,3 +269,47 @@ def test_a_model_that_is_another_at_every_call_is_given_up():
             model.factor = float(i)
             torch.testing.assert_close(model(x), model.conv(x) * i)
     assert "changes at every call" in str(fastres.explain(model))
+
+
+def test_forwards_with_unusual_signatures():
+    class Decorated(nn.Conv2d):
+        @torch.no_grad()
+        def forward(self, x):
+            return F.relu(super().forward(x))
+
+    class Optional(nn.Conv2d):
+        def forward(self, x=None, labels=None):
+            return super().forward(x)
+
+    class Variable(nn.Conv2d):
+        def forward(self, *inputs, **options):
+            return super().forward(inputs[0])
+
+    x = torch.randn(1, 3, 6, 6)
+    for cls in (Decorated, Optional, Variable):
+        model = cls(3, 4, 3)
+        eager = model(x).detach()
+        with torch.no_grad():
+            torch.testing.assert_close(fastres.accelerate(model)(x), eager)
+            assert runs_fused(model, x)
+
+
+def test_lists_of_registered_modules():
+    class Listed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = conv_bn(3, 4), conv_bn(4, 4)
+            self.order = [self.first, self.second]
+
+        def forward(self, x):
+            for module in self.order:
+                x = module(x)
+            return x
+
+    model = fastres.accelerate(Listed())  # in training mode
+    assert ops(model) == {"conv_bn_act": 2}
+    x = torch.randn(1, 3, 6, 6)
+    randomised(model)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), model.second(model.first(x)))
+        assert runs_fused(model, x)

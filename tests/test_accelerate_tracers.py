@@ -18,6 +18,8 @@ from torch import nn
 
 import fastres
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.* is deprecated")
+
 
 @pytest.fixture
 def x() -> torch.Tensor:
@@ -34,13 +36,24 @@ def fused(model) -> nn.Module:
     return fastres.accelerate(copy.deepcopy(model))
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.* is deprecated")
 def test_torchscript_gets_the_original(model, fused, x):
     with torch.no_grad():
         for compiled in (torch.jit.script(fused), torch.jit.trace(fused, x)):
             assert "fastres" not in str(compiled.inlined_graph)
             torch.testing.assert_close(compiled(x), model(x))
         assert runs_fused(fused, x)
+
+
+def test_scripting_a_parent(model, x):
+    """Scripting puts what is prepared in the parent's place of the child: right, but eager."""
+    parent = nn.Sequential(fastres.accelerate(model), nn.ReLU())
+    with torch.no_grad():
+        expected = parent(x)
+        scripted = torch.jit.script(parent)
+        torch.testing.assert_close(scripted(x), expected)
+        torch.testing.assert_close(parent(x), expected)
+        fastres.accelerate(parent)
+        assert runs_fused(parent, x)
 
 
 def test_export_gets_the_original(model, fused, x):
@@ -112,7 +125,6 @@ def test_graph_modules_and_compiled_parts(model, x):
         torch.testing.assert_close(copy.deepcopy(graph_module)(x), eager)
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.* is deprecated")
 def test_scripted_parts(model, x):
     with torch.no_grad():
         eager = model(x)

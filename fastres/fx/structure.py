@@ -188,10 +188,12 @@ class Structure:
         return all(record.holds(root) for record in self._records)
 
 
-def eval_view(module: nn.Module) -> nn.Module:
-    """A copy of the tree of modules, in eval mode, that shares everything else with ``module``.
+def plain_view(module: nn.Module, eval_mode: bool = False) -> nn.Module:
+    """A copy of the tree of modules, not accelerated, that shares everything else with ``module``.
 
-    Says what a model will do in eval mode without changing the model.
+    Args:
+        module: the root.
+        eval_mode: whether the copies are in eval mode; by default, in the mode of the originals.
     """
     copies: dict[int, nn.Module] = {}
 
@@ -201,13 +203,30 @@ def eval_view(module: nn.Module) -> nn.Module:
         if id(original) not in copies:
             view: nn.Module = object.__new__(original_class(original))
             copies[id(original)] = view
-            view.__dict__.update(original.__dict__)
-            view.__dict__.pop(STATE, None)
-            view.__dict__["training"] = False
-            view.__dict__["_modules"] = {
+            attributes = view.__dict__
+            attributes.update(original.__dict__)
+            attributes.pop(STATE, None)
+            attributes["_modules"] = {
                 name: child if child is None else copy(child)
                 for name, child in original._modules.items()
             }
+            if eval_mode:
+                attributes["training"] = False
         return copies[id(original)]
 
-    return copy(module)
+    root = copy(module)
+    for view in copies.values():  # lists of modules that are registered elsewhere, too
+        for name, value in view.__dict__.items():
+            if type(value) in (list, tuple):
+                view.__dict__[name] = type(value)(copies.get(id(item), item) for item in value)
+    return root
+
+
+def eval_view(module: nn.Module) -> nn.Module:
+    """The module if it is in eval mode throughout, else a view of it that is.
+
+    Tells what a model will do in eval mode without changing the model.
+    """
+    if any(inner.training for inner in module.modules()):
+        return plain_view(module, eval_mode=True)
+    return module

@@ -9,6 +9,7 @@ that does such a thing (or branches on data, or has hooks) is left as a call in 
 
 from __future__ import annotations
 
+import inspect
 import operator
 import re
 import threading
@@ -81,17 +82,18 @@ class Trace:
 
 
 def default_pattern(module: nn.Module) -> Pattern:
-    """The call in which the arguments without default, if any, are tensors.
+    """The call in which the arguments without default, or else the first, are tensors.
 
     Raises:
-        TraceFailed: there are no such arguments.
+        TraceFailed: there are no arguments.
     """
-    code = _forward_of(module).__code__
-    defaults = _forward_of(module).__defaults__ or ()
-    count = code.co_argcount - 1 - len(defaults)
-    if count < 1:
-        raise TraceFailed("its forward has no required positional argument")
-    return Pattern((TENSOR,) * count)
+    parameters = list(inspect.signature(_forward_of(module)).parameters.values())[1:]
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    required = [p for p in positional if p.default is p.empty]
+    takes_one = positional or any(p.kind is p.VAR_POSITIONAL for p in parameters)
+    if not takes_one:
+        raise TraceFailed("its forward takes no positional argument")
+    return Pattern((TENSOR,) * max(len(required), 1))
 
 
 def trace(module: nn.Module, pattern: Pattern) -> Trace:
@@ -116,6 +118,8 @@ def trace(module: nn.Module, pattern: Pattern) -> Trace:
 
 def _forward_of(module: nn.Module) -> Any:
     forward = original_class(module).forward
+    if forward is nn.Module.forward:
+        raise TraceFailed("it has no forward")
     if not hasattr(forward, "__code__"):
         raise TraceFailed(f"{original_class(module).__name__}.forward is not a Python function")
     if "forward" in module.__dict__:
@@ -212,7 +216,7 @@ class _Tracer(fx.Tracer):
     def create_args_for_root(
         self, root_fn: Any, is_module: bool, concrete_args: Any = None
     ) -> tuple[Any, list[Any]]:
-        names = self._forward.__code__.co_varnames[1 : self._forward.__code__.co_argcount]
+        names = list(inspect.signature(self._forward).parameters)[1:]
         proxies: list[Any] = []
 
         def argument(kind: Any, name: str) -> Any:
