@@ -168,6 +168,7 @@ def test_not_finite_residual_and_shift(assert_accurate):
     check_case(assert_accurate, case, inputs, "relu6")
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 @pytest.mark.parametrize("padding", ["same", "valid"])
 @pytest.mark.parametrize("dilation", [1, 2])
 def test_padding_strings(padding, dilation):
