@@ -87,8 +87,8 @@ def read_header(packed: Tensor, name: str = "packed") -> PackedHeader:
         raise ValueError(f"{name} was not made by pack_conv_weight: it has no valid header")
     if version != _VERSION:
         raise ValueError(f"{name} has packing version {version}, expected {_VERSION}: pack again")
-    sizes = (k, cg, r, s, groups)
-    if layout not in (PLAIN, IGEMM, LANES, WINOGRAD) or dtype not in (0, 1) or min(sizes) < 1 or k % groups:
+    known = layout in (PLAIN, IGEMM, LANES, WINOGRAD) and dtype in (0, 1)
+    if not known or min(k, cg, r, s, groups) < 1 or k % groups:
         raise ValueError(f"{name} has a corrupt header")
     header = PackedHeader(layout, _PAYLOAD_DTYPES[dtype], k, cg, r, s, groups)
     if packed.shape[0] != header.total_bytes():
