@@ -64,6 +64,16 @@ struct WinogradTiles {
   ptrdiff_t position_stride;
 };
 
+// The weights of up to sixteen output channels, `lane_stride` floats apart: each [channels][taps].
+struct PackSource {
+  const float* weight;
+  ptrdiff_t lane_stride;
+  int64_t lanes;
+  int64_t channels;
+  int64_t taps;
+  const float* scale;  // sixteen
+};
+
 struct Microkernels {
   Isa isa;
   // Output channels of one igemm panel: what a register tile holds.
@@ -80,6 +90,10 @@ struct Microkernels {
                          ptrdiff_t pixel_stride, int64_t rows, int64_t pixels);
   // Transforms the products back and finishes the tile's output: shift, residual, activation.
   void (*winograd_output)(const WinogradTiles&, const ConvTile& output);
+  // One block of the packed layouts, times the scale; lanes beyond `lanes` become zero. Winograd's
+  // sixteen positions of a block are `position_stride` floats apart.
+  void (*pack_direct)(const PackSource&, float* block);
+  void (*pack_winograd)(const PackSource&, float* block, ptrdiff_t position_stride);
   // Storage to float32 and back, `count` values.
   void (*widen)(const void* source, StorageType type, float* target, int64_t count);
   void (*narrow)(const float* source, StorageType type, void* target, int64_t count);

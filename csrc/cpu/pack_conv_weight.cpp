@@ -2,11 +2,14 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include <algorithm>
 #include <limits>
 #include <optional>
 #include <string>
 
 #include "allocate.h"
+#include "microkernels.h"
+#include "parallel.h"
 #include "tensor_image.h"
 
 namespace fastres::cpu {
@@ -55,61 +58,44 @@ Tensor float_vector(const Tensor& values, int64_t count, const char* name) {
   return torch::stable::contiguous(torch::stable::to(values, ScalarType::Float));
 }
 
-// Writes `lane` of one block of output channels: [R][S][Cg] values, 16 apart.
-void pack_lane(const float* weight, const PackedHeader& h, float scale, float* lane) {
-  const int64_t taps = h.taps();
-  for (int64_t tap = 0; tap < taps; ++tap) {
-    for (int64_t c = 0; c < h.group_in_channels; ++c) {
-      *lane = weight[c * taps + tap] * scale;
-      lane += kChannelBlock;
-    }
-  }
+// Where the weights of one block of sixteen output channels are.
+PackSource block_source(const PackedHeader& h, const float* weight, int64_t block) {
+  const bool lanes = h.layout == PackedLayout::lanes;
+  const int64_t channels = lanes ? h.out_channels : h.group_out_channels();
+  const int64_t group = block / h.blocks();
+  const int64_t first = block % h.blocks() * kChannelBlock;
+  PackSource source{};
+  source.lane_stride = h.group_in_channels * h.taps();
+  source.weight = weight + (group * channels + first) * source.lane_stride;
+  source.lanes = std::min<int64_t>(kChannelBlock, channels - first);
+  source.channels = h.group_in_channels;
+  source.taps = h.taps();
+  return source;
 }
 
 void pack(const float* weight, const float* scale, const PackedHeader& h, float* payload) {
-  const int64_t channels =
-      h.layout == PackedLayout::lanes ? h.out_channels : h.group_out_channels();
-  for (int64_t k = 0; k < h.out_channels; ++k) {
-    const int64_t block = k / channels * h.blocks() + k % channels / kChannelBlock;
-    pack_lane(weight + k * h.group_in_channels * h.taps(), h, scale != nullptr ? scale[k] : 1.0F,
-              payload + block * h.block_stride() + k % channels % kChannelBlock);
-  }
-}
-
-// G g along one axis: three values, `step` apart, to four.
-void transform_weight(const double* g, int64_t step, double* out, int64_t out_step) {
-  const double even = (g[0] + g[2 * step]) / 2;
-  const double odd = g[step] / 2;
-  out[0] = g[0];
-  out[out_step] = even + odd;
-  out[2 * out_step] = even - odd;
-  out[3 * out_step] = g[2 * step];
-}
-
-// The sixteen values of one 3x3 kernel, `position_stride` apart.
-void pack_winograd_kernel(const float* kernel, double scale, float* out, int64_t position_stride) {
-  double scaled[9];
-  for (int i = 0; i < 9; ++i) scaled[i] = kernel[i] * scale;
-  double columns[4][3];
-  for (int s = 0; s < 3; ++s) transform_weight(scaled + s, 3, &columns[0][s], 3);
-  for (int r = 0; r < 4; ++r) {
-    double values[4];
-    transform_weight(columns[r], 1, values, 1);
-    for (int s = 0; s < 4; ++s) {
-      out[(r * 4 + s) * position_stride] = static_cast<float>(values[s]);
+  const Microkernels& kernels = selected_microkernels();
+  const int64_t blocks = h.layout == PackedLayout::igemm ? h.groups * h.blocks() : h.blocks();
+  const int64_t parts = std::min(thread_count(), blocks);
+  parallel_parts(parts, [&](int64_t part) {
+    const Range range = even_range(blocks, parts, part);
+    for (int64_t block = range.begin; block < range.end; ++block) {
+      PackSource source = block_source(h, weight, block);
+      float factors[kChannelBlock];
+      std::fill_n(factors, kChannelBlock, 1.0F);
+      if (scale != nullptr) {
+        const int64_t channel = (source.weight - weight) / source.lane_stride;
+        std::copy_n(scale + channel, source.lanes, factors);
+      }
+      source.scale = factors;
+      float* target = payload + block * h.block_stride();
+      if (h.layout == PackedLayout::winograd) {
+        kernels.pack_winograd(source, target, h.blocks() * h.block_stride());
+      } else {
+        kernels.pack_direct(source, target);
+      }
     }
-  }
-}
-
-void pack_winograd(const float* weight, const float* scale, const PackedHeader& h, float* payload) {
-  for (int64_t k = 0; k < h.out_channels; ++k) {
-    float* block = payload + k / kChannelBlock * h.block_stride() + k % kChannelBlock;
-    for (int64_t c = 0; c < h.group_in_channels; ++c) {
-      pack_winograd_kernel(weight + (k * h.group_in_channels + c) * 9,
-                           scale != nullptr ? scale[k] : 1.0, block + c * kChannelBlock,
-                           h.blocks() * h.block_stride());
-    }
-  }
+  });
 }
 
 Tensor pack_conv_weight(const Tensor& weight, const std::optional<Tensor>& scale, int64_t groups,
@@ -122,13 +108,11 @@ Tensor pack_conv_weight(const Tensor& weight, const std::optional<Tensor>& scale
   const int64_t bytes = static_cast<int64_t>(sizeof(PackedHeader)) +
                         static_cast<int64_t>(sizeof(float)) * header.payload_floats();
   Tensor packed = empty_bytes(bytes, weight);
-  std::memset(packed.mutable_data_ptr(), 0, static_cast<size_t>(bytes));
   auto* data = static_cast<char*>(packed.mutable_data_ptr());
   std::memcpy(data, &header, sizeof(header));
-  const auto pack_layout = header.layout == PackedLayout::winograd ? pack_winograd : pack;
-  pack_layout(values.const_data_ptr<float>(),
-              factors.has_value() ? factors->const_data_ptr<float>() : nullptr, header,
-              reinterpret_cast<float*>(data + sizeof(header)));
+  pack(values.const_data_ptr<float>(),
+       factors.has_value() ? factors->const_data_ptr<float>() : nullptr, header,
+       reinterpret_cast<float*>(data + sizeof(header)));
   return packed;
 }
 

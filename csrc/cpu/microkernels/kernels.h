@@ -14,6 +14,8 @@ void lanes(const ConvTile& tile, int64_t group_width);
 void winograd_input(const WinogradTiles& tiles, const float* input, ptrdiff_t row_stride,
                     ptrdiff_t pixel_stride, int64_t rows, int64_t pixels);
 void winograd_output(const WinogradTiles& tiles, const ConvTile& output);
+void pack_direct(const PackSource& source, float* block);
+void pack_winograd(const PackSource& source, float* block, ptrdiff_t position_stride);
 void widen(const void* source, StorageType type, float* target, int64_t count);
 void narrow(const float* source, StorageType type, void* target, int64_t count);
 uint64_t hash(const void* data, size_t bytes);

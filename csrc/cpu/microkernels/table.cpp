@@ -15,6 +15,8 @@ const Microkernels& microkernels() {
       lanes,
       winograd_input,
       winograd_output,
+      pack_direct,
+      pack_winograd,
       widen,
       narrow,
       hash,
