@@ -94,8 +94,11 @@ def _program(
     examples_of = dict(zip(placeholders, examples, strict=True))
     positions = {node: i for i, node in enumerate(placeholders)}
 
+    def is_parameter(node: fx.Node) -> bool:
+        return _is_parameter(node, examples_of[node])
+
     def source(node: Any) -> Source | None:
-        if node in positions and _is_parameter(node, examples_of[node]):
+        if node in positions and is_parameter(node):
             return InputSource(positions[node])
         return None
 
@@ -112,7 +115,7 @@ def _program(
     if not result.recipes:
         return None
     foreign = has_foreign_code(graph) or any(node.op == "call_module" for node in graph.nodes)
-    return Program(result, reader, graph_module, staleness, autocast, foreign)
+    return Program(result, reader, graph_module, staleness, autocast, foreign, is_parameter)
 
 
 def _is_parameter(node: fx.Node, example: Any) -> bool:

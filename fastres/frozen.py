@@ -68,13 +68,9 @@ def freeze(
     except Unusable as error:
         raise ValueError(f"freeze: {error}") from error
     graph = fusion.result.graph
-    if arguments is None or not any(map(_is_channels_last, arguments)):
+    if arguments is None or not any(map(is_channels_last, arguments)):
         graph = contiguous_form(graph, fusion.reader())
     return _module(model, fusion, graph, constants)
-
-
-def _is_channels_last(value: Any) -> bool:
-    return isinstance(value, Tensor) and is_channels_last(value)
 
 
 def _module(

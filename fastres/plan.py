@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -125,12 +125,13 @@ def has_foreign_code(graph: fx.Graph) -> bool:
     return not all(map(is_trusted, graph.nodes))
 
 
-def is_channels_last(tensor: Tensor) -> bool:
-    """Whether eager would take it for channels_last: where both formats fit, it is contiguous."""
+def is_channels_last(value: Any) -> bool:
+    """Whether it is a tensor that eager takes for channels_last, and not for contiguous."""
     return (
-        tensor.dim() == 4
-        and tensor.is_contiguous(memory_format=torch.channels_last)
-        and not tensor.is_contiguous()
+        isinstance(value, Tensor)
+        and value.dim() == 4
+        and value.is_contiguous(memory_format=torch.channels_last)
+        and not value.is_contiguous()
     )
 
 
@@ -153,6 +154,7 @@ class Program:
         staleness: as for ``Packer``.
         autocast: whether it will run under autocast.
         foreign: whether it runs code other than PyTorch's.
+        is_parameter: whether an input is a parameter, whose memory format tells nothing.
     """
 
     def __init__(
@@ -163,8 +165,10 @@ class Program:
         staleness: Staleness,
         autocast: bool,
         foreign: bool,
+        is_parameter: Callable[[fx.Node], bool] = lambda node: False,
     ) -> None:
         placeholders = [node for node in result.graph.nodes if node.op == "placeholder"]
+        self._data = [i for i, node in enumerate(placeholders) if not is_parameter(node)]
         self._images = [(placeholders.index(node), recipes) for node, recipes in result.images]
         self._packer = Packer(result.recipes, root, staleness)
         self._telling_weight = _telling_weight(result)
@@ -200,11 +204,10 @@ class Program:
             return function(_Scope(root, constants), *inputs)
 
     def _keeps_channels_last(self, root: nn.Module, inputs: Sequence[Any]) -> bool:
-        if any(is_channels_last(inputs[index]) for index, _ in self._images):
+        if any(is_channels_last(inputs[index]) for index in self._data):
             return True
         weight = self._telling_weight
-        tensor = None if weight is None else weight.read(root, inputs)
-        return tensor is not None and is_channels_last(tensor)
+        return weight is not None and is_channels_last(weight.read(root, inputs))
 
     def _check_dtypes(self, inputs: Sequence[Any], constants: Constants) -> None:
         for index, recipes in self._images:

@@ -53,7 +53,7 @@ class Effects:
     def _visit(self, node: fx.Node) -> None:
         if node.op == "output":
             return
-        writes = self._writes(node)
+        writes = self.writes(node)
         self._written.extend((self._order[node], node, value) for value in writes)
         if writes and not self._is_opaque(node):
             shared = writes  # an in-place operator returns what it wrote to
@@ -79,7 +79,7 @@ class Effects:
             return op_name(node) in _FRESH
         return False
 
-    def _writes(self, node: fx.Node) -> list[fx.Node]:
+    def writes(self, node: fx.Node) -> list[fx.Node]:
         """The operands that a node may write to."""
         if node.op in ("placeholder", "get_attr"):
             return []
@@ -121,6 +121,10 @@ class Effects:
         """Whether anything in the graph writes to the memory of ``value``."""
         target = self._class(value)
         return any(self._class(written) is target for _, _, written in self._written)
+
+    def sharing(self, value: fx.Node) -> list[fx.Node]:
+        """The nodes whose values may share memory with ``value``, itself among them."""
+        return self._members[self._class(value)]
 
     def write_is_private(self, value: fx.Node, writer: fx.Node) -> bool:
         """Whether nobody sees that ``writer`` writes to ``value``, but through its result."""

@@ -32,7 +32,6 @@ _AGNOSTIC_MODULES = (
     nn.SyncBatchNorm, nn.Conv2d, nn.ConvTranspose2d, nn.MaxPool2d, nn.AvgPool2d,
     nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Upsample,
 )  # fmt: skip
-_COPIES_TO_CONTIGUOUS = {"contiguous"}
 
 
 def chooses_format(graph: fx.Graph) -> bool:
@@ -57,19 +56,28 @@ def restore_contiguous(
     effects = Effects(graph, reader)
     converted: set[fx.Node] = set()  # channels_last here, contiguous in eager
     for node in list(graph.nodes):
-        if is_channels_last(node):
-            if effects.is_written(node):
-                _convert_at_source(graph, node)
+        operands = [operand for operand in node.all_input_nodes if operand in converted]
+        if is_channels_last(node) or (operands and _is_agnostic(node, reader)):
+            written = effects.writes(node)
+            if written and converted.isdisjoint(written):
+                continue  # returns what it wrote to
+            if _is_written_through_a_view(node, effects, reader):
+                _convert_after(graph, node)
             else:
                 converted.add(node)
-            continue
-        operands = [operand for operand in node.all_input_nodes if operand in converted]
-        if not operands or reads_only_metadata(node):
-            continue
-        if _is_agnostic(node, reader):
-            converted.add(node)
-        elif not (node.op == "call_method" and node.target in _COPIES_TO_CONTIGUOUS):
+        elif operands and not reads_only_metadata(node) and op_name(node) != "contiguous":
             _convert_before(graph, node, operands)
+
+
+def _is_written_through_a_view(node: fx.Node, effects: Effects, reader: Reader) -> bool:
+    """Whether a copy before a view would take writes away from the value that is viewed."""
+    sharing = set(effects.sharing(node))
+    return effects.is_written(node) and any(
+        not sharing.isdisjoint(other.all_input_nodes)
+        and not _is_agnostic(other, reader)
+        and not reads_only_metadata(other)
+        for other in sharing
+    )
 
 
 def _is_agnostic(node: fx.Node, reader: Reader) -> bool:
@@ -82,7 +90,7 @@ def _is_agnostic(node: fx.Node, reader: Reader) -> bool:
     return op_name(node) in _AGNOSTIC
 
 
-def _convert_at_source(graph: fx.Graph, node: fx.Node) -> None:
+def _convert_after(graph: fx.Graph, node: fx.Node) -> None:
     users = list(node.users)
     with graph.inserting_after(node):
         contiguous = graph.call_method("contiguous", (node,))
