@@ -57,6 +57,10 @@ def accelerate(
     happens to what. Parameters, ``state_dict`` keys and ``isinstance`` stay; parameters may change
     in any way at any time, and so may the structure of the model.
 
+    Copies and pickles of the model are accelerated too; to load a pickle where there is no fastres,
+    ``restore`` the model before pickling. TorchScript, ``torch.export`` and ``torch.compile`` see
+    the original; scripting a parent of the model leaves the parent with the original inside.
+
     Args:
         model: any module. Where it cannot be traced as a whole, its parts are accelerated.
         staleness: how changed weights are noticed, before each call. "content" (the default)
