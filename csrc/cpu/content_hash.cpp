@@ -13,6 +13,8 @@ namespace fastres::cpu {
 namespace {
 
 constexpr int64_t kChunkBytes = 128 * 1024;
+// Less than this is hashed sooner than another thread is woken.
+constexpr int64_t kParallelBytes = 1024 * 1024;
 
 struct Chunk {
   const char* data;
@@ -46,11 +48,13 @@ uint64_t hash_of_metadata(const Tensor& tensor) {
 std::vector<int64_t> content_hash(const std::vector<Tensor>& tensors) {
   std::vector<Tensor> dense;
   std::vector<Chunk> chunks;
+  int64_t total_bytes = 0;
   for (const Tensor& tensor : tensors) {
     check_cpu(tensor, "content_hash", "every tensor");
     dense.push_back(is_dense(tensor) ? tensor : torch::stable::contiguous(tensor));
     const auto* data = static_cast<const char*>(dense.back().const_data_ptr());
     const int64_t bytes = tensor.numel() * static_cast<int64_t>(tensor.element_size());
+    total_bytes += bytes;
     for (int64_t at = 0; at < bytes; at += kChunkBytes) {
       chunks.push_back({data + at, std::min(kChunkBytes, bytes - at), 0});
     }
@@ -58,7 +62,7 @@ std::vector<int64_t> content_hash(const std::vector<Tensor>& tensors) {
 
   const Microkernels& kernels = selected_microkernels();
   const auto count = static_cast<int64_t>(chunks.size());
-  const int64_t parts = std::max<int64_t>(1, std::min(thread_count(), count));
+  const int64_t parts = total_bytes < kParallelBytes ? 1 : std::min(thread_count(), count);
   parallel_parts(parts, [&](int64_t i) {
     const Range range = even_range(count, parts, i);
     for (int64_t c = range.begin; c < range.end; ++c) {
