@@ -1,0 +1,138 @@
+// Weight gradient of grouped and depthwise convolutions with 1, 2, 4 or 8 channels a group.
+//
+// As in lanes.cpp a vector spans several groups, and one shuffle spreads input channel c of each
+// group over its group's lanes.
+
+#include <algorithm>
+
+#include "spread.h"
+#include "training.h"
+
+namespace fastres::cpu::FASTRES_ISA_NAMESPACE {
+namespace {
+
+constexpr int kVecsPerBlock = 16 / kLanes;
+
+// Input channel c of the groups of lanes [lane, lane + kLanes) of a block.
+template <int kGroup>
+inline Vec gather(const float* block, int lane, int c) {
+  if constexpr (kGroup > kLanes) {
+    return broadcast(block[lane / kGroup * kGroup + c]);
+  } else if constexpr (kGroup == 1) {
+    return load(block + lane);
+  } else {
+    return spread<kGroup>(load(block + lane), c);
+  }
+}
+
+inline void add_to(float* p, Vec v) { store(p, load(p) + v); }
+
+// Three adjacent taps of stride 1: each spread input serves the gradients of three pixels.
+template <int kGroup>
+void sliding_row_of_taps(const WgradTile& t, const float* input, int lane, float* sums) {
+  Vec acc[3][kGroup] = {};
+  const float* grad = t.grad + lane;
+  for (int64_t n = 0; n < t.images; ++n) {
+    for (int64_t row = 0; row < t.rows; ++row) {
+      const float* x = input + n * t.input_image_stride + row * t.input_row_stride;
+      Vec g1{}, g2{};  // of the pixel before, and of the one before it
+      for (int64_t pixel = 0; pixel < t.pixels + 2; ++pixel) {
+        const Vec g0 = pixel < t.pixels ? load(grad + pixel * 16) : Vec{};
+#pragma GCC unroll 8
+        for (int c = 0; c < kGroup; ++c) {
+          const Vec value = gather<kGroup>(x, lane, c);
+          acc[0][c] += value * g0;
+          acc[1][c] += value * g1;
+          acc[2][c] += value * g2;
+        }
+        g2 = g1;
+        g1 = g0;
+        x += t.input_pixel_stride;
+      }
+      grad += t.pixels * 16;
+    }
+  }
+#pragma GCC unroll 3
+  for (int s = 0; s < 3; ++s) {
+#pragma GCC unroll 8
+    for (int c = 0; c < kGroup; ++c) add_to(sums + (s * kGroup + c) * 16 + lane, acc[s][c]);
+  }
+}
+
+// One tap. Several pixels at a time, each with accumulators of its own: a sum waits for the one
+// before it.
+template <int kGroup>
+void one_tap(const WgradTile& t, const float* input, int lane, float* sums) {
+  constexpr int kPixels = 8 / kGroup;
+  Vec acc[kPixels][kGroup] = {};
+  const float* grad = t.grad + lane;
+  for (int64_t n = 0; n < t.images; ++n) {
+    for (int64_t row = 0; row < t.rows; ++row) {
+      const float* x = input + n * t.input_image_stride + row * t.input_row_stride;
+      int64_t pixel = 0;
+      for (; pixel + kPixels <= t.pixels; pixel += kPixels) {
+#pragma GCC unroll 8
+        for (int i = 0; i < kPixels; ++i) {
+          const Vec g = load(grad + (pixel + i) * 16);
+#pragma GCC unroll 8
+          for (int c = 0; c < kGroup; ++c) {
+            acc[i][c] += g * gather<kGroup>(x + (pixel + i) * t.input_pixel_stride, lane, c);
+          }
+        }
+      }
+      for (; pixel < t.pixels; ++pixel) {
+        const Vec g = load(grad + pixel * 16);
+#pragma GCC unroll 8
+        for (int c = 0; c < kGroup; ++c) {
+          acc[0][c] += g * gather<kGroup>(x + pixel * t.input_pixel_stride, lane, c);
+        }
+      }
+      grad += t.pixels * 16;
+    }
+  }
+#pragma GCC unroll 8
+  for (int c = 0; c < kGroup; ++c) {
+    Vec sum = acc[0][c];
+#pragma GCC unroll 8
+    for (int i = 1; i < kPixels; ++i) sum += acc[i][c];
+    add_to(sums + c * 16 + lane, sum);
+  }
+}
+
+template <int kGroup>
+void all_taps(const WgradTile& t) {
+  // 3 x kGroup accumulators and three gradients have to stay in registers.
+  constexpr bool kSlides = kGroup == 2 || kGroup == 4;
+  const bool slides = kSlides && t.tap_cols == 3 && t.input_pixel_stride == t.tap_col_stride;
+  for (int vec = 0; vec < kVecsPerBlock; ++vec) {
+    const int lane = vec * kLanes;
+    for (int64_t r = 0; r < t.tap_rows; ++r) {
+      const float* row = t.input + r * t.tap_row_stride;
+      float* sums = t.sums + r * t.tap_cols * kGroup * 16;
+      if (slides) {
+        sliding_row_of_taps<kSlides ? kGroup : 1>(t, row, lane, sums);
+        continue;
+      }
+      for (int64_t s = 0; s < t.tap_cols; ++s) {
+        one_tap<kGroup>(t, row + s * t.tap_col_stride, lane, sums + s * kGroup * 16);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+void wgrad_lanes(const WgradTile& t, int64_t group_width) {
+  switch (group_width) {
+    case 1:
+      return all_taps<1>(t);
+    case 2:
+      return all_taps<2>(t);
+    case 4:
+      return all_taps<4>(t);
+    default:
+      return all_taps<8>(t);
+  }
+}
+
+}  // namespace fastres::cpu::FASTRES_ISA_NAMESPACE
