@@ -156,8 +156,7 @@ def conv_stats_backward(
     if grad_m2 is not None:
         grad = grad + 2 * _per_channel(grad_m2) * (y.to(wide) - _per_channel(mean))
 
-    empty = x.new_empty(0, dtype=wide)
-    gradients = [empty] * 5
+    gradients = [x.new_empty(0, dtype=wide) for _ in range(5)]
     before = _affine(x.to(wide), in_mean, in_scale, in_bias)
     padded = _pad(apply_act(before, in_act, in_act_slope), padding)
     if need_x or (need_affine and in_mean is not None):
@@ -318,7 +317,7 @@ def affine_add_act_backward(
     g = act_grad(grad.to(wide), before, act, act_slope)
     grad_y = channels_last((g * _per_channel(scale)).to(y.dtype))
     main = _affine_grads(g, y.to(wide), mean, scale)
-    shortcut: tuple[Tensor, ...] = (y.new_empty(0, dtype=wide),) * 3
+    shortcut = tuple(y.new_empty(0, dtype=wide) for _ in range(3))
     grad_residual = y.new_empty(0)
     if residual is not None:
         factor = 1 if res_scale is None else _per_channel(res_scale)

@@ -121,9 +121,7 @@ def gradients(
     return list(torch.autograd.grad(outputs, leaves.tensors(), grads))
 
 
-def gradient_magnitudes(
-    case: ConvCase, inputs: Inputs, given: tuple[Tensor, ...]
-) -> list[Tensor]:
+def gradient_magnitudes(case: ConvCase, inputs: Inputs, given: tuple[Tensor, ...]) -> list[Tensor]:
     """Of the gradients' terms: sums of absolute values, in the same order."""
     y, mean, _ = eager(case, inputs.double(), "none")
     grad_y, grad_mean, grad_m2 = (g.double().abs()[..., None, None] for g in given)

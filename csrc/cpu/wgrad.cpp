@@ -14,7 +14,7 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 // tile of the weight's gradient is loaded and stored once for all pixels of a band.
 constexpr int64_t kChannelsAtOnce = 256;
 
-// Products in a float32 sum before it is added to the total: see kProductsPerSum in igemm.cpp.
+// Pixels for which a tile of the weight's gradient is loaded and stored once, more or less.
 constexpr int64_t kPixelsPerTile = 256;
 
 // A part of the batch: whole images, or rows of one.

@@ -12,11 +12,29 @@ constexpr int kVecs = 16 / kLanes;  // a block of output channels
 // Accumulators, the block's gradient and one broadcast fill the registers.
 constexpr int kMaxChannels = kLanes == 16 ? 16 : kLanes == 8 ? 6 : 2;
 
+// Pixels after which the registers are added to a total in memory, at the end of a row: see
+// kProductsPerSum in igemm.cpp.
+constexpr int64_t kPixelsPerSum = 48;
+
+template <int kChannels>
+struct Sums {
+  Vec at[kChannels][kVecs] = {};
+
+  inline void add(const Sums& other) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kChannels; ++i) {
+#pragma GCC unroll 4
+      for (int j = 0; j < kVecs; ++j) at[i][j] += other.at[i][j];
+    }
+  }
+};
+
 template <int kChannels>
 void tile(const WgradTile& t, const float* input, float* sums) {
-  Vec acc[kChannels][kVecs] = {};
+  Sums<kChannels> acc, total;
   const float* grad = t.grad;
   const ptrdiff_t pixel_stride = t.input_pixel_stride;
+  int64_t summed = 0;
   for (int64_t n = 0; n < t.images; ++n) {
     for (int64_t row = 0; row < t.rows; ++row) {
       const float* x = input + n * t.input_image_stride + row * t.input_row_stride;
@@ -28,19 +46,26 @@ void tile(const WgradTile& t, const float* input, float* sums) {
         for (int i = 0; i < kChannels; ++i) {
           const Vec value = broadcast(x[i]);
 #pragma GCC unroll 4
-          for (int j = 0; j < kVecs; ++j) acc[i][j] += value * g[j];
+          for (int j = 0; j < kVecs; ++j) acc.at[i][j] += value * g[j];
         }
         grad += 16;
         x += pixel_stride;
       }
+      summed += t.pixels;
+      if (summed >= kPixelsPerSum) {
+        total.add(acc);
+        acc = {};
+        summed = 0;
+      }
     }
   }
+  total.add(acc);
 #pragma GCC unroll 16
   for (int i = 0; i < kChannels; ++i) {
 #pragma GCC unroll 4
     for (int j = 0; j < kVecs; ++j) {
       float* p = sums + i * 16 + j * kLanes;
-      store(p, load(p) + acc[i][j]);
+      store(p, load(p) + total.at[i][j]);
     }
   }
 }

@@ -25,13 +25,33 @@ inline Vec gather(const float* block, int lane, int c) {
   }
 }
 
-inline void add_to(float* p, Vec v) { store(p, load(p) + v); }
+// Pixels after which the registers are added to a total in memory, at the end of a row: see
+// kProductsPerSum in igemm.cpp.
+constexpr int64_t kPixelsPerSum = 48;
+
+template <int kCount>
+struct Sums {
+  Vec at[kCount] = {};
+
+  inline void add(const Sums& other) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kCount; ++i) at[i] += other.at[i];
+  }
+};
+
+// Adds a total to the sums of one lane of every input channel and tap.
+template <int kCount>
+inline void store_sums(const Sums<kCount>& total, float* sums) {
+#pragma GCC unroll 16
+  for (int i = 0; i < kCount; ++i) store(sums + i * 16, load(sums + i * 16) + total.at[i]);
+}
 
 // Three adjacent taps of stride 1: each spread input serves the gradients of three pixels.
 template <int kGroup>
 void sliding_row_of_taps(const WgradTile& t, const float* input, int lane, float* sums) {
-  Vec acc[3][kGroup] = {};
+  Sums<3 * kGroup> acc, total;
   const float* grad = t.grad + lane;
+  int64_t summed = 0;
   for (int64_t n = 0; n < t.images; ++n) {
     for (int64_t row = 0; row < t.rows; ++row) {
       const float* x = input + n * t.input_image_stride + row * t.input_row_stride;
@@ -41,22 +61,25 @@ void sliding_row_of_taps(const WgradTile& t, const float* input, int lane, float
 #pragma GCC unroll 8
         for (int c = 0; c < kGroup; ++c) {
           const Vec value = gather<kGroup>(x, lane, c);
-          acc[0][c] += value * g0;
-          acc[1][c] += value * g1;
-          acc[2][c] += value * g2;
+          acc.at[c] += value * g0;
+          acc.at[kGroup + c] += value * g1;
+          acc.at[2 * kGroup + c] += value * g2;
         }
         g2 = g1;
         g1 = g0;
         x += t.input_pixel_stride;
       }
       grad += t.pixels * 16;
+      summed += t.pixels;
+      if (summed >= kPixelsPerSum) {
+        total.add(acc);
+        acc = {};
+        summed = 0;
+      }
     }
   }
-#pragma GCC unroll 3
-  for (int s = 0; s < 3; ++s) {
-#pragma GCC unroll 8
-    for (int c = 0; c < kGroup; ++c) add_to(sums + (s * kGroup + c) * 16 + lane, acc[s][c]);
-  }
+  total.add(acc);
+  store_sums(total, sums + lane);
 }
 
 // One tap. Several pixels at a time, each with accumulators of its own: a sum waits for the one
@@ -64,8 +87,9 @@ void sliding_row_of_taps(const WgradTile& t, const float* input, int lane, float
 template <int kGroup>
 void one_tap(const WgradTile& t, const float* input, int lane, float* sums) {
   constexpr int kPixels = 8 / kGroup;
-  Vec acc[kPixels][kGroup] = {};
+  Sums<kPixels * kGroup> acc, total;
   const float* grad = t.grad + lane;
+  int64_t summed = 0;
   for (int64_t n = 0; n < t.images; ++n) {
     for (int64_t row = 0; row < t.rows; ++row) {
       const float* x = input + n * t.input_image_stride + row * t.input_row_stride;
@@ -76,7 +100,8 @@ void one_tap(const WgradTile& t, const float* input, int lane, float* sums) {
           const Vec g = load(grad + (pixel + i) * 16);
 #pragma GCC unroll 8
           for (int c = 0; c < kGroup; ++c) {
-            acc[i][c] += g * gather<kGroup>(x + (pixel + i) * t.input_pixel_stride, lane, c);
+            acc.at[i * kGroup + c] +=
+                g * gather<kGroup>(x + (pixel + i) * t.input_pixel_stride, lane, c);
           }
         }
       }
@@ -84,19 +109,26 @@ void one_tap(const WgradTile& t, const float* input, int lane, float* sums) {
         const Vec g = load(grad + pixel * 16);
 #pragma GCC unroll 8
         for (int c = 0; c < kGroup; ++c) {
-          acc[0][c] += g * gather<kGroup>(x + pixel * t.input_pixel_stride, lane, c);
+          acc.at[c] += g * gather<kGroup>(x + pixel * t.input_pixel_stride, lane, c);
         }
       }
       grad += t.pixels * 16;
+      summed += t.pixels;
+      if (summed >= kPixelsPerSum * kPixels) {
+        total.add(acc);
+        acc = {};
+        summed = 0;
+      }
     }
   }
+  total.add(acc);
+  Sums<kGroup> merged;
 #pragma GCC unroll 8
   for (int c = 0; c < kGroup; ++c) {
-    Vec sum = acc[0][c];
 #pragma GCC unroll 8
-    for (int i = 1; i < kPixels; ++i) sum += acc[i][c];
-    add_to(sums + c * 16 + lane, sum);
+    for (int i = 0; i < kPixels; ++i) merged.at[c] += total.at[i * kGroup + c];
   }
+  store_sums(merged, sums + lane);
 }
 
 template <int kGroup>
