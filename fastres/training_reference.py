@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torch.nn.grad import conv2d_input, conv2d_weight
 
 from . import _training_checks as checks
+from ._checks import Shape
 from ._gradients import act_grad
 from .reference import apply_act, channels_last, compute_dtype
 
@@ -193,7 +194,7 @@ def conv_stats_backward_check(
     padding: Sequence[int],
     dilation: Sequence[int],
     groups: int,
-) -> checks.Shape:
+) -> Shape:
     """Checks the arguments of ``conv_stats_backward`` and returns y's shape.
 
     Raises:

@@ -98,7 +98,7 @@ def magnitudes(inputs: Inputs, grad: Tensor) -> list[Tensor]:
 
 def check(assert_accurate, inputs: Inputs, act: str = "relu", grad_layout: str = "nchw") -> None:
     out, exact = fused(inputs, act), inputs.map(Tensor.double)
-    n, c, h, w = inputs.y.shape
+    _, c, h, w = inputs.y.shape
     assert out.stride() == (h * w * c, 1, w * c, c)
     terms = sum(t.double().abs() for t in (out, inputs.y, inputs.residual) if t is not None)
     few = terms if out.numel() < 64 else None
