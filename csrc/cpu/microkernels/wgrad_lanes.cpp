@@ -16,10 +16,10 @@ constexpr int kVecsPerBlock = 16 / kLanes;
 // Input channel c of the groups of lanes [lane, lane + kLanes) of a block.
 template <int kGroup>
 inline Vec gather(const float* block, int lane, int c) {
-  if constexpr (kGroup > kLanes) {
-    return broadcast(block[lane / kGroup * kGroup + c]);
-  } else if constexpr (kGroup == 1) {
+  if constexpr (kGroup == 1) {
     return load(block + lane);
+  } else if constexpr (kGroup >= kLanes) {
+    return broadcast(block[lane / kGroup * kGroup + c]);
   } else {
     return spread<kGroup>(load(block + lane), c);
   }
@@ -46,39 +46,58 @@ inline void store_sums(const Sums<kCount>& total, float* sums) {
   for (int i = 0; i < kCount; ++i) store(sums + i * 16, load(sums + i * 16) + total.at[i]);
 }
 
-// Three adjacent taps of stride 1: each spread input serves the gradients of three pixels.
+// The same address, which the compiler cannot know: what is loaded from it is loaded again, and
+// does not take a register that a sum needs.
+inline const float* reread(const float* p) {
+  asm volatile("" : "+r"(p));
+  return p;
+}
+
+// A row of output pixels by three adjacent taps of stride 1: each spread input serves the gradients
+// of three pixels. Not inlined: the compiler would give registers to the total and spill the sums.
+template <int kGroup>
+[[gnu::noinline]] void sliding_row(const float* x, ptrdiff_t pixel_stride, const float* grad,
+                                   int64_t pixels, int lane, Sums<3 * kGroup>& total) {
+  Sums<3 * kGroup> acc;
+  Vec g1{}, g2{};  // of the pixel before, and of the one before it
+  for (int64_t pixel = 0; pixel < pixels; ++pixel) {
+    const Vec g0 = load(grad);
+#pragma GCC unroll 8
+    for (int c = 0; c < kGroup; ++c) {
+      const Vec value = gather<kGroup>(reread(x), lane, c);
+      acc.at[c] += value * g0;
+      acc.at[kGroup + c] += value * g1;
+      acc.at[2 * kGroup + c] += value * g2;
+    }
+    g2 = g1;
+    g1 = g0;
+    grad += 16;
+    x += pixel_stride;
+  }
+#pragma GCC unroll 8
+  for (int c = 0; c < kGroup; ++c) {
+    const Vec value = gather<kGroup>(x, lane, c);
+    acc.at[kGroup + c] += value * g1;
+    acc.at[2 * kGroup + c] += value * g2;
+  }
+#pragma GCC unroll 8
+  for (int c = 0; c < kGroup; ++c) {
+    acc.at[2 * kGroup + c] += gather<kGroup>(x + pixel_stride, lane, c) * g1;
+  }
+  total.add(acc);
+}
+
 template <int kGroup>
 void sliding_row_of_taps(const WgradTile& t, const float* input, int lane, float* sums) {
-  Sums<3 * kGroup> acc, total;
+  Sums<3 * kGroup> total;
   const float* grad = t.grad + lane;
-  int64_t summed = 0;
   for (int64_t n = 0; n < t.images; ++n) {
     for (int64_t row = 0; row < t.rows; ++row) {
       const float* x = input + n * t.input_image_stride + row * t.input_row_stride;
-      Vec g1{}, g2{};  // of the pixel before, and of the one before it
-      for (int64_t pixel = 0; pixel < t.pixels + 2; ++pixel) {
-        const Vec g0 = pixel < t.pixels ? load(grad + pixel * 16) : Vec{};
-#pragma GCC unroll 8
-        for (int c = 0; c < kGroup; ++c) {
-          const Vec value = gather<kGroup>(x, lane, c);
-          acc.at[c] += value * g0;
-          acc.at[kGroup + c] += value * g1;
-          acc.at[2 * kGroup + c] += value * g2;
-        }
-        g2 = g1;
-        g1 = g0;
-        x += t.input_pixel_stride;
-      }
+      sliding_row<kGroup>(x, t.input_pixel_stride, grad, t.pixels, lane, total);
       grad += t.pixels * 16;
-      summed += t.pixels;
-      if (summed >= kPixelsPerSum) {
-        total.add(acc);
-        acc = {};
-        summed = 0;
-      }
     }
   }
-  total.add(acc);
   store_sums(total, sums + lane);
 }
 
