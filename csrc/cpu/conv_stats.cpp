@@ -89,7 +89,7 @@ Moments run(const Kernels& kernels, const TrainingConv& conv, Image y) {
   ConvLayer layer;
   layer.header = header_of(conv.weight, false, rows, cols);
   const PooledFloats packed(layer.header.payload_floats());
-  pack_weight(conv.weight, false, rows, cols, packed.data());
+  pack_weight(kernels.base, conv.weight, false, rows, cols, packed.data());
   const std::vector<float> no_shift(static_cast<size_t>(conv.geometry.out_channels), 0.0F);
   layer.weights = packed.data();
   layer.shift = no_shift.data();

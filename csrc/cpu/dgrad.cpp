@@ -106,7 +106,7 @@ class InputGradient {
     float* at = packed_->data();
     for (Phase& phase : phases_) {
       if (phase.empty()) continue;
-      pack_weight(conv_.weight, true, phase.h.taps, phase.w.taps, at);
+      pack_weight(kernels_.base, conv_.weight, true, phase.h.taps, phase.w.taps, at);
       phase.layer.weights = at;
       at += phase.layer.header.payload_floats();
     }

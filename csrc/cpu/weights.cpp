@@ -68,6 +68,27 @@ void pack_block(const Block& block, float* packed) {
   for_each_element(block, packed, [](float& to, const float& from) { to = from; });
 }
 
+// All taps of a weight of PyTorch's usual strides: by the microkernel that pack_conv_weight uses.
+void pack_contiguous_block(const Microkernels& kernels, const WeightView& weight,
+                           const Block& block, float* packed) {
+  float ones[kChannelBlock];
+  std::fill_n(ones, kChannelBlock, 1.0F);
+  PackSource source{};
+  source.weight = block.lanes[0];
+  source.lane_stride = weight.stride_k;
+  source.lanes = block.count;
+  source.channels = block.in_channels;
+  source.taps = static_cast<int64_t>(block.taps.size());
+  source.scale = ones;
+  kernels.pack_direct(source, packed);
+}
+
+bool is_contiguous(const WeightView& weight) {
+  const int64_t taps = weight.kernel.h * weight.kernel.w;
+  return weight.stride_s == 1 && weight.stride_r == weight.kernel.w && weight.stride_c == taps &&
+         weight.stride_k == weight.group_in_channels * taps;
+}
+
 // The blocks of a weight, in the order of its packed layout.
 class Blocks {
  public:
@@ -160,10 +181,18 @@ PackedHeader header_of(const WeightView& weight, bool transposed, const Taps& ro
   return header;
 }
 
-void pack_weight(const WeightView& weight, bool transposed, const Taps& rows, const Taps& cols,
-                 float* target) {
+void pack_weight(const Microkernels& kernels, const WeightView& weight, bool transposed,
+                 const Taps& rows, const Taps& cols, float* target) {
   const Blocks blocks(weight, transposed, rows, cols);
-  parallel_blocks(blocks, [&](int64_t b) { pack_block(blocks[b], target + b * blocks.stride()); });
+  const bool contiguous = !transposed && is_contiguous(weight);
+  parallel_blocks(blocks, [&](int64_t b) {
+    const Block block = blocks[b];
+    if (contiguous) {
+      pack_contiguous_block(kernels, weight, block, target + b * blocks.stride());
+    } else {
+      pack_block(block, target + b * blocks.stride());
+    }
+  });
 }
 
 void unpack_weight(const float* packed, const WeightView& weight) {

@@ -43,8 +43,8 @@ PackedHeader header_of(const WeightView& weight, bool transposed, const Taps& ro
                        const Taps& cols);
 
 // Packs those taps into header_of(...).payload_floats() floats.
-void pack_weight(const WeightView& weight, bool transposed, const Taps& rows, const Taps& cols,
-                 float* target);
+void pack_weight(const Microkernels& kernels, const WeightView& weight, bool transposed,
+                 const Taps& rows, const Taps& cols, float* target);
 
 // All taps in order.
 Taps all_taps(int64_t count);
