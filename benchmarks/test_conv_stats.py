@@ -14,7 +14,7 @@ def _inference():
     """Not here: these benchmarks need gradients."""
 
 
-def test_forward(time_it, training_shape, batch, training_implementation):
+def test_conv_stats(time_it, training_shape, batch, training_implementation):
     layer = TrainingLayer(training_shape, batch)
     with torch.enable_grad():
         layer.validate()
@@ -22,14 +22,17 @@ def test_forward(time_it, training_shape, batch, training_implementation):
             layer.step(training_implementation).forward,
             f"conv_stats forward {training_shape} batch {batch}",
             flops=training_shape.flops(batch),
+            moved=training_shape.bytes(batch),
         )
 
 
-def test_backward(time_it, training_shape, batch, training_implementation):
+def test_conv_stats_backward(time_it, training_shape, batch, training_implementation):
     layer = TrainingLayer(training_shape, batch)
     with torch.enable_grad():
         time_it(
             layer.step(training_implementation).backward,
             f"conv_stats backward {training_shape} batch {batch}",
             flops=2 * training_shape.flops(batch),
+            # x, y and the weight, and their gradients.
+            moved=2 * training_shape.bytes(batch),
         )
