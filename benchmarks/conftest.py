@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from .layers import implementations
-from .shapes import DEFAULT_MODELS, MODELS, bottleneck_shapes, conv_shapes
+from .shapes import DEFAULT_MODELS, MODELS, bottleneck_shapes, conv_shapes, training_shapes
+from .training_layers import TRAINING_IMPLEMENTATIONS
 
 #: Of all op benchmarks: long enough for a median, short enough for forty layers.
 MAX_TIME_S = 0.3
@@ -30,6 +31,10 @@ def pytest_generate_tests(metafunc):
             shapes = shapes_of(*options.models)
             cases = [(shape, name) for shape in shapes for name in implementations(shape)]
             metafunc.parametrize((name, "implementation"), cases, ids=str)
+    if "training_shape" in metafunc.fixturenames:
+        shapes = training_shapes(*options.models)
+        cases = [(shape, name) for shape in shapes for name in TRAINING_IMPLEMENTATIONS]
+        metafunc.parametrize(("training_shape", "training_implementation"), cases, ids=str)
     if "model" in metafunc.fixturenames:
         cases = [(model, name) for model in options.models for name in ("eager", "fastres")]
         metafunc.parametrize(("model", "implementation"), cases)

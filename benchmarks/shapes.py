@@ -1,6 +1,6 @@
 """The layer shapes that the benchmarks run over, read off the networks themselves."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -141,6 +141,12 @@ def conv_shapes(*names: str) -> list[ConvShape]:
     """Every different convolution of these networks for a square image, in order of appearance."""
     calls = (call for name in names for call in _calls(name))
     return list(dict.fromkeys(_conv_shape(c) for c in calls if isinstance(c.module, nn.Conv2d)))
+
+
+def training_shapes(*names: str) -> list[ConvShape]:
+    """Every different convolution of these networks, whatever follows it."""
+    plain = (replace(shape, residual=False, act="relu") for shape in conv_shapes(*names))
+    return list(dict.fromkeys(plain))
 
 
 def bottleneck_shapes(*names: str) -> list[BottleneckShape]:

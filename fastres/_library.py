@@ -13,14 +13,15 @@ import os
 import platform
 import threading
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 
-from . import reference
+from . import reference, training_reference
 from ._schemas import SCHEMAS
 from ._version import __version__
 
@@ -188,11 +189,16 @@ def _define_from_python() -> None:
     _state.registrations.append(library)
 
 
+def _reference_of(name: str) -> Callable[..., Any]:
+    module = reference if hasattr(reference, name) else training_reference
+    return getattr(module, name)
+
+
 def _register_reference() -> None:
     # CompositeExplicitAutograd: for every device without a kernel of its own, and below autograd.
     library = torch.library.Library("fastres", "IMPL")
     for name in SCHEMAS:
-        library.impl(name, getattr(reference, name), "CompositeExplicitAutograd")
+        library.impl(name, _reference_of(name), "CompositeExplicitAutograd")
     _state.registrations.append(library)
 
 
@@ -205,7 +211,7 @@ def _override_kernels() -> torch.library.Library:
         warnings.simplefilter("ignore", UserWarning)
         for key in sorted(keys):
             for name in SCHEMAS:
-                library.impl(name, getattr(reference, name), key, allow_override=True)
+                library.impl(name, _reference_of(name), key, allow_override=True)
     return library
 
 

@@ -1,5 +1,8 @@
 """The operators: public functions, fake kernels, autograd and autocast, side by side for each.
 
+Those of inference are here; those of training (``conv_stats``, ``affine_add_act``) come from
+training_ops.py.
+
 Kernels live in csrc/ (or in reference.py where there is no native library). The functions here
 normalise their arguments, check what a kernel cannot name (dtypes, devices), and send float64,
 which has no kernel, to the reference.
@@ -31,10 +34,13 @@ from ._arguments import (
 from ._autocast import register_autocast
 from ._gradients import Conv, act_grad, bottleneck_convs, needs_preactivation, shift_grad
 from ._packed import PLAIN, PackedHeader, native_layout
+from .training_ops import affine_add_act, conv_stats
 
 __all__ = [
+    "affine_add_act",
     "content_hash",
     "conv_bn_act",
+    "conv_stats",
     "grouped_bottleneck",
     "pack_conv_weight",
     "resolve_padding",

@@ -125,9 +125,11 @@ def test_a_run_records_how_good_the_machine_is_used(tmp_path):
     runs = json.loads(output.read_text())["benchmarks"]
     assert {run["name"].partition("[")[0] for run in runs} == {
         "test_conv_bn_act",
+        "test_conv_stats",
+        "test_conv_stats_backward",
         "test_grouped_bottleneck",
     }
-    assert len({run["group"] for run in runs}) == 2
+    assert len({run["group"] for run in runs}) == 4
     assert all(run["extra_info"]["gflops"] > 0 for run in runs)
     assert all(run["extra_info"]["gbytes_per_s"] > 0 for run in runs)
     if hasattr(_library.diagnostics(), "fma_peak_gflops"):

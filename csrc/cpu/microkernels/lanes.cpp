@@ -9,26 +9,13 @@
 
 #include "activation.h"
 #include "kernels.h"
+#include "spread.h"
 
 namespace fastres::cpu::FASTRES_ISA_NAMESPACE {
 namespace {
 
 constexpr int kMaxPixels = kLanes == 16 ? 14 : 8;
 constexpr int kVecsPerBlock = 16 / kLanes;
-
-template <int kGroup>
-inline Vec spread(Vec x, int c) {
-#if defined(__clang__)
-  // Clang has no shuffle by a variable, and makes one of this loop.
-  Vec spread;
-  for (int lane = 0; lane < kLanes; ++lane) spread[lane] = x[lane / kGroup * kGroup + c];
-  return spread;
-#else
-  IntVec index;
-  for (int lane = 0; lane < kLanes; ++lane) index[lane] = lane / kGroup * kGroup + c;
-  return __builtin_shuffle(x, index);
-#endif
-}
 
 // Input channel c of the groups of output channels [channel, channel + kLanes).
 template <int kGroup, bool kPartial>

@@ -1,0 +1,34 @@
+// Mean and variance of a stream of values, merged from those of its parts.
+
+#pragma once
+
+#include <vector>
+
+#include "training_rows.h"
+
+namespace fastres::cpu {
+
+// Per channel (count, mean, M2), M2 the sum of squared deviations from the mean; merged as in Chan,
+// Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances"
+// (1979), in double.
+class Moments {
+ public:
+  explicit Moments(int64_t channels)
+      : mean_(static_cast<size_t>(channels), 0.0), m2_(static_cast<size_t>(channels), 0.0) {}
+
+  // `rows` rows of `pixels` pixels of channels that are adjacent.
+  void add(const Kernels& kernels, const Band& band, int64_t rows, int64_t pixels);
+  void merge(const Moments& other);
+
+  const std::vector<double>& mean() const { return mean_; }
+  const std::vector<double>& m2() const { return m2_; }
+
+ private:
+  void add_run(const Kernels& kernels, ConstPixels run, int64_t pixels);
+
+  double count_ = 0.0;
+  std::vector<double> mean_, m2_;
+  std::vector<float> run_;
+};
+
+}  // namespace fastres::cpu

@@ -1,0 +1,66 @@
+#include "output_gradient.h"
+
+#include <algorithm>
+
+namespace fastres::cpu {
+namespace {
+
+void check_output_like(const Tensor& tensor, const TrainingConv& conv, const Tensor& y,
+                       const char* op, const char* name) {
+  const ConvGeometry& g = conv.geometry;
+  check_cpu(tensor, op, name);
+  check(tensor.dim() == 4 && tensor.size(0) == g.batch && tensor.size(1) == g.out_channels &&
+            tensor.size(2) == g.out.h && tensor.size(3) == g.out.w,
+        op, ": ", name, " must have the output's shape [", g.batch, ", ", g.out_channels, ", ",
+        g.out.h, ", ", g.out.w, "], got ", shape_string(tensor));
+  check(tensor.scalar_type() == y.scalar_type() && storage_type(tensor) == conv.x.type, op, ": ",
+        name, " must have x's dtype, got ", torch::headeronly::toString(tensor.scalar_type()));
+}
+
+}  // namespace
+
+OutputGradient::OutputGradient(const Tensor& grad_y, const std::optional<Tensor>& grad_mean,
+                               const std::optional<Tensor>& grad_m2, const Tensor& y,
+                               const Tensor& mean, const TrainingConv& conv, const char* op)
+    : has_stats_(grad_mean.has_value() || grad_m2.has_value()) {
+  const ConvGeometry& g = conv.geometry;
+  check_output_like(grad_y, conv, y, op, "grad_y");
+  check_output_like(y, conv, y, op, "y");
+  grad_ = image_of(grad_y);
+  y_ = image_of(y);
+  mean_ = channel_vector(mean, g.out_channels, op, "mean", kept_);
+  offset_.assign(static_cast<size_t>(g.out_channels), 0.0F);
+  slope_ = offset_;
+  if (grad_mean.has_value()) {
+    const float* values = channel_vector(*grad_mean, g.out_channels, op, "grad_mean", kept_);
+    const auto count = static_cast<float>(std::max<int64_t>(1, g.batch * g.out.h * g.out.w));
+    std::transform(values, values + g.out_channels, offset_.begin(),
+                   [=](float value) { return value / count; });
+  }
+  if (grad_m2.has_value()) {
+    const float* values = channel_vector(*grad_m2, g.out_channels, op, "grad_m2", kept_);
+    std::transform(values, values + g.out_channels, slope_.begin(),
+                   [](float value) { return 2.0F * value; });
+  }
+}
+
+void OutputGradient::load(const Kernels& kernels, const Part& part, Pixels target,
+                          float* scratch) const {
+  const int64_t count = part.channels.size();
+  ConstPixels grad = row_pixels(kernels.base, grad_, part.n, part.h, part.channels, scratch);
+  grad.data += part.pixels.begin * grad.stride;
+  if (!has_stats_) {
+    for (int64_t i = 0; i < part.pixels.size(); ++i) {
+      std::copy_n(grad.data + i * grad.stride, count, target.data + i * target.stride);
+    }
+    return;
+  }
+  ConstPixels y =
+      row_pixels(kernels.base, y_, part.n, part.h, part.channels, scratch + grad_.width * count);
+  y.data += part.pixels.begin * y.stride;
+  const int64_t first = part.channels.begin;
+  const StatsGradient f{offset_.data() + first, slope_.data() + first, mean_ + first};
+  kernels.training.stats_gradient(f, grad, y, target, part.pixels.size(), count);
+}
+
+}  // namespace fastres::cpu

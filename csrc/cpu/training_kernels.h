@@ -1,0 +1,96 @@
+// The innermost loops of training: per-channel affines, statistics and weight gradients.
+//
+// A table of its own beside microkernels.h, built the same way: once per instruction set, raw
+// pointers and strides in floats, no torch.
+
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "microkernels.h"
+
+namespace fastres::cpu {
+
+// Pixels whose channels are adjacent, `stride` floats from one to the next.
+struct Pixels {
+  float* data = nullptr;
+  ptrdiff_t stride = 0;
+};
+struct ConstPixels {
+  const float* data = nullptr;
+  ptrdiff_t stride = 0;
+};
+
+// (x - mean) * scale + bias, one value of each per channel.
+struct Affine {
+  const float* mean = nullptr;
+  const float* scale = nullptr;
+  const float* bias = nullptr;
+
+  Affine from(int64_t channel) const { return {mean + channel, scale + channel, bias + channel}; }
+};
+
+// act(main(x) + residual(r)); the residual is left out where its pixels are null.
+struct AffineAct {
+  Affine main;
+  Affine residual;
+  Activation act = Activation::none;
+  float act_slope = 0.0F;
+};
+
+// Sums over pixels, one value per channel, added to: what the gradients of an affine are made of.
+struct AffineSums {
+  float* grad = nullptr;           // g
+  float* grad_main = nullptr;      // g * (x - mean)
+  float* grad_residual = nullptr;  // g * (r - residual mean); unused without a residual
+};
+
+// grad + offset + slope * (y - mean): what the gradients of a convolution's output and of its
+// statistics are together.
+struct StatsGradient {
+  const float* offset = nullptr;
+  const float* slope = nullptr;
+  const float* mean = nullptr;
+};
+
+// The gradient of one block of 16 output channels by `channels` adjacent input values of one tap,
+// or by all input values of a row of adjacent taps.
+struct WgradTile {
+  const float* grad;  // [images][rows][pixels][16], dense
+  const float* input;
+  ptrdiff_t input_image_stride;
+  ptrdiff_t input_row_stride;    // between output rows (vertical stride included)
+  ptrdiff_t input_pixel_stride;  // between output pixels (horizontal stride included)
+  int64_t images, rows, pixels;
+  int64_t channels;
+  float* sums;  // [channels][16], added to
+
+  // lanes only: input holds 16 channels, of the same groups as the output's.
+  int64_t tap_rows, tap_cols;
+  ptrdiff_t tap_row_stride, tap_col_stride;
+};
+
+struct TrainingKernels {
+  // target = act(main(x) + residual(r)). target may be x.
+  void (*affine_act)(const AffineAct& f, ConstPixels x, ConstPixels residual, Pixels target,
+                     int64_t pixels, int64_t channels);
+  // With g the gradient of the activation's input: grad_x = g * main.scale and, where it is not
+  // null, grad_residual = g * residual.scale. Any target may be grad.
+  void (*affine_act_backward)(const AffineAct& f, ConstPixels grad, ConstPixels x,
+                              ConstPixels residual, Pixels grad_x, Pixels grad_residual,
+                              const AffineSums& sums, int64_t pixels, int64_t channels);
+  // target may be grad.
+  void (*stats_gradient)(const StatsGradient& f, ConstPixels grad, ConstPixels y, Pixels target,
+                         int64_t pixels, int64_t channels);
+  // Per channel: pivot = the mean, rounded; then the sums of y - pivot and of its square.
+  void (*moments)(ConstPixels y, int64_t pixels, int64_t channels, float* pivot, float* deviation,
+                  float* square);
+  void (*wgrad)(const WgradTile&);
+  // Narrow groups: sums are [tap_rows][tap_cols][group_width][16]; group_width in {1, 2, 4, 8}.
+  void (*wgrad_lanes)(const WgradTile&, int64_t group_width);
+};
+
+const TrainingKernels& training_kernels_for(Isa isa);
+
+}  // namespace fastres::cpu

@@ -1,0 +1,40 @@
+#include "training_rows.h"
+
+namespace fastres::cpu {
+namespace {
+
+// Enough for a few threads; fewer and larger slices read the weights less often.
+constexpr int64_t kFewestSlices = 8;
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+}  // namespace
+
+Slices::Slices(int64_t images, int64_t rows, int64_t rows_in_cache, int64_t step)
+    : images_(images), rows_(rows), step_(step) {
+  const int64_t steps = ceil_div(rows, step);
+  const int64_t in_cache = std::max<int64_t>(1, rows_in_cache / step);
+  const int64_t for_threads = images > 0 ? ceil_div(kFewestSlices, images) : 1;
+  per_image_ = std::clamp(std::max(ceil_div(steps, in_cache), for_threads), int64_t{1},
+                          std::max<int64_t>(1, steps));
+}
+
+Slices::Slice Slices::operator[](int64_t i) const {
+  const Range steps = even_range((rows_ + step_ - 1) / step_, per_image_, i % per_image_);
+  const int64_t row = steps.begin * step_;
+  return {i / per_image_, row, std::min(steps.end * step_, rows_) - row};
+}
+
+ConstPixels row_pixels(const Microkernels& kernels, const Image& image, int64_t n, int64_t h,
+                       Range channels, float* scratch) {
+  if (image.is_float32_nhwc()) {
+    return {reinterpret_cast<const float*>(image.at(n, h, 0)) + channels.begin, image.stride_w};
+  }
+  Image part = image;
+  part.data = image.at(n, h, 0) + channels.begin * image.stride_c * image.element_bytes();
+  part.channels = channels.size();
+  const Band band = load_band(kernels, part, {0, 0, 1, 0, 0}, scratch);
+  return {band.data, band.pixel_stride};
+}
+
+}  // namespace fastres::cpu

@@ -1,0 +1,206 @@
+#include "weights.h"
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <new>
+#include <numeric>
+
+#include "buffer_pool.h"
+#include "parallel.h"
+
+namespace fastres::cpu {
+namespace {
+
+// Input channels that are packed together: with the taps of a 3x3 they fit in the level-1 cache.
+constexpr int64_t kChannelsAtOnce = 32;
+// Smaller weights are not worth waking other threads.
+constexpr int64_t kFloatsPerThread = int64_t{1} << 15;
+
+// One block of 16 output channels: where each of its lanes starts, and how to go on from there.
+struct Block {
+  std::array<float*, kChannelBlock> lanes = {};
+  int64_t count = 0;  // lanes that there are
+  int64_t in_channels = 0;
+  int64_t in_stride = 0;
+  std::vector<int64_t> taps;
+
+  bool lanes_adjacent() const {
+    return count == kChannelBlock && lanes[kChannelBlock - 1] - lanes[0] == kChannelBlock - 1 &&
+           lanes[1] - lanes[0] == 1;
+  }
+};
+
+// Calls use(packed, weight) for each of the block's elements, all lanes but those beyond `count`.
+template <class Use>
+void for_each_element(const Block& block, float* packed, const Use& use) {
+  const auto taps = static_cast<int64_t>(block.taps.size());
+  for (int64_t first = 0; first < block.in_channels; first += kChannelsAtOnce) {
+    const int64_t last = std::min(first + kChannelsAtOnce, block.in_channels);
+    for (int64_t tap = 0; tap < taps; ++tap) {
+      const int64_t offset = block.taps[static_cast<size_t>(tap)];
+      float* at = packed + tap * block.in_channels * kChannelBlock;
+      for (int64_t lane = 0; lane < block.count; ++lane) {
+        float* weight = block.lanes[static_cast<size_t>(lane)] + offset;
+        for (int64_t c = first; c < last; ++c) {
+          use(at[c * kChannelBlock + lane], weight[c * block.in_stride]);
+        }
+      }
+    }
+  }
+}
+
+void pack_block(const Block& block, float* packed) {
+  const auto taps = static_cast<int64_t>(block.taps.size());
+  if (block.lanes_adjacent()) {
+    for (const int64_t offset : block.taps) {
+      for (int64_t c = 0; c < block.in_channels; ++c) {
+        std::memcpy(packed, block.lanes[0] + offset + c * block.in_stride,
+                    kChannelBlock * sizeof(float));
+        packed += kChannelBlock;
+      }
+    }
+    return;
+  }
+  if (block.count < kChannelBlock) {
+    std::fill_n(packed, taps * block.in_channels * kChannelBlock, 0.0F);
+  }
+  for_each_element(block, packed, [](float& to, const float& from) { to = from; });
+}
+
+// All taps of a weight of PyTorch's usual strides: by the microkernel that pack_conv_weight uses.
+void pack_contiguous_block(const Microkernels& kernels, const WeightView& weight,
+                           const Block& block, float* packed) {
+  float ones[kChannelBlock];
+  std::fill_n(ones, kChannelBlock, 1.0F);
+  PackSource source{};
+  source.weight = block.lanes[0];
+  source.lane_stride = weight.stride_k;
+  source.lanes = block.count;
+  source.channels = block.in_channels;
+  source.taps = static_cast<int64_t>(block.taps.size());
+  source.scale = ones;
+  kernels.pack_direct(source, packed);
+}
+
+bool is_contiguous(const WeightView& weight) {
+  const int64_t taps = weight.kernel.h * weight.kernel.w;
+  return weight.stride_s == 1 && weight.stride_r == weight.kernel.w && weight.stride_c == taps &&
+         weight.stride_k == weight.group_in_channels * taps;
+}
+
+// The blocks of a weight, in the order of its packed layout.
+class Blocks {
+ public:
+  Blocks(const WeightView& weight, bool transposed, const Taps& rows, const Taps& cols)
+      : weight_(weight),
+        transposed_(transposed),
+        header_(header_of(weight, transposed, rows, cols)) {
+    for (const int64_t r : rows) {
+      for (const int64_t s : cols) taps_.push_back(r * weight.stride_r + s * weight.stride_s);
+    }
+  }
+
+  int64_t count() const {
+    return header_.payload_floats() / std::max<int64_t>(1, header_.block_stride());
+  }
+  int64_t stride() const { return header_.block_stride(); }
+
+  Block operator[](int64_t i) const {
+    const bool lanes = header_.layout == PackedLayout::lanes;
+    const int64_t per_group = header_.group_out_channels();
+    const int64_t first =
+        lanes ? i * kChannelBlock
+              : i / header_.blocks() * per_group + i % header_.blocks() * kChannelBlock;
+    const int64_t end = lanes ? header_.out_channels : (i / header_.blocks() + 1) * per_group;
+    Block block;
+    block.count = std::min(kChannelBlock, end - first);
+    block.in_channels = header_.group_in_channels;
+    block.in_stride = transposed_ ? weight_.stride_k : weight_.stride_c;
+    block.taps = taps_;
+    for (int64_t lane = 0; lane < block.count; ++lane) {
+      block.lanes[static_cast<size_t>(lane)] = first_element(first + lane);
+    }
+    return block;
+  }
+
+ private:
+  // Of one output channel of the packed convolution.
+  float* first_element(int64_t channel) const {
+    const int64_t per_group = header_.group_out_channels();
+    const int64_t group = channel / per_group;
+    const int64_t inside = channel % per_group;
+    return weight_.data + group * weight_.group_out_channels() * weight_.stride_k +
+           inside * (transposed_ ? weight_.stride_c : weight_.stride_k);
+  }
+
+  const WeightView& weight_;
+  bool transposed_;
+  PackedHeader header_;
+  std::vector<int64_t> taps_;
+};
+
+template <class Part>
+void parallel_blocks(const Blocks& blocks, const Part& part) {
+  const int64_t floats = blocks.count() * blocks.stride();
+  const int64_t parts =
+      std::clamp(floats / kFloatsPerThread, int64_t{1}, std::min(thread_count(), blocks.count()));
+  parallel_parts(parts, [&](int64_t i) {
+    const Range range = even_range(blocks.count(), parts, i);
+    for (int64_t b = range.begin; b < range.end; ++b) part(b);
+  });
+}
+
+}  // namespace
+
+PooledFloats::PooledFloats(int64_t count)
+    : data_(static_cast<float*>(acquire_buffer(static_cast<size_t>(count) * sizeof(float)))) {
+  if (data_ == nullptr) throw std::bad_alloc();
+}
+
+PooledFloats::~PooledFloats() { release_buffer(data_); }
+
+Taps all_taps(int64_t count) {
+  Taps taps(static_cast<size_t>(count));
+  std::iota(taps.begin(), taps.end(), 0);
+  return taps;
+}
+
+PackedHeader header_of(const WeightView& weight, bool transposed, const Taps& rows,
+                       const Taps& cols) {
+  const int64_t out = transposed ? weight.group_in_channels : weight.group_out_channels();
+  const int64_t in = transposed ? weight.group_out_channels() : weight.group_in_channels;
+  PackedHeader header;
+  header.layout =
+      uses_lanes_layout(out, in, weight.groups) ? PackedLayout::lanes : PackedLayout::igemm;
+  header.out_channels = static_cast<int32_t>(out * weight.groups);
+  header.group_in_channels = static_cast<int32_t>(in);
+  header.kernel_h = static_cast<int32_t>(rows.size());
+  header.kernel_w = static_cast<int32_t>(cols.size());
+  header.groups = static_cast<int32_t>(weight.groups);
+  return header;
+}
+
+void pack_weight(const Microkernels& kernels, const WeightView& weight, bool transposed,
+                 const Taps& rows, const Taps& cols, float* target) {
+  const Blocks blocks(weight, transposed, rows, cols);
+  const bool contiguous = !transposed && is_contiguous(weight);
+  parallel_blocks(blocks, [&](int64_t b) {
+    const Block block = blocks[b];
+    if (contiguous) {
+      pack_contiguous_block(kernels, weight, block, target + b * blocks.stride());
+    } else {
+      pack_block(block, target + b * blocks.stride());
+    }
+  });
+}
+
+void unpack_weight(const float* packed, const WeightView& weight) {
+  const Blocks blocks(weight, false, all_taps(weight.kernel.h), all_taps(weight.kernel.w));
+  parallel_blocks(blocks, [&](int64_t b) {
+    for_each_element(blocks[b], const_cast<float*>(packed) + b * blocks.stride(),
+                     [](const float& from, float& to) { to = from; });
+  });
+}
+
+}  // namespace fastres::cpu

@@ -1,0 +1,328 @@
+"""The training operators in plain PyTorch, as reference.py is for those of inference.
+
+The functions take exactly the arguments of the schemas in csrc/ops.cpp. Arithmetic is float64 for
+float64 inputs and float32 for float32, bfloat16 and float16; statistics are summed in float64. All
+of it is differentiable, the gradients too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.grad import conv2d_input, conv2d_weight
+
+from . import _training_checks as checks
+from ._checks import Shape
+from ._gradients import act_grad
+from .reference import apply_act, channels_last, compute_dtype
+
+_CHANNELS = (0, 2, 3)  # what a per-channel sum runs over
+
+
+def _per_channel(values: Tensor) -> Tensor:
+    return values[:, None, None]
+
+
+def _affine(x: Tensor, mean: Tensor | None, scale: Tensor | None, bias: Tensor | None) -> Tensor:
+    if mean is None or scale is None or bias is None:
+        return x
+    return (x - _per_channel(mean)) * _per_channel(scale) + _per_channel(bias)
+
+
+def _pad(x: Tensor, padding: Sequence[int]) -> Tensor:
+    top, bottom, left, right = padding
+    return F.pad(x, (left, right, top, bottom))
+
+
+def _sum(values: Tensor) -> Tensor:
+    return values.double().sum(_CHANNELS).to(values.dtype)
+
+
+def _statistics(y: Tensor) -> tuple[Tensor, Tensor]:
+    wide = y.double()
+    count = max(1, y.shape[0] * y.shape[2] * y.shape[3])
+    mean = wide.sum(_CHANNELS) / count
+    m2 = (wide - _per_channel(mean)).square().sum(_CHANNELS)
+    return mean.to(y.dtype), m2.to(y.dtype)
+
+
+def conv_stats(
+    x: Tensor,
+    in_mean: Tensor | None,
+    in_scale: Tensor | None,
+    in_bias: Tensor | None,
+    in_act: str,
+    in_act_slope: float,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Convolution of ``in_act((x - in_mean) * in_scale + in_bias)``, and its statistics.
+
+    Args:
+        x: [N, C, H, W], any float dtype and strides.
+        in_mean: [C], float32 (float64 for a float64 x), or None for no affine.
+        in_scale: [C], with ``in_mean``.
+        in_bias: [C], with ``in_mean``.
+        in_act: none, relu, relu6, silu or leaky_relu.
+        in_act_slope: leaky_relu's negative slope.
+        weight: [K, C/groups, R, S].
+        stride: (vertical, horizontal).
+        padding: (top, bottom, left, right), with zeros, of the activated input.
+        dilation: (vertical, horizontal).
+        groups: divides C and K.
+
+    Returns:
+        y [N, K, OH, OW] in the dtype of x, dense channels_last strides; per channel of y, before it
+        is rounded to its dtype, the mean and the sum of squared deviations from it, [K].
+
+    Raises:
+        ValueError: the arguments do not fit together.
+    """
+    checks.conv_stats_shape(
+        "conv_stats", x, in_mean, in_scale, in_bias, in_act, weight, stride, padding, dilation,
+        groups,
+    )  # fmt: skip
+    wide = compute_dtype(x)
+    activated = apply_act(_affine(x.to(wide), in_mean, in_scale, in_bias), in_act, in_act_slope)
+    y = F.conv2d(_pad(activated, padding), weight.to(wide), None, stride, 0, dilation, groups)
+    mean, m2 = _statistics(y)
+    return channels_last(y.to(x.dtype)), mean, m2
+
+
+def conv_stats_backward(
+    grad_y: Tensor,
+    grad_mean: Tensor | None,
+    grad_m2: Tensor | None,
+    x: Tensor,
+    in_mean: Tensor | None,
+    in_scale: Tensor | None,
+    in_bias: Tensor | None,
+    in_act: str,
+    in_act_slope: float,
+    weight: Tensor,
+    y: Tensor,
+    mean: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    need_x: bool,
+    need_affine: bool,
+    need_weight: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of ``conv_stats``.
+
+    Args:
+        grad_y: gradient of y, its shape and dtype, any strides.
+        grad_mean: gradient of mean, [K], or None for 0.
+        grad_m2: gradient of m2, [K], or None for 0.
+        x: as ``conv_stats`` got it, and so the arguments after it.
+        in_mean: of ``conv_stats``.
+        in_scale: of ``conv_stats``.
+        in_bias: of ``conv_stats``.
+        in_act: of ``conv_stats``.
+        in_act_slope: of ``conv_stats``.
+        weight: of ``conv_stats``.
+        y: what ``conv_stats`` returned.
+        mean: what ``conv_stats`` returned.
+        stride: of ``conv_stats``.
+        padding: of ``conv_stats``.
+        dilation: of ``conv_stats``.
+        groups: of ``conv_stats``.
+        need_x: whether x's gradient is wanted.
+        need_affine: whether those of in_mean, in_scale and in_bias are.
+        need_weight: whether weight's is.
+
+    Returns:
+        The gradients of x (dense channels_last), in_mean, in_scale, in_bias and weight (of weight's
+        strides); of shape [0] where not wanted or without the argument.
+
+    Raises:
+        ValueError: the arguments do not fit together.
+    """
+    shape = conv_stats_backward_check(
+        grad_y, grad_mean, grad_m2, x, in_mean, in_scale, in_bias, in_act, in_act_slope, weight, y,
+        mean, stride, padding, dilation, groups,
+    )  # fmt: skip
+    wide = compute_dtype(x)
+    grad = grad_y.to(wide)
+    if grad_mean is not None:
+        grad = grad + _per_channel(grad_mean) / max(1, shape[0] * shape[2] * shape[3])
+    if grad_m2 is not None:
+        grad = grad + 2 * _per_channel(grad_m2) * (y.to(wide) - _per_channel(mean))
+
+    gradients = [x.new_empty(0, dtype=wide) for _ in range(5)]
+    before = _affine(x.to(wide), in_mean, in_scale, in_bias)
+    padded = _pad(apply_act(before, in_act, in_act_slope), padding)
+    if need_x or (need_affine and in_mean is not None):
+        g = conv2d_input(padded.shape, weight.to(wide), grad, stride, 0, dilation, groups)
+        top, _, left, _ = padding
+        g = g[:, :, top : top + x.shape[2], left : left + x.shape[3]]
+        g = act_grad(g, before, in_act, in_act_slope)
+        if need_x:
+            grad_x = g if in_scale is None else g * _per_channel(in_scale)
+            gradients[0] = channels_last(grad_x.to(x.dtype))
+        if need_affine and in_mean is not None and in_scale is not None:
+            gradients[1:4] = _affine_grads(g, x.to(wide), in_mean, in_scale)
+    if need_weight:
+        grad_weight = conv2d_weight(padded, weight.shape, grad, stride, 0, dilation, groups)
+        gradients[4] = torch.empty_like(weight).copy_(grad_weight)
+    first, second, third, fourth, fifth = gradients
+    return first, second, third, fourth, fifth
+
+
+def conv_stats_backward_check(
+    grad_y: Tensor,
+    grad_mean: Tensor | None,
+    grad_m2: Tensor | None,
+    x: Tensor,
+    in_mean: Tensor | None,
+    in_scale: Tensor | None,
+    in_bias: Tensor | None,
+    in_act: str,
+    in_act_slope: float,
+    weight: Tensor,
+    y: Tensor,
+    mean: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Shape:
+    """Checks the arguments of ``conv_stats_backward`` and returns y's shape.
+
+    Raises:
+        ValueError: names the argument, what it is and what it has to be.
+    """
+    op = "conv_stats_backward"
+    shape = checks.conv_stats_shape(
+        op, x, in_mean, in_scale, in_bias, in_act, weight, stride, padding, dilation, groups
+    )
+    checks.output_like_check(op, shape, x.dtype, grad_y=grad_y, y=y)
+    checks.require_channels(op, y, grad_mean=grad_mean, grad_m2=grad_m2, mean=mean)
+    return shape
+
+
+def _affine_grads(g: Tensor, x: Tensor, mean: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
+    """Gradients of an affine's mean, scale and bias, from that of its output."""
+    bias = _sum(g)
+    return -scale * bias, _sum(g * (x - _per_channel(mean))), bias
+
+
+def affine_add_act(
+    y: Tensor,
+    mean: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    residual: Tensor | None,
+    res_mean: Tensor | None,
+    res_scale: Tensor | None,
+    res_bias: Tensor | None,
+    act: str,
+    act_slope: float,
+) -> Tensor:
+    """``act((y - mean) * scale + bias + shortcut)``.
+
+    Args:
+        y: [N, C, H, W], any float dtype and strides.
+        mean: [C], float32 (float64 for a float64 y).
+        scale: [C].
+        bias: [C].
+        residual: shape and dtype of y, any strides, or None.
+        res_mean: [C], or None for the shortcut ``residual`` instead of
+            ``(residual - res_mean) * res_scale + res_bias``.
+        res_scale: [C], with ``res_mean``.
+        res_bias: [C], with ``res_mean``.
+        act: none, relu, relu6, silu or leaky_relu.
+        act_slope: leaky_relu's negative slope.
+
+    Returns:
+        [N, C, H, W] in the dtype of y, dense channels_last strides.
+
+    Raises:
+        ValueError: the arguments do not fit together.
+    """
+    op = "affine_add_act"
+    checks.affine_add_act_check(
+        op, y, mean, scale, bias, residual, res_mean, res_scale, res_bias, act
+    )
+    out = _block_end(y, mean, scale, bias, residual, res_mean, res_scale, res_bias)
+    return channels_last(apply_act(out, act, act_slope).to(y.dtype))
+
+
+def _block_end(
+    y: Tensor,
+    mean: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    residual: Tensor | None,
+    res_mean: Tensor | None,
+    res_scale: Tensor | None,
+    res_bias: Tensor | None,
+) -> Tensor:
+    wide = compute_dtype(y)
+    out = _affine(y.to(wide), mean, scale, bias)
+    if residual is not None:
+        out = out + _affine(residual.to(wide), res_mean, res_scale, res_bias)
+    return out
+
+
+def affine_add_act_backward(
+    grad: Tensor,
+    y: Tensor,
+    mean: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    residual: Tensor | None,
+    res_mean: Tensor | None,
+    res_scale: Tensor | None,
+    res_bias: Tensor | None,
+    act: str,
+    act_slope: float,
+) -> tuple[Tensor, ...]:
+    """Gradients of ``affine_add_act``.
+
+    Args:
+        grad: gradient of its output, shape and dtype of y, any strides.
+        y: as ``affine_add_act`` got it, and so the arguments after it.
+        mean: of ``affine_add_act``.
+        scale: of ``affine_add_act``.
+        bias: of ``affine_add_act``.
+        residual: of ``affine_add_act``.
+        res_mean: of ``affine_add_act``.
+        res_scale: of ``affine_add_act``.
+        res_bias: of ``affine_add_act``.
+        act: of ``affine_add_act``.
+        act_slope: of ``affine_add_act``.
+
+    Returns:
+        The gradients of y (dense channels_last), mean, scale, bias, residual (dense channels_last),
+        res_mean, res_scale and res_bias; of shape [0] without the argument.
+
+    Raises:
+        ValueError: the arguments do not fit together.
+    """
+    op = "affine_add_act_backward"
+    checks.affine_add_act_check(
+        op, y, mean, scale, bias, residual, res_mean, res_scale, res_bias, act
+    )
+    checks.output_like_check(op, tuple(y.shape), y.dtype, grad=grad)
+    wide = compute_dtype(y)
+    before = _block_end(y, mean, scale, bias, residual, res_mean, res_scale, res_bias)
+    g = act_grad(grad.to(wide), before, act, act_slope)
+    grad_y = channels_last((g * _per_channel(scale)).to(y.dtype))
+    main = _affine_grads(g, y.to(wide), mean, scale)
+    shortcut = tuple(y.new_empty(0, dtype=wide) for _ in range(3))
+    grad_residual = y.new_empty(0)
+    if residual is not None:
+        factor = 1 if res_scale is None else _per_channel(res_scale)
+        grad_residual = channels_last((g * factor).to(y.dtype))
+        if res_mean is not None and res_scale is not None:
+            shortcut = _affine_grads(g, residual.to(wide), res_mean, res_scale)
+    return (grad_y, *main, grad_residual, *shortcut)

@@ -1,0 +1,232 @@
+"""affine_add_act and its gradients: shortcuts, activations, strides, threads, errors."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import pytest
+import torch
+from conv_case import ACTIVATIONS, DTYPES, LAYOUTS, SLOPE, laid_out
+from torch import Tensor
+
+from fastres import ops, reference
+
+pytestmark = pytest.mark.usefixtures("kernels")
+
+SHAPES = ((2, 17, 5, 7), (1, 1, 1, 1), (3, 64, 13, 9), (2, 33, 1, 5), (1, 5, 7, 1), (2, 3, 2, 131))
+SHORTCUTS = ("none", "identity", "affine")
+
+
+class Inputs(NamedTuple):
+    """The operator's tensors, in its order."""
+
+    y: Tensor
+    mean: Tensor
+    scale: Tensor
+    bias: Tensor
+    residual: Tensor | None = None
+    res_mean: Tensor | None = None
+    res_scale: Tensor | None = None
+    res_bias: Tensor | None = None
+
+    def map(self, function) -> Inputs:
+        return Inputs(*(None if t is None else function(t) for t in self))
+
+    def present(self) -> list[Tensor]:
+        return [t for t in self if t is not None]
+
+
+def make_inputs(
+    shape=(2, 17, 5, 7),
+    shortcut: str = "affine",
+    dtype: torch.dtype = torch.float32,
+    layout: str = "channels_last",
+    mean: float = 0.0,
+) -> Inputs:
+    def affine() -> tuple[Tensor, Tensor, Tensor]:
+        c = shape[1]
+        return mean + torch.randn(c) / 4, torch.randn(c), torch.randn(c) / 4
+
+    def image() -> Tensor:
+        return laid_out((mean + torch.randn(shape)).to(dtype), layout)
+
+    inputs = Inputs(image(), *affine())
+    if shortcut == "identity":
+        inputs = inputs._replace(residual=image())
+    elif shortcut == "affine":
+        inputs = Inputs(*inputs[:4], image(), *affine())
+    return inputs
+
+
+def fused(inputs: Inputs, act: str = "relu") -> Tensor:
+    return ops.affine_add_act(*inputs, act=act, act_slope=SLOPE)
+
+
+def eager(inputs: Inputs, act: str = "relu") -> Tensor:
+    """BatchNorm (as its affine), addition and activation, one after the other."""
+
+    def affine(x: Tensor, *constants: Tensor | None) -> Tensor:
+        if constants[0] is None:
+            return x
+        mean, scale, bias = (t[:, None, None] for t in constants)
+        return ((x.to(mean.dtype) - mean) * scale + bias).to(x.dtype)
+
+    out = affine(*inputs[:4])
+    if inputs.residual is not None:
+        out = out + affine(*inputs[4:])
+    return reference.apply_act(out, act, SLOPE)
+
+
+def gradients(function, inputs: Inputs, act: str, grad: Tensor) -> list[Tensor]:
+    leaves = inputs.map(lambda t: t.detach().clone().requires_grad_())
+    out = function(leaves, act)
+    return list(torch.autograd.grad(out, leaves.present(), grad.to(out.dtype)))
+
+
+def magnitudes(inputs: Inputs, grad: Tensor) -> list[Tensor]:
+    """Of the gradients' terms: sums of absolute values."""
+
+    def positive(x, mean, scale, bias) -> list[Tensor | None]:
+        if x is None or mean is None:
+            return [None if x is None else x.abs(), None, None, None]
+        return [(x - mean[:, None, None]).abs(), torch.zeros_like(mean), scale.abs(), bias.abs()]
+
+    inputs = inputs.map(Tensor.double)
+    terms = Inputs(*positive(*inputs[:4]), *positive(*inputs[4:]))
+    return [g.abs() for g in gradients(eager, terms, "none", grad.abs())]
+
+
+def check(assert_accurate, inputs: Inputs, act: str = "relu", grad_layout: str = "nchw") -> None:
+    out, exact = fused(inputs, act), inputs.map(Tensor.double)
+    _, c, h, w = inputs.y.shape
+    assert out.stride() == (h * w * c, 1, w * c, c)
+    terms = sum(t.double().abs() for t in (out, inputs.y, inputs.residual) if t is not None)
+    assert_accurate(out, eager(inputs, act), eager(exact, act), magnitude=terms.abs)
+
+    grad = laid_out(torch.randn(out.shape).to(out.dtype), grad_layout)
+    found = gradients(fused, inputs, act, grad)
+    theirs = gradients(eager, inputs, act, grad)
+    true = gradients(eager, exact, act, grad)
+    for ours, their, exactly, term in zip(
+        found, theirs, true, magnitudes(inputs, grad), strict=True
+    ):
+        assert_accurate(ours, their, exactly, magnitude=term.abs)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("shortcut", SHORTCUTS)
+def test_odd_shapes(assert_accurate, shape, shortcut):
+    for layout in ("nchw", "channels_last"):
+        check(assert_accurate, make_inputs(shape, shortcut, layout=layout))
+
+
+@pytest.mark.parametrize("act", ACTIVATIONS)
+@pytest.mark.parametrize("shortcut", SHORTCUTS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_activations(assert_accurate, act, shortcut, dtype):
+    check(assert_accurate, make_inputs(shortcut=shortcut, dtype=dtype), act)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_any_strides(assert_accurate, layout):
+    for grad_layout in ("nchw", layout):
+        check(assert_accurate, make_inputs(layout=layout), "silu", grad_layout)
+
+
+def test_a_mean_far_larger_than_the_deviation(assert_accurate):
+    check(assert_accurate, make_inputs((2, 17, 29, 23), mean=1e3))
+
+
+@pytest.mark.parametrize("shortcut", SHORTCUTS)
+@pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
+def test_same_bits_on_any_number_of_threads(shortcut, dtype, set_threads):
+    inputs = make_inputs((3, 33, 29, 23), shortcut, dtype)
+    grad = torch.randn(inputs.y.shape).to(dtype)
+    set_threads(1)
+    first = [fused(inputs), *gradients(fused, inputs, "relu", grad)]
+    for threads in (2, 3, 2):
+        set_threads(threads)
+        other = [fused(inputs), *gradients(fused, inputs, "relu", grad)]
+        assert all(map(torch.equal, first, other))
+
+
+@pytest.mark.parametrize("shortcut", SHORTCUTS)
+def test_empty_batch(shortcut):
+    inputs = make_inputs(shortcut=shortcut)
+    empty = inputs._replace(y=inputs.y[:0])
+    if inputs.residual is not None:
+        empty = empty._replace(residual=inputs.residual[:0])
+    assert fused(empty).shape == (0, 17, 5, 7)
+    found = gradients(fused, empty, "relu", torch.zeros(0, 17, 5, 7))
+    for grad, tensor in zip(found, empty.present(), strict=True):
+        assert grad.shape == tensor.shape
+        assert grad.count_nonzero() == 0
+
+
+@pytest.mark.parametrize("shortcut", SHORTCUTS)
+def test_float64_has_the_right_gradients(shortcut):
+    leaves = make_inputs((2, 3, 3, 2), shortcut).map(lambda t: t.double().requires_grad_())
+    wanted = leaves.present()
+
+    def run(*tensors):
+        return fused(Inputs(*tensors), "silu")
+
+    assert torch.autograd.gradcheck(run, wanted)
+    assert torch.autograd.gradgradcheck(run, wanted)
+
+
+@pytest.mark.parametrize("act", ["relu", "silu"])
+@pytest.mark.parametrize("shortcut", SHORTCUTS)
+def test_twice(act, shortcut):
+    inputs = make_inputs(shortcut=shortcut)
+
+    def penalty(function, inputs: Inputs) -> tuple[Tensor, ...]:
+        leaves = inputs.map(lambda t: t.detach().clone().requires_grad_())
+        wanted = leaves.present()
+        first = torch.autograd.grad(function(leaves, act).square().sum(), wanted, create_graph=True)
+        return torch.autograd.grad(sum(g.square().sum() for g in first), wanted)
+
+    true = penalty(eager, inputs.map(Tensor.double))
+    for our, exact in zip(penalty(fused, inputs), true, strict=True):
+        assert (our - exact).norm() <= 1e-5 * exact.norm()
+
+
+@pytest.mark.parametrize("shortcut", SHORTCUTS)
+def test_opcheck(shortcut):
+    inputs = make_inputs(shortcut=shortcut)
+    leaves = inputs.map(lambda t: t.detach().clone().requires_grad_())
+    tests = ("test_schema", "test_autograd_registration", "test_faketensor")
+    forward, backward = (
+        torch.ops.fastres.affine_add_act.default,
+        torch.ops.fastres.affine_add_act_backward.default,
+    )
+    torch.library.opcheck(forward, (*leaves, "relu", 0.01), test_utils=tests)
+    grad = torch.randn_like(inputs.y)
+    torch.library.opcheck(backward, (grad, *inputs, "relu", 0.01), test_utils=tests)
+
+
+WRONG_VALUES = {
+    "rank": ({"y": torch.randn(17, 5, 7)}, r"y must .*\[17, 5, 7\]"),
+    "mean": ({"mean": torch.zeros(5)}, r"mean must have shape \[17\].*\[5\]"),
+    "residual": ({"residual": torch.randn(2, 17, 5, 6)}, r"residual must .*\[2, 17, 5, 6\]"),
+    "residual dtype": ({"residual": torch.randn(2, 17, 5, 7).half()}, r"residual must"),
+    "part of an affine": ({"res_scale": None}, r"res_mean, res_scale and res_bias must"),
+    "affine of nothing": ({"residual": None}, r"res_mean needs a residual"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_VALUES)
+def test_wrong_values(name):
+    changed, message = WRONG_VALUES[name]
+    inputs = make_inputs()._replace(**changed)
+    with pytest.raises(ValueError, match=message):
+        torch.ops.fastres.affine_add_act(*inputs, "relu", 0.01)
+    with pytest.raises(ValueError, match=r"act must be .*none.*leaky_relu.*gelu"):
+        torch.ops.fastres.affine_add_act(*make_inputs(), "gelu", 0.01)
+
+
+def test_wrong_types():
+    inputs = make_inputs()
+    for name in ("y", "scale", "residual", "res_bias"):
+        with pytest.raises(TypeError, match=f"{name} must be"):
+            fused(inputs._replace(**{name: getattr(inputs, name).int()}))

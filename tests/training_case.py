@@ -1,0 +1,138 @@
+"""Training convolutions to test, and what eager PyTorch and float64 make of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from conv_case import PATHS, SLOPE, ConvCase, laid_out
+from torch import Tensor
+from torch.nn import functional as F
+
+from fastres import ops, reference, training_reference
+
+# Convolutions that are computed by the same kernels as these are left out.
+CASES = {name: case for name, case in PATHS.items() if case.algorithm == "direct"}
+CASES["3x3 groups of 2, /2"] = ConvCase(34, 34, stride=(2, 2), padding=(1,) * 4, groups=17)
+CASES["1x1 dense, 300 to 40"] = ConvCase(300, 40, (1, 1), h=5, w=9)
+CASES["3x3 dilated, /2"] = ConvCase(17, 5, stride=(2, 2), padding=(2,) * 4, dilation=(2, 2))
+CASES["3x3 dilated by 3, /2"] = ConvCase(17, 5, stride=(2, 2), padding=(3,) * 4, dilation=(3, 3))
+CASES["one pixel"] = ConvCase(5, 17, (1, 1), h=1, w=1, n=1)
+CASES["1x1/3, beyond the last tap"] = ConvCase(5, 17, (1, 1), (3, 3), h=9, w=8)
+# One of each kind of kernel, where all of them would take too long.
+KINDS = ("1x1", "1x1/2", "3x3", "3x3 groups of 4", "3x3 groups of 1, /2", "groups of 6")
+
+
+class Inputs(NamedTuple):
+    """The tensors of a case; the affine is None or all three of mean, scale and bias."""
+
+    x: Tensor
+    weight: Tensor
+    affine: tuple[Tensor, Tensor, Tensor] | None
+
+    def double(self) -> Inputs:
+        affine = None if self.affine is None else tuple(t.double() for t in self.affine)
+        return Inputs(self.x.double(), self.weight.double(), affine)
+
+    def leaves(self) -> Inputs:
+        """Copies that want a gradient, of the same strides."""
+
+        def leaf(t: Tensor) -> Tensor:
+            return t.detach().clone().requires_grad_()
+
+        affine = None if self.affine is None else tuple(map(leaf, self.affine))
+        return Inputs(leaf(self.x), leaf(self.weight), affine)
+
+    def tensors(self) -> list[Tensor]:
+        return [self.x, self.weight, *(self.affine or ())]
+
+
+def make_inputs(
+    case: ConvCase,
+    dtype: torch.dtype = torch.float32,
+    layout: str = "channels_last",
+    *,
+    affine: bool = True,
+    mean: float = 0.0,
+) -> Inputs:
+    """Random tensors: x about ``mean`` in every channel, which the affine's mean is close to."""
+    x = torch.randn(case.n, case.c, case.h, case.w) + mean
+    fan_in = case.c // case.groups * case.kernel[0] * case.kernel[1]
+    weight = torch.randn(case.k, case.c // case.groups, *case.kernel) / fan_in**0.5
+    constants = mean + torch.randn(case.c) / 4, torch.rand(case.c) + 0.5, torch.randn(case.c) / 4
+    return Inputs(laid_out(x.to(dtype), layout), weight.to(dtype), constants if affine else None)
+
+
+def activated(inputs: Inputs, act: str) -> Tensor:
+    x = inputs.x
+    if inputs.affine is not None:
+        mean, scale, bias = (t[:, None, None] for t in inputs.affine)
+        x = ((x.to(mean.dtype) - mean) * scale + bias).to(x.dtype)
+    return reference.apply_act(x, act, SLOPE)
+
+
+def eager(case: ConvCase, inputs: Inputs, act: str = "none") -> tuple[Tensor, Tensor, Tensor]:
+    """Affine, activation, convolution and statistics, one after the other."""
+    top, bottom, left, right = case.padding
+    padded = F.pad(activated(inputs, act), (left, right, top, bottom))
+    y = F.conv2d(padded, inputs.weight, None, case.stride, 0, case.dilation, case.groups)
+    wide = y if y.dtype == torch.float64 else y.float()
+    variance, mean = torch.var_mean(wide, (0, 2, 3), correction=0)
+    return y, mean, variance * (y.numel() // case.k)
+
+
+def fused(case: ConvCase, inputs: Inputs, act: str = "none") -> tuple[Tensor, Tensor, Tensor]:
+    """The operator under test, on the same tensors."""
+    arguments = case.arguments()
+    del arguments["kernel_size"]
+    return ops.conv_stats(
+        inputs.x, inputs.weight, *(inputs.affine or ()), in_act=act, in_act_slope=SLOPE, **arguments
+    )
+
+
+def magnitudes(case: ConvCase, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
+    """The sums of the absolute values of the terms of y, mean and m2."""
+    y, mean, _ = eager(case, absolute(inputs))
+    return y, mean, y.square().sum((0, 2, 3))
+
+
+def absolute(inputs: Inputs) -> Inputs:
+    """Inputs whose affine is at least the absolute value of the given one's."""
+    inputs = inputs.double()
+    if inputs.affine is None:
+        return Inputs(inputs.x.abs(), inputs.weight.abs(), None)
+    mean, scale, bias = inputs.affine
+    x = (inputs.x - mean[:, None, None]).abs()
+    return Inputs(x, inputs.weight.abs(), (torch.zeros_like(mean), scale.abs(), bias.abs()))
+
+
+def gradients(
+    function: Callable[..., tuple[Tensor, Tensor, Tensor]],
+    case: ConvCase,
+    inputs: Inputs,
+    act: str,
+    given: tuple[Tensor, ...],
+) -> list[Tensor]:
+    """Gradients of x, weight and the affine, for ``given`` ones of y, mean and m2."""
+    leaves = inputs.leaves()
+    outputs = function(case, leaves, act)
+    grads = [g.to(out.dtype) for g, out in zip(given, outputs, strict=True)]
+    return list(torch.autograd.grad(outputs, leaves.tensors(), grads))
+
+
+def gradient_magnitudes(case: ConvCase, inputs: Inputs, given: tuple[Tensor, ...]) -> list[Tensor]:
+    """Of the gradients' terms: sums of absolute values, in the same order."""
+    y, mean, _ = eager(case, inputs.double(), "none")
+    grad_y, grad_mean, grad_m2 = (g.double().abs()[..., None, None] for g in given)
+    grad_y = grad_y[..., 0, 0]
+    pixels = y.numel() // case.k
+    centred = (y - mean[:, None, None]).abs() + y.abs().mean()
+    dy = grad_y + grad_mean / pixels + 2 * grad_m2 * centred
+    positive = absolute(inputs)
+    grad_x, *affine, grad_weight = training_reference.conv_stats_backward(
+        dy, None, None, positive.x, *(positive.affine or (None,) * 3), "none", 0.0,
+        positive.weight, y, mean, case.stride, case.padding, case.dilation, case.groups,
+        True, True, True,
+    )  # fmt: skip
+    return [grad_x, grad_weight, *(g.abs() for g in affine if inputs.affine is not None)]
