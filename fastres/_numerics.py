@@ -16,25 +16,26 @@ def _checked(name: str, argument: str) -> str:
     return name
 
 
-_current = _checked(os.environ.get("FASTRES_NUMERICS", "fast"), "FASTRES_NUMERICS")
+class _State:
+    numerics = _checked(os.environ.get("FASTRES_NUMERICS", "fast"), "FASTRES_NUMERICS")
 
 
 def set_numerics(numerics: Numerics) -> None:
     """Chooses how dense 3x3 convolutions with stride 1 are computed from the next call on.
 
     Args:
-        numerics: "fast" uses Winograd's F(2x2, 3x3) (Lavin and Gray, arXiv:1509.09308), whose
-            rounding errors are up to about twice those of a direct convolution, and which spreads a NaN or an
-            infinity over its 2x2 output tile; "strict" convolves directly. Models that were frozen
-            keep what they were frozen with. ``FASTRES_NUMERICS`` sets the value at import.
+        numerics: "fast" uses Winograd's F(2x2, 3x3) (Lavin and Gray, arXiv:1509.09308). Its
+            rounding errors are up to about twice those of a direct convolution, and it makes NaN of
+            infinities, which it subtracts from each other. "strict" convolves directly. Models that
+            were frozen keep what they were frozen with. ``FASTRES_NUMERICS`` sets the value at
+            import.
 
     Raises:
         ValueError: another value.
     """
-    global _current
-    _current = _checked(numerics, "numerics")
+    _State.numerics = _checked(numerics, "numerics")
 
 
 def get_numerics() -> str:
     """Returns "fast" or "strict"."""
-    return _current
+    return _State.numerics

@@ -19,9 +19,8 @@ auto op(const char* name) {
 }
 
 Tensor pack(const Tensor& weight, OptionalTensor scale, int64_t groups) {
-  static const auto handle =
-      op<Tensor(const Tensor&, OptionalTensor, int64_t, c10::string_view)>(
-          "fastres::pack_conv_weight");
+  static const auto handle = op<Tensor(const Tensor&, OptionalTensor, int64_t, c10::string_view)>(
+      "fastres::pack_conv_weight");
   return handle.call(weight, scale, groups, "direct");
 }
 
