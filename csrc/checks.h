@@ -59,10 +59,10 @@ inline void check_input(const Tensor& x, const char* op) {
 }
 
 inline Extent positive_pair(const std::vector<int64_t>& values, const char* op, const char* name) {
-  check(values.size() == 2 && values[0] > 0 && values[1] > 0, op, ": ", name,
-        " must be two positive integers, got ",
-        values.size() == 2 ? std::to_string(values[0]) + ", " + std::to_string(values[1])
-                           : std::to_string(values.size()) + " values");
+  check(values.size() == 2, op, ": ", name, " must be two positive integers, got ", values.size(),
+        " values");
+  check(values[0] > 0 && values[1] > 0, op, ": ", name, " must be two positive integers, got ",
+        values[0], ", ", values[1]);
   return {values[0], values[1]};
 }
 

@@ -75,11 +75,8 @@ struct PackSource {
 };
 
 struct Microkernels {
-  Isa isa;
   // Output channels of one igemm panel: what a register tile holds.
   int64_t panel_channels;
-  // Output pixels of one register tile.
-  int64_t tile_pixels;
 
   // Dense convolution of one group; out_channels <= panel_channels.
   void (*igemm)(const ConvTile&);

@@ -208,7 +208,6 @@ void rows(const ConvTile& t) {
 }  // namespace
 
 const int64_t kIgemmPanelChannels = kMaxVecs * kLanes;
-const int64_t kIgemmTilePixels = kMaxPixels;
 
 void igemm(const ConvTile& t) {
   if (t.out_channels <= kLanes) {

@@ -8,7 +8,6 @@
 namespace fastres::cpu::FASTRES_ISA_NAMESPACE {
 
 extern const int64_t kIgemmPanelChannels;
-extern const int64_t kIgemmTilePixels;
 void igemm(const ConvTile& tile);
 void lanes(const ConvTile& tile, int64_t group_width);
 void winograd_input(const WinogradTiles& tiles, const float* input, ptrdiff_t row_stride,

@@ -6,21 +6,8 @@ namespace fastres::cpu::FASTRES_ISA_NAMESPACE {
 
 const Microkernels& microkernels() {
   static const Microkernels kTable{
-      kLanes == 16  ? Isa::avx512
-      : kLanes == 8 ? Isa::avx2
-                    : Isa::portable,
-      kIgemmPanelChannels,
-      kIgemmTilePixels,
-      igemm,
-      lanes,
-      winograd_input,
-      winograd_output,
-      pack_direct,
-      pack_winograd,
-      widen,
-      narrow,
-      hash,
-      fma_burn,
+      kIgemmPanelChannels, igemm, lanes,  winograd_input, winograd_output, pack_direct,
+      pack_winograd,       widen, narrow, hash,           fma_burn,
   };
   return kTable;
 }
