@@ -1,4 +1,4 @@
-"""The command line: ``fastres bench | verify | summary | env``."""
+"""The command line: ``fastres bench | verify | summary | train | env``."""
 
 import argparse
 import os
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from . import _library, cli_bench, cli_summary, cli_verify
+from . import _library, cli_bench, cli_summary, cli_train, cli_verify
 from ._version import __version__
 from .cli_errors import CliError
 
@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"fastres {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
-    for module in (cli_bench, cli_verify, cli_summary):
+    for module in (cli_bench, cli_verify, cli_summary, cli_train):
         module.add_parser(commands)
     environment = commands.add_parser(
         "env",

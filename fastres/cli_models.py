@@ -39,26 +39,29 @@ class Target:
     weights: str
 
 
-def load_model(name: str, weights: str = "auto") -> Target:
+def load_model(name: str, weights: str = "auto", num_classes: int | None = None) -> Target:
     """The model called ``name``.
 
     Args:
         name: see ``MODEL_HELP``.
         weights: "auto" tries the pretrained ones and falls back to random ones; "random" does not
             try. For a file's function it has no meaning: the function decides.
+        num_classes: width of the classifier, if it is not to be the network's own; a file's
+            function gets it as its argument. Pretrained weights would not fit it.
 
     Raises:
         CliError: no such model, no such file or function, or building it failed.
     """
+    arguments: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
     if ".py" in name:
-        target = Target(name, _call_function(name), "the function's own")
+        target = Target(name, _call_function(name, *arguments.values()), "the function's own")
     else:
-        target = _load_named(name, pretrained=weights == "auto")
+        target = _load_named(name, weights == "auto", arguments)
     target.model.eval()
     return target
 
 
-def _call_function(name: str) -> nn.Module:
+def _call_function(name: str, *arguments: int) -> nn.Module:
     path, _, function = name.rpartition(":")
     if not path.endswith(".py") or not function.isidentifier():
         raise CliError(f"MODEL: got {name!r}, expected file.py:function")
@@ -71,7 +74,7 @@ def _call_function(name: str) -> nn.Module:
             f"MODEL: {path} has no function {function!r}; it has {', '.join(public) or 'none'}"
         )
     try:
-        model = getattr(module, function)()
+        model = getattr(module, function)(*arguments)
     except Exception as error:
         raise CliError(f"MODEL: {name} raised {type(error).__name__}: {error}") from error
     if not isinstance(model, nn.Module):
@@ -96,7 +99,7 @@ def _import_file(path: Path) -> Any:
     return module
 
 
-def _load_named(name: str, pretrained: bool) -> Target:
+def _load_named(name: str, pretrained: bool, arguments: dict[str, Any]) -> Target:
     library, _, bare = name.rpartition("/")
     if library not in ("", "torchvision", "timm"):
         raise CliError(f"MODEL: got {name!r}, expected torchvision/NAME or timm/NAME")
@@ -108,7 +111,7 @@ def _load_named(name: str, pretrained: bool) -> Target:
         if library in ("", wanted):
             names = list_names()
             if bare in names:
-                return load(bare, pretrained)
+                return load(bare, pretrained, arguments)
             known += names
     if not known:
         raise CliError(
@@ -128,7 +131,7 @@ def _torchvision_names() -> list[str]:
     return models.list_models()
 
 
-def _load_torchvision(name: str, pretrained: bool) -> Target:
+def _load_torchvision(name: str, pretrained: bool, arguments: dict[str, Any]) -> Target:
     from torchvision import models
 
     if pretrained:
@@ -139,7 +142,7 @@ def _load_torchvision(name: str, pretrained: bool) -> Target:
     # Detection and segmentation models would download weights for their backbone.
     takes = inspect.signature(models.get_model_builder(name)).parameters
     extra = {"weights_backbone": None} if "weights_backbone" in takes else {}
-    return Target(name, models.get_model(name, weights=None, **extra), "random")
+    return Target(name, models.get_model(name, weights=None, **extra, **arguments), "random")
 
 
 def _timm_names() -> list[str]:
@@ -154,14 +157,16 @@ def _timm_names() -> list[str]:
     return timm.list_models()
 
 
-def _load_timm(name: str, pretrained: bool) -> Target:
+def _load_timm(name: str, pretrained: bool, arguments: dict[str, Any]) -> Target:
     import timm
 
     if pretrained:
         # ValueError, FileNotFoundError: the hub is out of reach. RuntimeError: none are published.
         with contextlib.suppress(OSError, RuntimeError, ValueError), _socket_timeout():
-            return Target(f"timm/{name}", timm.create_model(name, pretrained=True), "pretrained")
-    return Target(f"timm/{name}", timm.create_model(name, pretrained=False), "random")
+            return Target(
+                f"timm/{name}", timm.create_model(name, pretrained=True, **arguments), "pretrained"
+            )
+    return Target(f"timm/{name}", timm.create_model(name, pretrained=False, **arguments), "random")
 
 
 def _is_reachable(url: str) -> bool:
