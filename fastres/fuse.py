@@ -9,7 +9,7 @@ see its inner values. What does not qualify stays as it is, with a reason.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import fx
@@ -18,7 +18,7 @@ from .fx.cleaning import clean
 from .fx.effects import Effects
 from .fx.expressions import is_pure
 from .fx.patterns import Reader
-from .fx.readings import Act, Add, Affine, Conv, Norm, Reading, Unfit
+from .fx.readings import Act, Add, Affine, Conv, Norm, Pad, Reading, Unfit
 from .fx.shapes import Image, Shapes
 from .packing import constant_names
 from .recipes import Recipe
@@ -147,7 +147,7 @@ class _Fuser:
         if self._shapes.image(conv.x) is None:
             self._leave(node, "its input may not have 4 dimensions")
             return None
-        unit = Unit(conv, [node])
+        unit = self._with_padding(node, conv)
         while (follower := sole_user(unit.last)) is not None:
             step = self._reader.read(follower)
             if isinstance(step, Unfit) and step.is_norm:
@@ -159,6 +159,19 @@ class _Fuser:
             unit.steps.append(step)
             unit.nodes.append(follower)
         return unit
+
+    def _with_padding(self, node: fx.Node, conv: Conv) -> Unit:
+        """The convolution, with the zeros that a node of their own puts around its input."""
+        pad = self._reader.read(conv.x)
+        if (
+            not isinstance(pad, Pad)
+            or sole_user(conv.x) is not node
+            or self._shapes.image(pad.x) is None
+            or not self._effects.can_read_later(pad.x, conv.x, node)
+        ):
+            return Unit(conv, [node])
+        top, bottom, left, right = (a + b for a, b in zip(conv.padding, pad.padding, strict=True))
+        return Unit(replace(conv, x=pad.x, padding=(top, bottom, left, right)), [conv.x, node])
 
     def _folds(self, unit: Unit, step: Reading | None) -> bool:
         """Whether a step is an affine of each channel of the unit's value, and keeps its dtype."""

@@ -17,7 +17,7 @@ from torch.nn.parameter import is_lazy
 
 from .._arguments import pair, resolve_padding
 from .expressions import Expressions, channels_of
-from .readings import Act, Add, Affine, Conv, Norm, Reading, Same, Unfit
+from .readings import Act, Add, Affine, Conv, Norm, Pad, Reading, Same, Unfit
 from .sources import AttributeSource, Source
 from .structure import original_class
 
@@ -95,6 +95,8 @@ class Reader:
             return self._norm_module(x, module)
         if kind is nn.Conv2d:
             return self._conv_module(x, module)
+        if kind is nn.ZeroPad2d:
+            return _pad(x, module.padding)
         if issubclass(kind, nn.modules.conv._ConvNd):
             return Unfit(f"{kind.__name__} has no kernel")
         return _act_module(x, module, kind)
@@ -138,6 +140,8 @@ class Reader:
             return self._norm_function(node)
         if target in _ACTS:
             return _act_function(node)
+        if target is F.pad:
+            return _pad_function(node)
         if target in _ADDS or target in _MULS:
             return self._affine(node) or _add_function(node)
         if target in (F.dropout, F.dropout2d):
@@ -242,6 +246,7 @@ _ACT_MODULES = (nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.SiLU, nn.LeakyReLU)
 _KNOWN = (
     nn.Conv2d, nn.Conv1d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
     *_NORMS, *_DROPOUTS, nn.Identity, nn.ReLU6, nn.ReLU, nn.Hardtanh, nn.SiLU, nn.LeakyReLU,
+    nn.ZeroPad2d,
 )  # fmt: skip
 _BEHAVIOUR = ("forward", "_conv_forward", "_check_input_dim")
 
@@ -318,6 +323,20 @@ def _act_function(node: fx.Node) -> Act | None:
         return None
     x, slope = arguments["input"], float(_constant(arguments["negative_slope"]))
     return Act(x, name, slope, bool(_constant(arguments["inplace"])))
+
+
+def _pad_function(node: fx.Node) -> Pad | None:
+    arguments = _bind(node, "input pad mode value", mode="constant", value=None)
+    if _constant(arguments["mode"]) != "constant" or _constant(arguments["value"]) not in (None, 0):
+        return None
+    return _pad(arguments["input"], _constant(arguments["pad"]))
+
+
+def _pad(x: fx.Node, sides: Any) -> Pad | None:
+    if len(sides) != 4 or min(sides) < 0:
+        return None
+    left, right, top, bottom = sides
+    return Pad(x, (top, bottom, left, right))
 
 
 # Function or method -> whether it works in place.

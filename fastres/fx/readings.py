@@ -25,6 +25,14 @@ class Conv:
 
 
 @dataclass(frozen=True)
+class Pad:
+    """``x`` with zeros around it: (top, bottom, left, right), none of them negative."""
+
+    x: fx.Node
+    padding: tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
 class Norm:
     """BatchNorm of ``x`` with stored statistics: an affine per channel."""
 
@@ -83,4 +91,4 @@ class Unfit:
     is_norm: bool = False
 
 
-Reading = Conv | Norm | Affine | Act | Add | Same | Unfit
+Reading = Conv | Pad | Norm | Affine | Act | Add | Same | Unfit

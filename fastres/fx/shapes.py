@@ -16,7 +16,7 @@ from torch import fx, nn
 
 from .names import op_name
 from .patterns import Reader
-from .readings import Act, Add, Affine, Conv, Norm, Same
+from .readings import Act, Add, Affine, Conv, Norm, Pad, Same
 
 # A size: a symbol, or what strided windows make of one: floor((size + a) / s) + 1, in turn.
 Windows = tuple[tuple[int, int], ...]
@@ -145,6 +145,8 @@ class Shapes:
             return fresh_image(node) if image is None and reading.checks_rank else image
         if isinstance(reading, (Act, Same)):
             return self.image(reading.x)
+        if isinstance(reading, Pad):
+            return self._pad(reading)
         if isinstance(reading, Affine) and self._is_per_channel(reading):
             return self.image(reading.x)
         if isinstance(reading, Add):
@@ -169,6 +171,17 @@ class Shapes:
             height=x.height.window(r, conv.stride[0], top + bottom, conv.dilation[0]),
             width=x.width.window(s, conv.stride[1], left + right, conv.dilation[1]),
             dtype="autocast" if self._autocast else x.dtype,
+        )
+
+    def _pad(self, pad: Pad) -> Image | None:
+        x = self.image(pad.x)
+        if x is None:
+            return None
+        top, bottom, left, right = pad.padding
+        return replace(
+            x,
+            height=x.height.window(1, 1, top + bottom, 1),
+            width=x.width.window(1, 1, left + right, 1),
         )
 
     def _is_per_channel(self, affine: Affine) -> bool:
