@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Weights", "load_weights"]
+__all__ = ["Weights", "load_file", "load_weights"]
 
 #: None, a member of torchvision's weights enum, its name, or the path of a file.
 Weights = Any
@@ -36,7 +36,7 @@ def load_weights(weights: Weights, enum_name: str, progress: bool = True) -> dic
         ImportError: a name was given and torchvision is not installed.
     """
     if isinstance(weights, os.PathLike) or (isinstance(weights, str) and _is_path(weights)):
-        return _load_file(Path(weights))
+        return load_file(weights)
     if isinstance(weights, str):
         weights = _find_member(weights, enum_name)
     if not hasattr(weights, "get_state_dict"):
@@ -76,7 +76,14 @@ def _find_member(name: str, enum_name: str) -> Any:
     return models.get_weight(f"{enum_name}.{member}")
 
 
-def _load_file(path: Path) -> dict[str, Tensor]:
+def load_file(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """The state_dict in a file that ``torch.save`` wrote: it, or a checkpoint that holds one.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it holds no state_dict.
+    """
+    path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"weights: there is no file {str(path)!r}")
     try:

@@ -11,7 +11,8 @@ from torch import nn
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 
 import fastres
-from fastres.models import _ARCHITECTURES, CONSTRUCTORS, ResNet
+from fastres.models import ResNet
+from fastres.models.imagenet import ARCHITECTURES, CONSTRUCTORS
 
 ALL = sorted(CONSTRUCTORS)
 #: One of each kind, small enough to run.
@@ -99,7 +100,7 @@ def test_the_signature_is_torchvisions(name):
 @pytest.mark.parametrize("name", ALL)
 def test_the_docstring_says_what_torchvision_publishes(name):
     published = torchvision.models.get_model_weights(name)
-    architecture, doc = _ARCHITECTURES[name], CONSTRUCTORS[name].__doc__
+    architecture, doc = ARCHITECTURES[name], CONSTRUCTORS[name].__doc__
     assert architecture.enum_name == published.__name__
     assert set(architecture.accuracy) == set(published.__members__) - {"DEFAULT"}
     for weights in published:
