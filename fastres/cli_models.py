@@ -18,13 +18,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from .accelerate import restore
 from .cli_errors import CliError
+from .models import CONSTRUCTORS
 
 __all__ = ["MODEL_HELP", "Target", "calibrate_batch_norm", "load_model", "make_ready"]
 
 MODEL_HELP = (
-    "a name that torchvision or timm knows (resnext50_32x4d; timm/resnet50 for timm's where both "
-    "have it), or file.py:function, a function of yours that returns a module"
+    "a name that torchvision, fastres.models or timm knows (resnext50_32x4d; timm/resnet50 for "
+    "timm's where several have it), or file.py:function, a function of yours that returns a module"
 )
 _HUB = "https://huggingface.co"
 _TIMEOUT_S = 5
@@ -101,11 +103,12 @@ def _import_file(path: Path) -> Any:
 
 def _load_named(name: str, pretrained: bool, arguments: dict[str, Any]) -> Target:
     library, _, bare = name.rpartition("/")
-    if library not in ("", "torchvision", "timm"):
-        raise CliError(f"MODEL: got {name!r}, expected torchvision/NAME or timm/NAME")
+    if library not in ("", "torchvision", "fastres", "timm"):
+        raise CliError(f"MODEL: got {name!r}, expected torchvision/NAME, fastres/NAME or timm/NAME")
     known: list[str] = []
     for wanted, list_names, load in (
         ("torchvision", _torchvision_names, _load_torchvision),
+        ("fastres", _own_names, _load_own),
         ("timm", _timm_names, _load_timm),
     ):
         if library in ("", wanted):
@@ -115,12 +118,12 @@ def _load_named(name: str, pretrained: bool, arguments: dict[str, Any]) -> Targe
             known += names
     if not known:
         raise CliError(
-            f"MODEL: {name!r} is not file.py:function, and {library or 'torchvision or timm'} "
-            "cannot be imported to look the name up: pip install torchvision timm"
+            f"MODEL: {library} cannot be imported to look {bare!r} up: pip install {library}"
         )
     close = difflib.get_close_matches(bare, sorted(set(known)), n=3)
     hint = f"did you mean {' or '.join(close)}?" if close else "is it file.py:function?"
-    raise CliError(f"MODEL: there is no {bare!r} in {library or 'torchvision or timm'}; {hint}")
+    where = library or "torchvision, fastres.models or timm"
+    raise CliError(f"MODEL: there is no {bare!r} in {where}; {hint}")
 
 
 def _torchvision_names() -> list[str]:
@@ -143,6 +146,15 @@ def _load_torchvision(name: str, pretrained: bool, arguments: dict[str, Any]) ->
     takes = inspect.signature(models.get_model_builder(name)).parameters
     extra = {"weights_backbone": None} if "weights_backbone" in takes else {}
     return Target(name, models.get_model(name, weights=None, **extra, **arguments), "random")
+
+
+def _own_names() -> list[str]:
+    return list(CONSTRUCTORS)
+
+
+def _load_own(name: str, pretrained: bool, arguments: dict[str, Any]) -> Target:
+    """As it is before it is accelerated, so that it can be compared with what becomes of it."""
+    return Target(f"fastres/{name}", restore(CONSTRUCTORS[name](**arguments)), "random")
 
 
 def _timm_names() -> list[str]:

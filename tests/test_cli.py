@@ -16,6 +16,7 @@ from torchvision.transforms._presets import ImageClassification
 
 import fastres
 from fastres import cli_contenders, cli_models
+from fastres.accelerate import is_accelerated
 from fastres.cli import main
 from fastres.cli_errors import CliError
 from fastres.cli_images import load_photos, photo_batch, prepare
@@ -163,13 +164,21 @@ def test_without_a_network_weights_are_random(monkeypatch):
     assert load_model("resnet18").weights == "random"
 
 
+def test_networks_of_fastres_have_names(offline):
+    for name in ("small_resnet18", "fastres/resnet50"):
+        target = load_model(name)
+        assert target.name == f"fastres/{name.rpartition('/')[2]}"
+        assert not is_accelerated(target.model)
+    assert load_model("resnet18", "random").name == "resnet18"  # torchvision's goes first
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
         ("resnext50_32x4", "did you mean resnext50_32x4d"),
         ("timm/resnest50", "in timm; did you mean resnest50d"),
         ("nothing_like_it_at_all", "is it file.py:function?"),
-        ("mine/resnet50", "expected torchvision/NAME or timm/NAME"),
+        ("mine/resnet50", "expected torchvision/NAME, fastres/NAME or timm/NAME"),
         ("absent.py:net", "there is no file 'absent.py'"),
         ("absent.py", "expected file.py:function"),
     ],
