@@ -1,13 +1,15 @@
 """Finds and loads the native libraries, chooses the backend, and tells what was found.
 
 The native library brings the schemas (csrc/ops.cpp) and the kernels of the CPU. Without it the
-schemas are defined from Python. Either way the reference serves every device that has no kernels of
-its own, so an operator always runs and is always right.
+schemas are defined from Python. A second library has the kernels in CUDA C++, the package triton/
+those in Triton. The reference serves every device that has no kernels of its own, so an operator
+always runs and is always right.
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 import os
 import platform
@@ -21,7 +23,8 @@ from typing import Any
 
 import torch
 
-from . import reference, training_reference
+from . import reference, training_reference, triton
+from ._packed import PLAIN, native_layout
 from ._schemas import SCHEMAS
 from ._version import __version__
 
@@ -38,10 +41,11 @@ class _State:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.backend = "auto"
-        self.loaded: dict[str, Path] = {}  # backend -> its library
+        self.loaded: dict[str, str] = {}  # backend -> where its kernels are
         self.missing: dict[str, str] = {}  # backend -> why it cannot be used
         self.registrations: list[torch.library.Library] = []  # kept alive for the process
-        self.override: torch.library.Library | None = None  # set_backend("reference")
+        self.kernels: dict[str, str] = {}  # device type -> backend whose kernels serve it
+        self.override: torch.library.Library | None = None  # what puts those over the loaded ones
 
 
 _state = _State()
@@ -51,9 +55,11 @@ def set_backend(name: str) -> None:
     """Chooses the kernels that the operators run on, for the whole process.
 
     Args:
-        name: "auto" (the best kernels for the device of the tensors, the reference where there are
-            none), "cpu", "cuda" or "triton" (as "auto", but those kernels have to be there), or
-            "reference" (plain PyTorch on every device). FASTRES_BACKEND sets it from outside.
+        name: "auto" (the best kernels for the device of the tensors: on a GPU those in CUDA C++,
+            else those in Triton; the reference where there are none), "cpu" or "cuda" (as "auto",
+            but those kernels have to be there), "triton" (on a GPU Triton, whatever else there is;
+            under ``TRITON_INTERPRET=1`` on the CPU too), or "reference" (plain PyTorch on every
+            device). FASTRES_BACKEND sets it from outside.
 
     Raises:
         ValueError: no such backend, or one that cannot be used here; lists those that can.
@@ -66,11 +72,12 @@ def set_backend(name: str) -> None:
             f"expected one of {_choices()}"
         )
     with _state.lock:
-        if name == "reference" and _state.override is None:
-            _state.override = _override_kernels()
-        elif name != "reference" and _state.override is not None:
-            _state.override._destroy()
-            _state.override = None
+        kernels = _kernels_of(name)
+        if kernels != _state.kernels or _state.override is None:
+            if _state.override is not None:
+                _state.override._destroy()
+            _state.override = _put_over(kernels)
+            _state.kernels = kernels
         _state.backend = name
 
 
@@ -86,9 +93,17 @@ def available_backends() -> list[str]:
 
 def has_kernels(device_type: str) -> bool:
     """Whether tensors on this type of device ("cpu", "cuda") run on kernels, not the reference."""
-    if _state.backend == "reference":
-        return False
-    return device_type in {_DEVICE_OF[backend] for backend in _state.loaded}
+    return _state.kernels.get(device_type, "reference") != "reference"
+
+
+def packed_layout(
+    device_type: str, shape: tuple[int, int, int, int], groups: int, algorithm: str
+) -> int:
+    """The layout in which ``pack_conv_weight`` packs a weight [K, C/groups, R, S]."""
+    backend = _state.kernels.get(device_type, "reference")
+    if backend == "reference":
+        return PLAIN
+    return native_layout(shape, groups, "direct" if backend == "triton" else algorithm)
 
 
 def show_config() -> str:
@@ -131,7 +146,7 @@ def _load() -> None:
         _state.missing["cuda"] = "torch sees no GPU"
     else:
         _load_library("cuda", "libfastres_cuda.so")
-    _state.missing["triton"] = "this version has no Triton kernels"
+    _find_triton()
     _register_reference()
     set_backend(os.environ.get("FASTRES_BACKEND") or "auto")
 
@@ -156,8 +171,27 @@ def _load_library(backend: str, file_name: str) -> str:
     if problem:
         _state.missing[backend] = problem
     else:
-        _state.loaded[backend] = path
+        _state.loaded[backend] = str(path)
     return problem
+
+
+def _find_triton() -> None:
+    """Notes whether Triton can be used, without importing it."""
+    for notes in (_state.loaded, _state.missing):
+        notes.pop("triton", None)
+    spec = importlib.util.find_spec("triton")
+    if spec is None:
+        _state.missing["triton"] = "the package triton is not installed"
+    elif _is_interpreted():
+        _state.loaded["triton"] = f"{_FOLDER / 'triton'}, interpreted (TRITON_INTERPRET is set)"
+    elif not torch.cuda.is_available():
+        _state.missing["triton"] = "torch sees no GPU, and TRITON_INTERPRET=1 is not set"
+    else:
+        _state.loaded["triton"] = str(_FOLDER / "triton")
+
+
+def _is_interpreted() -> bool:
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on", "y")
 
 
 def _why_not_built(path: Path) -> str:
@@ -202,16 +236,37 @@ def _register_reference() -> None:
     _state.registrations.append(library)
 
 
-def _override_kernels() -> torch.library.Library:
-    """Puts the reference over the loaded kernels until the returned library is destroyed."""
+def _kernels_of(name: str) -> dict[str, str]:
+    """Device type -> the backend whose kernels serve it, when ``name`` is set."""
+    there = {_DEVICE_OF[backend] for backend in _state.loaded}
+    if name == "reference":
+        return dict.fromkeys(there, name)
+    kernels: dict[str, str] = {}
+    for backend in ("triton", "cuda", "cpu"):  # the best last
+        if backend in _state.loaded:
+            kernels[_DEVICE_OF[backend]] = backend
+    if name == "triton":
+        kernels["cuda"] = name
+        if _is_interpreted():
+            kernels["cpu"] = name
+    return kernels
+
+
+def _put_over(kernels: Mapping[str, str]) -> torch.library.Library:
+    """Registers these kernels until the returned library is destroyed; the native ones are."""
     library = torch.library.Library("fastres", "IMPL")
-    keys = {_DEVICE_OF[backend].upper() for backend in _state.loaded}
     with warnings.catch_warnings():
         # The dispatcher remarks on an overridden kernel, which is what was asked for.
         warnings.simplefilter("ignore", UserWarning)
-        for key in sorted(keys):
+        for device, backend in kernels.items():
             for name in SCHEMAS:
-                library.impl(name, _reference_of(name), key, allow_override=True)
+                kernel: Callable[..., Any] | None = None
+                if backend == "reference":
+                    kernel = _reference_of(name)
+                elif backend == "triton" and name in triton.OPERATORS:
+                    kernel = triton.operator(name)
+                if kernel is not None:
+                    library.impl(name, kernel, device.upper(), allow_override=True)
     return library
 
 
@@ -229,7 +284,7 @@ def _version_rows() -> dict[str, str]:
         "torch": f"{torch.__version__}, threads {torch.get_num_threads()}, "
         f"CUDA build {torch.version.cuda or 'no'}",
     }
-    for package in ("numpy", "torchvision", "timm"):
+    for package in ("numpy", "triton", "torchvision", "timm"):
         try:
             rows[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
@@ -283,10 +338,12 @@ def _caches() -> str:
 def _backend_rows() -> dict[str, str]:
     rows = {"backend": f"{get_backend()} (available: {_choices()})"}
     for backend in _DEVICE_OF:
-        where = str(_state.loaded.get(backend, ""))
+        where = _state.loaded.get(backend)
         rows[f"  {backend}"] = where or f"not available: {_state.missing[backend]}"
     rows["  reference"] = "plain PyTorch, always there"
-    names = ("FASTRES_BACKEND", "FASTRES_ISA", "FASTRES_NATIVE")
+    served = [f"{device}: {backend}" for device, backend in sorted(_state.kernels.items())]
+    rows["kernels"] = ", ".join(served) or "none: everything runs on the reference"
+    names = ("FASTRES_BACKEND", "FASTRES_ISA", "FASTRES_NATIVE", "TRITON_INTERPRET")
     found = [f"{name}={os.environ[name]}" for name in names if name in os.environ]
     rows["environment"] = ", ".join(found) or "no FASTRES_ variable is set"
     return rows

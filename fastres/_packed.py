@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 # Layouts of the payload.
 PLAIN, IGEMM, LANES, WINOGRAD = 0, 1, 2, 3
@@ -68,6 +69,21 @@ def native_layout(shape: tuple[int, ...], groups: int, algorithm: str) -> int:
     return LANES if uses_lanes_layout(shape[0] // groups, shape[1], groups) else IGEMM
 
 
+# Reading from a GPU waits for it, and cannot be done while a graph is captured: once per tensor and
+# version of it.
+_heads: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
+def _head(packed: Tensor) -> bytes:
+    if packed.device.type == "cpu":
+        return bytes(packed[:HEADER_BYTES].tolist())
+    version = 0 if packed.is_inference() else packed._version
+    known: tuple[int, bytes] | None = _heads.get(packed)
+    if known is None or known[0] != version:
+        known = _heads[packed] = (version, bytes(packed[:HEADER_BYTES].tolist()))
+    return known[1]
+
+
 def read_header(packed: Tensor, name: str = "packed") -> PackedHeader:
     """The header of a packed weight.
 
@@ -80,9 +96,7 @@ def read_header(packed: Tensor, name: str = "packed") -> PackedHeader:
             f"{name} must be a 1-D uint8 tensor made by pack_conv_weight, got {packed.dtype} of "
             f"shape {list(packed.shape)}"
         )
-    magic, version, layout, dtype, k, cg, r, s, groups = _HEADER.unpack(
-        bytes(packed[:HEADER_BYTES].tolist())
-    )
+    magic, version, layout, dtype, k, cg, r, s, groups = _HEADER.unpack(_head(packed))
     if magic != _MAGIC:
         raise ValueError(f"{name} was not made by pack_conv_weight: it has no valid header")
     if version != _VERSION:

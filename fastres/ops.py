@@ -33,7 +33,7 @@ from ._arguments import (
 )
 from ._autocast import register_autocast
 from ._gradients import Conv, act_grad, bottleneck_convs, needs_preactivation, shift_grad
-from ._packed import PLAIN, PackedHeader, native_layout
+from ._packed import PackedHeader
 from .training_ops import affine_add_act, conv_stats
 
 __all__ = [
@@ -97,9 +97,7 @@ def _pack_conv_weight_fake(
 ) -> Tensor:
     _checks.pack_conv_weight_check(weight, scale, groups, algorithm)
     k, cg, r, s = weight.shape
-    layout = PLAIN
-    if _library.has_kernels(weight.device.type):
-        layout = native_layout((k, cg, r, s), groups, algorithm)
+    layout = _library.packed_layout(weight.device.type, (k, cg, r, s), groups, algorithm)
     header = PackedHeader(layout, reference.compute_dtype(weight), k, cg, r, s, groups)
     return weight.new_empty(header.total_bytes(), dtype=torch.uint8)
 

@@ -88,7 +88,7 @@ def test_an_unknown_backend_is_an_error_that_lists_the_choices(name):
 
 def test_a_backend_that_cannot_be_used_is_an_error_that_says_why():
     missing = {"cpu", "cuda", "triton"} - set(fastres.available_backends())
-    assert "triton" in missing
+    assert bool(missing & {"cuda", "triton"}) == (not torch.cuda.is_available())
     for name in missing:
         with pytest.raises(ValueError, match=rf"'{name}' is not available \(.+\), expected .*auto"):
             fastres.set_backend(name)
@@ -99,6 +99,32 @@ def test_the_backend_can_be_set_from_outside():
     assert ran.stdout.strip() == "reference", ran.stderr
     ran = run_python("import fastres", FASTRES_BACKEND="tpu")
     assert "ValueError: set_backend: unknown backend 'tpu', expected one of auto" in ran.stderr
+
+
+def test_triton_can_be_forced_from_outside_and_is_imported_when_it_runs():
+    pytest.importorskip("triton")
+    code = (
+        "import sys, fastres; before = 'triton' in sys.modules" + CONVOLVE + "print(before, "
+        "'triton' in sys.modules, fastres.get_backend(), fastres.available_backends())"
+    )
+    environment = {"FASTRES_BACKEND": "triton", "TRITON_INTERPRET": "1"}
+    ran = run_python(code, **environment)
+    assert ran.stdout.startswith("False True triton ['auto', "), ran.stderr
+    assert "'triton'" in ran.stdout
+    ran = run_python("import fastres; print(fastres.show_config())", **environment)
+    assert "cpu: triton, cuda: triton" in ran.stdout, ran.stderr
+
+
+def test_without_triton_its_backend_says_so():
+    code = (
+        "import importlib.util as u; find = u.find_spec\n"
+        "u.find_spec = lambda name, *a: None if name == 'triton' else find(name, *a)\n" + CONVOLVE
+    )
+    ran = run_python(code + "print(fastres.show_config())")
+    assert "triton is not installed" in ran.stdout, ran.stderr
+    ran = run_python(code, FASTRES_BACKEND="triton")
+    assert "backend 'triton' is not available (the package triton is not" in ran.stderr
+    assert "expected one of auto, " in ran.stderr
 
 
 @needs_native
