@@ -92,7 +92,7 @@ def fprop(
     y = x.new_empty_strided((n, k, oh, ow), (oh * ow * k, 1, ow * k, k))
     pixels, tiles = n * oh * ow, operand.tiles
     columns = tiles.number * triton.cdiv(tiles.out_width, 64)
-    rows = rows_per_tile(pixels, columns)
+    rows = rows_per_tile(x, pixels, columns)
     parts = None
     if statistics:
         shape = (triton.cdiv(pixels, rows), k)

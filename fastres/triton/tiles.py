@@ -57,7 +57,7 @@ def taps_and_channels(k0, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
     if WIDTH % BLOCK == 0:
         by_column = k0 // WIDTH
         by_row = by_column
-        channels = k0 % WIDTH + tl.arange(0, BLOCK)
+        channels = tl.multiple_of(k0 % WIDTH, BLOCK) + tl.arange(0, BLOCK)
     else:
         index = k0 + tl.arange(0, BLOCK)
         by_column = (index // WIDTH)[None, :]

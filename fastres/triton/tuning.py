@@ -16,6 +16,9 @@ BAND = 8
 
 # (BLOCK_N, BLOCK_K, warps, stages)
 _GEMM = (
+    (16, 16, 4, 4),
+    (32, 16, 4, 4),
+    (64, 16, 4, 4),
     (16, 32, 4, 4),
     (16, 64, 4, 3),
     (32, 32, 4, 4),
@@ -37,14 +40,18 @@ def keep_fitting(
 ) -> list[triton.Config]:
     """Drops tiles wider than the problem, and the narrowest where wider ones fill it."""
     arguments = {**named, **keywords}
-    width = _up_to_power_of_2(arguments["OUT_WIDTH"], 16, 256)
-    if arguments["x"].dtype == torch.float32:
-        width = min(width, 128)  # twice the bytes in shared memory
-    depth = _up_to_power_of_2(arguments["IN_WIDTH"] * arguments["R"] * arguments["S"], 32, 64)
+    reduction = arguments["IN_WIDTH"] * arguments["R"] * arguments["S"]
+    width, depth = _up_to_power_of_2(arguments["OUT_WIDTH"], 16, 256), 64
+    if arguments["x"].dtype == torch.float32:  # twice the registers and shared memory
+        width, depth = min(width, 64), 32
+    if arguments["DIAGONAL"]:  # few channels a tap: each tap in a block has its own addresses
+        depth //= 2
+    depth = _up_to_power_of_2(reduction, 16, depth)
     fitting = [
         config
         for config in configs
-        if width // 4 <= config.kwargs["BLOCK_N"] <= width and config.kwargs["BLOCK_K"] <= depth
+        if width // 4 <= config.kwargs["BLOCK_N"] <= width
+        and min(32, depth) <= config.kwargs["BLOCK_K"] <= depth
     ]
     # The interpreter measures nothing; large tiles are fewest calls.
     return fitting[-1:] if INTERPRETED.value else fitting
@@ -54,17 +61,21 @@ def _up_to_power_of_2(value: int, least: int, most: int) -> int:
     return max(least, min(most, triton.next_power_of_2(value)))
 
 
-def rows_per_tile(pixels: int, columns: int) -> int:
+def rows_per_tile(x: Tensor, pixels: int, columns: int) -> int:
     """Output pixels of one tile.
 
     Not tuned: per-channel sums are taken tile by tile, and their bits must not depend on timings.
 
     Args:
+        x: the kernel's input.
         pixels: of all images.
         columns: tiles side by side that every row of tiles has, for 64 channels each.
     """
     enough = 4 * 132  # a few tiles for each multiprocessor of the largest GPUs
-    return 128 if triton.cdiv(pixels, 128) * columns >= enough or INTERPRETED.value else 64
+    if INTERPRETED.value:
+        return 128
+    many = triton.cdiv(pixels, 128) * columns >= enough
+    return 128 if many and x.dtype != torch.float32 else 64
 
 
 def size_class(pixels: int) -> int:
