@@ -1,10 +1,10 @@
-"""``accelerate(model)``: the same model, which runs fused whenever no gradient is needed.
+"""``accelerate(model)``: the same model, which runs fused, in inference and in training.
 
 The object stays the object: only its class is exchanged, for a subclass of the old one whose
-``forward`` decides at each call. It runs a plan (``fastres.plan``) where it can, and otherwise the
-old ``forward``, which is also what TorchScript, ``torch.export``, Dynamo and anybody else who
-traces the model gets to see. Plans and packed weights are derived state, kept out of
-``state_dict``, pickles and copies.
+``forward`` decides at each call. It runs a plan (``fastres.plan``, ``fastres.training_plan``) where
+it can, and otherwise the old ``forward``, which is also what TorchScript, ``torch.export``, Dynamo
+and anybody else who traces the model gets to see. Plans and packed weights are derived state, kept
+out of ``state_dict``, pickles and copies.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import threading
 import weakref
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,7 @@ from .fx.watching import TraceFailed
 from .packing import Staleness
 from .plan import Fusion, Plan, walk
 from .recipes import DEVICES, Restructured, Unusable
+from .training_plan import TrainingPlan
 
 # How many plans a module keeps (training flags, call patterns, autocast), and how often it may miss
 # them in a row, or at all, before it is taken for one that changes at every call.
@@ -50,12 +51,14 @@ def accelerate(
 ) -> nn.Module:
     """Makes a model faster, in place.
 
-    Where no gradient is needed (under ``torch.no_grad``, or no parameter and no input requires
-    one), convolutions run fused with their BatchNorm, shortcut and activation, and whole
-    bottlenecks as one operator. Everything else runs as it was: training, hooks on submodules,
-    parts that cannot be traced, dtypes and devices without kernels. ``fastres.explain`` tells what
-    happens to what. Parameters, ``state_dict`` keys and ``isinstance`` stay; parameters may change
-    in any way at any time, and so may the structure of the model.
+    In eval mode, where no gradient is needed (under ``torch.no_grad``, or no parameter and no input
+    requires one), convolutions run fused with their BatchNorm, shortcut and activation, and whole
+    bottlenecks as one operator. In training mode, and wherever gradients are needed, convolutions
+    return BatchNorm's statistics, and BatchNorm, activation and shortcut are applied where their
+    value is read, in backward too. Everything else runs as it was: hooks on submodules, parts that
+    cannot be traced, dtypes and devices without kernels. ``fastres.explain`` tells what happens to
+    what. Parameters, ``state_dict`` keys and ``isinstance`` stay; parameters may change in any way
+    at any time, and so may the structure of the model.
 
     Copies and pickles of the model are accelerated too; to load a pickle where there is no fastres,
     ``restore`` the model before pickling. TorchScript, ``torch.export`` and ``torch.compile`` see
@@ -126,13 +129,33 @@ class _Options:
         self.blocks = blocks
 
 
+class _Call(NamedTuple):
+    """A way of calling a module, for which there is one plan."""
+
+    pattern: Pattern
+    autocast: bool
+    training: bool
+    """Whether the operators of training run: for gradients, or the batch's statistics."""
+    grad: bool
+
+    def plan(self, module: nn.Module, options: _Options) -> Plan | TrainingPlan:
+        """Makes a plan for it.
+
+        Raises:
+            TraceFailed: the module cannot be traced.
+        """
+        if self.training:
+            return TrainingPlan(module, self.pattern, self.autocast, self.grad)
+        return Plan(module, self.pattern, self.autocast, options.blocks, options.staleness)
+
+
 class State:
     """Plans of one accelerated module. A copy, by whatever means, starts without any."""
 
     def __init__(self, options: _Options) -> None:
         self.options = options
         self.lock = threading.RLock()
-        self.plans: list[Plan | _NoPlan] = []
+        self.plans: list[tuple[_Call, _AnyPlan]] = []
         self.misses_in_a_row = 0
         self.misses = 0
 
@@ -142,10 +165,10 @@ class State:
     def __reduce__(self) -> tuple[Any, ...]:
         return State, (self.options,)
 
-    def forget(self, plan: Plan) -> None:
+    def forget(self, plan: Plan | TrainingPlan) -> None:
         """Makes the next call look for another plan."""
         with self.lock:
-            self.plans = [other for other in self.plans if other is not plan]
+            self.plans = [(call, other) for call, other in self.plans if other is not plan]
 
     @property
     def gave_up(self) -> bool:
@@ -158,10 +181,11 @@ class _NoPlan:
 
     is_useful = False
 
-    def __init__(self, module: nn.Module, pattern: Pattern, autocast: bool) -> None:
-        self.pattern = pattern
-        self.autocast = autocast
+    def __init__(self, module: nn.Module) -> None:
         self.structure = Structure(module, [module], [], list(module.modules())[1:])
+
+
+_AnyPlan = Plan | TrainingPlan | _NoPlan
 
 
 # ---- the class -----------------------------------------------------------------------------------
@@ -237,14 +261,19 @@ def _run_plan(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     if pattern is None:
         return _NOT_RUN
     tensors = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)]
-    if not _inputs_fit(tensors) or _somebody_watches() or _needs_grad(module, tensors):
+    if not _inputs_fit(tensors) or _somebody_watches():
         return _NOT_RUN
     state = module.__dict__.get(STATE)
     if state is None:  # a copy made by the class's own means
         state = module.__dict__.setdefault(STATE, State(_Options("content", True)))
-    autocast = torch.is_autocast_enabled("cpu")
+    call = _Call(
+        pattern,
+        torch.is_autocast_enabled("cpu"),
+        module.training or _needs_grad(module, tensors),
+        torch.is_grad_enabled(),
+    )
     for _ in range(2):
-        plan = _find_plan(module, state, pattern, autocast)
+        plan = _find_plan(module, state, call)
         if plan is None:
             return _NOT_RUN
         try:
@@ -288,39 +317,40 @@ def _needs_grad(module: nn.Module, tensors: list[Tensor]) -> bool:
     )
 
 
-def _find_plan(module: nn.Module, state: State, pattern: Pattern, autocast: bool) -> Plan | None:
-    plan = _known_plan(module, state, pattern, autocast)
+def _find_plan(module: nn.Module, state: State, call: _Call) -> Plan | TrainingPlan | None:
+    plan = _known_plan(module, state, call)
     if plan is None and not state.gave_up:
         with state.lock:
-            plan = _known_plan(module, state, pattern, autocast)  # another thread's, meanwhile
+            plan = _known_plan(module, state, call)  # another thread's, meanwhile
             if plan is None:
-                plan = _make_plan(module, state, pattern, autocast)
-    return plan if isinstance(plan, Plan) and plan.is_useful else None
+                plan = _make_plan(module, state, call)
+    return None if isinstance(plan, _NoPlan) or plan is None or not plan.is_useful else plan
 
 
-def _known_plan(
-    module: nn.Module, state: State, pattern: Pattern, autocast: bool
-) -> Plan | _NoPlan | None:
-    for plan in tuple(state.plans):
-        if plan.autocast == autocast and plan.pattern == pattern and plan.structure.holds(module):
+def _known_plan(module: nn.Module, state: State, call: _Call) -> _AnyPlan | None:
+    for known, plan in tuple(state.plans):
+        if known == call and plan.structure.holds(module):
             state.misses_in_a_row = 0
             return plan
     return None
 
 
-def _make_plan(module: nn.Module, state: State, pattern: Pattern, autocast: bool) -> Plan | _NoPlan:
+def _make_plan(module: nn.Module, state: State, call: _Call) -> _AnyPlan:
     options = state.options
-    plan: Plan | _NoPlan
+    plan: _AnyPlan
     try:
-        plan = Plan(module, pattern, autocast, options.blocks, options.staleness)
+        plan = call.plan(module, options)
+        inside = plan.opaque
     except TraceFailed:
-        plan = _NoPlan(module, pattern, autocast)
-    else:
-        changed = [_accelerate_inside(module.get_submodule(path), options) for path in plan.opaque]
-        if any(changed):
-            # The exchanged classes are not those that the plan remembers.
-            plan = Plan(module, pattern, autocast, options.blocks, options.staleness)
-    state.plans = [plan, *state.plans][:_MAX_PLANS]
+        plan = _NoPlan(module)
+        # Made of parts in eval mode, it may still be whole; in training its parts are fused alone.
+        inside = [name for name, child in module._modules.items() if child is not None]
+        inside = inside if call.training else []
+    changed = [_accelerate_inside(module.get_submodule(path), options) for path in inside]
+    if any(changed):
+        # The exchanged classes are not those that the plan remembers.
+        plan = _NoPlan(module) if isinstance(plan, _NoPlan) else call.plan(module, options)
+    state.plans = [(call, plan), *state.plans][:_MAX_PLANS]
     state.misses += 1
     state.misses_in_a_row += 1
     return plan

@@ -17,15 +17,13 @@ from torch import fx
 from .fx.cleaning import clean
 from .fx.effects import Effects
 from .fx.expressions import is_pure
+from .fx.names import FUSED
 from .fx.patterns import Reader
 from .fx.readings import Act, Add, Affine, Conv, Norm, Pad, Reading, Unfit
 from .fx.shapes import Image, Shapes
 from .packing import constant_names
 from .recipes import Recipe
 from .units import Block, Unit, describe, find_blocks, label, sole_user
-
-#: Key in ``node.meta`` of the nodes that call fastres operators; their outputs are channels_last.
-FUSED = "fastres"
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from .fuse import FUSED, FusedGraph, fuse
+from .fuse import FusedGraph, fuse
 from .fx.codegen import compile_graph
 from .fx.effects import Effects
 from .fx.layout import chooses_format, restore_contiguous
-from .fx.names import is_trusted
+from .fx.names import FUSED, is_trusted
 from .fx.patterns import Reader, module_kind
 from .fx.shapes import Image, fresh_image
 from .fx.sources import AttributeSource, Source
@@ -44,26 +44,30 @@ class Fusion:
 
     def __init__(self, module: nn.Module, pattern: Pattern, autocast: bool, blocks: bool) -> None:
         self.trace: Trace = trace(module, pattern)
-        graph = self.trace.graph
-        written = _written_attributes(graph)
-        self.modules = {
-            path: leaf
-            for path, leaf in self.trace.leaves.items()
-            if not any(attribute.startswith(f"{path}.") for attribute in written)
-        }
-
-        def source(node: Any) -> Source | None:
-            if not isinstance(node, fx.Node) or node.op != "get_attr" or node.target in written:
-                return None
-            path, _, name = str(node.target).rpartition(".")
-            return AttributeSource(module.get_submodule(path) if path else None, name)
-
-        reader = Reader(self.modules, source, lambda found: found.read(module, ()))
-        self.result: FusedGraph = fuse(graph, reader, image_input, autocast, blocks)
+        reader, self.modules = reader_of(module, self.trace)
+        self.result: FusedGraph = fuse(self.trace.graph, reader, image_input, autocast, blocks)
 
     def reader(self) -> Reader:
         """A reader of the fused graph's modules, to which parameters are nothing special."""
-        return _plain_reader(self.modules)
+        return plain_reader(self.modules)
+
+
+def reader_of(module: nn.Module, traced: Trace) -> tuple[Reader, dict[str, nn.Module]]:
+    """A reader of a trace's graph, and the modules that it may look into."""
+    written = _written_attributes(traced.graph)
+    modules = {
+        path: leaf
+        for path, leaf in traced.leaves.items()
+        if not any(attribute.startswith(f"{path}.") for attribute in written)
+    }
+
+    def source(node: Any) -> Source | None:
+        if not isinstance(node, fx.Node) or node.op != "get_attr" or node.target in written:
+            return None
+        path, _, name = str(node.target).rpartition(".")
+        return AttributeSource(module.get_submodule(path) if path else None, name)
+
+    return Reader(modules, source, lambda found: found.read(module, ())), modules
 
 
 def walk(model: nn.Module, blocks: bool = True) -> Iterator[tuple[str, Fusion | str]]:
@@ -109,14 +113,15 @@ def image_input(placeholder: fx.Node) -> Image:
     return fresh_image(placeholder, frozenset({placeholder}))
 
 
-def _plain_reader(modules: dict[str, nn.Module]) -> Reader:
+def plain_reader(modules: dict[str, nn.Module]) -> Reader:
+    """A reader to which parameters are nothing special."""
     return Reader(modules, lambda node: None, lambda source: None)
 
 
 def _written_attributes(graph: fx.Graph) -> set[str]:
     """Parameters and buffers that running the graph may change."""
     attributes = [node for node in graph.nodes if node.op == "get_attr"]
-    effects = Effects(graph, _plain_reader({}))
+    effects = Effects(graph, plain_reader({}))
     return {str(node.target) for node in attributes if effects.is_written(node)}
 
 

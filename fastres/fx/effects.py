@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from .names import is_inplace, is_trusted, op_name
+from .names import FUSED, is_inplace, is_trusted, op_name
 from .patterns import Reader
 
 # What surely allocates its output. Methods by name, functions by the name they have in torch or F.
@@ -70,6 +70,8 @@ class Effects:
         return not is_trusted(node)
 
     def _is_fresh(self, node: fx.Node) -> bool:
+        if FUSED in node.meta:
+            return True
         if node.op == "call_module":
             return isinstance(self._reader.module(node), _FRESH_MODULES)
         if isinstance(node.target, torch._ops.OpOverload) and node.target.namespace != "aten":

@@ -10,6 +10,9 @@ import torch
 from torch import fx
 from torch.nn import functional as F
 
+#: Key in ``node.meta`` of the nodes that call fastres operators; their outputs are channels_last.
+FUSED = "fastres"
+
 _TRUSTED = ("torch", "_operator", "math", "builtins")
 
 _INPLACE_OPERATORS = {

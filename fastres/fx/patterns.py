@@ -7,7 +7,7 @@ One reading for the module form (``call_module`` of ``nn.Conv2d``), the function
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -36,7 +36,13 @@ def _constant(value: Any) -> Any:
     return value
 
 
-def _bind(node: fx.Node, names: str, **defaults: Any) -> dict[str, Any]:
+def is_constant(values: Sequence[Any]) -> bool:
+    """Whether all of these arguments are known, none being computed in the graph."""
+    return not any(isinstance(value, fx.Node) for value in values)
+
+
+def bind(node: fx.Node, names: str, **defaults: Any) -> dict[str, Any]:
+    """A call's arguments by name, where ``names`` are those of its positional ones, in order."""
     bound = dict(defaults)
     bound.update(zip(names.split(), node.args, strict=False))
     renamed = {"self": "input"}
@@ -68,6 +74,10 @@ class Reader:
         """The module that a node calls, if it is one that may be looked into."""
         return self._modules.get(str(node.target)) if node.op == "call_module" else None
 
+    def source(self, node: Any) -> Source | None:
+        """Where the tensor of a node comes from, or None if the graph computes it."""
+        return self._source(node)
+
     def read(self, node: fx.Node) -> Reading | None:
         """What a node is, or None if it is something else."""
         try:
@@ -91,7 +101,7 @@ class Reader:
             return None
         if kind is nn.Identity or (kind in _DROPOUTS and not module.training):
             return Same(x)
-        if kind in _NORMS:
+        if kind in NORM_MODULES:
             return self._norm_module(x, module)
         if kind is nn.Conv2d:
             return self._conv_module(x, module)
@@ -136,7 +146,7 @@ class Reader:
         target = node.target
         if target in _CONVS:
             return self._conv_function(node)
-        if target in _NORM_ARGUMENTS:
+        if target in NORM_FUNCTIONS:
             return self._norm_function(node)
         if target in _ACTS:
             return _act_function(node)
@@ -145,12 +155,12 @@ class Reader:
         if target in _ADDS or target in _MULS:
             return self._affine(node) or _add_function(node)
         if target in (F.dropout, F.dropout2d):
-            arguments = _bind(node, "input p training inplace", training=True)
+            arguments = bind(node, "input p training inplace", training=True)
             return Same(arguments["input"]) if _constant(arguments["training"]) is False else None
         return None
 
     def _affine(self, node: fx.Node) -> Affine | None:
-        arguments = _bind(node, "input other", alpha=1, out=None)
+        arguments = bind(node, "input other", alpha=1, out=None)
         if _constant(arguments["alpha"]) != 1 or arguments["out"] is not None:
             return None
         for x, other in (("input", "other"), ("other", "input")):
@@ -169,7 +179,7 @@ class Reader:
 
     def _conv_function(self, node: fx.Node) -> Reading:
         names = "input weight bias stride padding dilation groups"
-        arguments = _bind(node, names, bias=None, stride=1, padding=0, dilation=1, groups=1)
+        arguments = bind(node, names, bias=None, stride=1, padding=0, dilation=1, groups=1)
         weight, bias = arguments["weight"], arguments["bias"]
         weight_source = self._source(weight)
         bias_source = None if bias is None else self._source(bias)
@@ -210,7 +220,7 @@ class Reader:
         )
 
     def _norm_function(self, node: fx.Node) -> Reading:
-        arguments = _bind(node, _NORM_ARGUMENTS[node.target], weight=None, bias=None, eps=1e-5)
+        arguments = bind(node, NORM_FUNCTIONS[node.target], weight=None, bias=None, eps=1e-5)
         if _constant(arguments.get("training", False)):
             return Unfit("its BatchNorm is in training mode", is_norm=True)
         sources = {}
@@ -241,11 +251,11 @@ def _pair(name: str, value: Any) -> tuple[int, int]:
 # ---- modules -------------------------------------------------------------------------------------
 
 _DROPOUTS = (nn.Dropout, nn.Dropout2d)
-_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
+NORM_MODULES = (nn.BatchNorm2d, nn.SyncBatchNorm)
 _ACT_MODULES = (nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.SiLU, nn.LeakyReLU)
 _KNOWN = (
     nn.Conv2d, nn.Conv1d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
-    *_NORMS, *_DROPOUTS, nn.Identity, nn.ReLU6, nn.ReLU, nn.Hardtanh, nn.SiLU, nn.LeakyReLU,
+    *NORM_MODULES, *_DROPOUTS, nn.Identity, nn.ReLU6, nn.ReLU, nn.Hardtanh, nn.SiLU, nn.LeakyReLU,
     nn.ZeroPad2d,
 )  # fmt: skip
 _BEHAVIOUR = ("forward", "_conv_forward", "_check_input_dim")
@@ -281,7 +291,7 @@ def _act_module(x: fx.Node, module: Any, kind: type[nn.Module]) -> Act | None:
 _CONVS = {torch.conv2d, F.conv2d, aten.conv2d.default, aten.conv2d.padding}
 
 _ATEN_NORM = "input weight bias running_mean running_var training momentum eps cudnn_enabled"
-_NORM_ARGUMENTS = {
+NORM_FUNCTIONS = {
     F.batch_norm: "input running_mean running_var weight bias training momentum eps",
     torch.batch_norm: _ATEN_NORM,
     aten.batch_norm.default: _ATEN_NORM,
@@ -317,7 +327,7 @@ _HARDTANH = {F.hardtanh, F.hardtanh_, aten.hardtanh.default, aten.hardtanh_.defa
 def _act_function(node: fx.Node) -> Act | None:
     name, names, inplace = _ACTS[node.target]
     defaults = {"inplace": inplace, "negative_slope": 0.01, "min_val": -1.0, "max_val": 1.0}
-    arguments = _bind(node, names, **defaults)
+    arguments = bind(node, names, **defaults)
     limits = (_constant(arguments["min_val"]), _constant(arguments["max_val"]))
     if node.target in _HARDTANH and limits != (0, 6):
         return None
@@ -326,7 +336,7 @@ def _act_function(node: fx.Node) -> Act | None:
 
 
 def _pad_function(node: fx.Node) -> Pad | None:
-    arguments = _bind(node, "input pad mode value", mode="constant", value=None)
+    arguments = bind(node, "input pad mode value", mode="constant", value=None)
     if _constant(arguments["mode"]) != "constant" or _constant(arguments["value"]) not in (None, 0):
         return None
     return _pad(arguments["input"], _constant(arguments["pad"]))
@@ -357,7 +367,7 @@ _MULS = {operator.mul, operator.imul, torch.mul, "mul", "mul_", aten.mul.Tensor,
 def _add_function(node: fx.Node) -> Add | None:
     if node.target not in _ADDS:
         return None
-    arguments = _bind(node, "input other", alpha=1, out=None)
+    arguments = bind(node, "input other", alpha=1, out=None)
     left, right = arguments["input"], arguments["other"]
     if not (isinstance(left, fx.Node) and isinstance(right, fx.Node)):
         return None

@@ -72,7 +72,7 @@ _SAME_SHAPE = {
 _SAME_SHAPE_MODULES = (
     nn.ReLU, nn.Hardtanh, nn.SiLU, nn.LeakyReLU, nn.Sigmoid, nn.Tanh, nn.GELU, nn.Hardswish,
     nn.Hardsigmoid, nn.ELU, nn.Mish, nn.Identity, nn.modules.dropout._DropoutNd, nn.BatchNorm2d,
-    nn.GroupNorm,
+    nn.SyncBatchNorm, nn.GroupNorm,
 )  # fmt: skip
 _CASTS = {"to", "float", "half", "bfloat16", "type_as", "type"}
 _BINARY = {"add", "add_", "iadd", "sub", "isub", "mul", "mul_", "imul", "truediv", "div", "div_"}

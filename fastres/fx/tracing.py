@@ -96,13 +96,18 @@ def default_pattern(module: nn.Module) -> Pattern:
     return Pattern((TENSOR,) * max(len(required), 1))
 
 
-def trace(module: nn.Module, pattern: Pattern) -> Trace:
+def trace(module: nn.Module, pattern: Pattern, grad: bool = False) -> Trace:
     """Records what ``module.forward`` does when called with ``pattern``.
+
+    Args:
+        module: the module.
+        pattern: how it is called.
+        grad: whether gradients are enabled when it is called.
 
     Raises:
         TraceFailed: it cannot be recorded; says why.
     """
-    with _lock, torch.no_grad():
+    with _lock, torch.set_grad_enabled(grad):
         tracer = _Tracer(module, pattern)
         try:
             with watch(module):
@@ -199,6 +204,8 @@ class _Tracer(fx.Tracer):
         self._thread = threading.get_ident()
         self._pattern = pattern
         self._autocast = _autocast_state()
+        self._grad = torch.is_grad_enabled()
+        self._saving = _saved_tensors_hooks()
         self._forward = _forward_of(root)
         self._paths: dict[int, str] = {id(m): path for path, m in root.named_modules()}
         self._tensors: dict[int, str] = dict(_named_tensors(root))
@@ -242,8 +249,10 @@ class _Tracer(fx.Tracer):
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         # Contexts are entered while tracing, and no graph remembers that they were.
-        if torch.is_grad_enabled():
-            raise TraceFailed("it enables gradients")
+        if torch.is_grad_enabled() != self._grad:
+            raise TraceFailed(f"it {'disables' if self._grad else 'enables'} gradients")
+        if _saved_tensors_hooks() != self._saving:
+            raise TraceFailed("it hooks what is saved for backward, as checkpoints do")
         if _autocast_state() != self._autocast:
             raise TraceFailed("it switches autocast")
         return super().create_node(*args, **kwargs)
@@ -332,6 +341,10 @@ class _Tracer(fx.Tracer):
 
 def _autocast_state() -> tuple[bool, torch.dtype]:
     return torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
+
+
+def _saved_tensors_hooks() -> Any:
+    return torch._C._autograd._top_saved_tensors_default_hooks(False)
 
 
 def _named_tensors(root: nn.Module) -> Iterator[tuple[int, str]]:
