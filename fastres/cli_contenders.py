@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from .accelerate import accelerate, restore
 from .fx.structure import eval_view
 from .plan import Fusion, walk
+from .recipes import Recipe
 
 __all__ = ["Contenders", "channels_last"]
 
@@ -46,7 +47,8 @@ def channels_last(x: Tensor) -> Tensor:
 
 def _algorithm(model: nn.Module) -> str:
     fusions = (fusion for _, fusion in walk(eval_view(model)) if isinstance(fusion, Fusion))
-    algorithms = {recipe.algorithm() for fusion in fusions for recipe in fusion.result.recipes}
+    recipes = (recipe for fusion in fusions for recipe in fusion.result.recipes)
+    algorithms = {recipe.algorithm() for recipe in recipes if isinstance(recipe, Recipe)}
     return "winograd" if "winograd" in algorithms else "direct"
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
+from .fuse import FUSED
 from .fx.patterns import Reader
 from .fx.readings import Norm
 from .fx.tracing import Pattern, default_pattern
@@ -85,10 +86,8 @@ def _module(
         elif node.op == "get_attr" and node.target not in attributes:
             path, _, name = node.target.rpartition(".")
             attributes[node.target] = getattr(model.get_submodule(path), name).detach().clone()
-        if node.target is torch.ops.fastres.conv_bn_act.default:
-            node.target = torch.ops.fastres.conv_bn_act  # TorchScript knows no overloads by name
-        elif node.target is torch.ops.fastres.grouped_bottleneck.default:
-            node.target = torch.ops.fastres.grouped_bottleneck
+        if FUSED in node.meta:  # TorchScript knows no overloads by name
+            node.target = getattr(torch.ops.fastres, node.meta[FUSED])
     frozen = fx.GraphModule(attributes, graph, type(model).__name__)
     for node in frozen.graph.nodes:
         node.meta.clear()  # it names the user's classes, which loading must not need

@@ -3,12 +3,13 @@
 It knows operators and no model. Convolutions are grown into units, ``conv [+ BN] [+ shortcut]
 [+ act]``, and runs of three units into whole bottlenecks. A unit takes the place of its last node,
 so what it reads must not change between its first node and its last; and nobody but the unit may
-see its inner values. What does not qualify stays as it is, with a reason.
+see its inner values. A BatchNorm that follows no convolution makes one pass with its activation.
+What does not qualify stays as it is, with a reason.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -22,8 +23,8 @@ from .fx.patterns import Reader
 from .fx.readings import Act, Add, Affine, Conv, Norm, Pad, Reading, Unfit
 from .fx.shapes import Image, Shapes
 from .packing import constant_names
-from .recipes import Recipe
-from .units import Block, Unit, describe, find_blocks, label, sole_user
+from .recipes import NormRecipe, Recipe
+from .units import Block, Lone, Unit, describe, find_blocks, label, sole_user
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Fused:
     """One operator in the place of several."""
 
     op: str
-    """``conv_bn_act`` or ``grouped_bottleneck``."""
+    """``conv_bn_act``, ``grouped_bottleneck`` or ``affine_add_act``."""
     modules: tuple[str, ...]
     """What it stands for: paths of modules, and functions as ``path:function``."""
     detail: str
@@ -51,8 +52,8 @@ class FusedGraph:
     """What became of a graph."""
 
     graph: fx.Graph
-    recipes: list[Recipe] = field(default_factory=list)
-    """Of the constants ``_packed_i`` and ``_shift_i``, which the graph reads as attributes."""
+    recipes: list[Recipe | NormRecipe] = field(default_factory=list)
+    """Of the constants, ``_packed_i`` and so on, which the graph reads as attributes."""
     fused: list[Fused] = field(default_factory=list)
     left: list[Left] = field(default_factory=list)
     images: list[tuple[fx.Node, list[int]]] = field(default_factory=list)
@@ -97,7 +98,8 @@ class _Fuser:
         self._effects = Effects(graph, reader)
         self._shapes = Shapes(graph, reader, inputs, autocast)
         self._result = FusedGraph(graph)
-        self._recipes: dict[Recipe, int] = {}
+        self._recipes: dict[Recipe | NormRecipe, int] = {}
+        self._lone: list[Lone] = []
         self._replaced: dict[fx.Node, fx.Node] = {}
         self._order = {node: i for i, node in enumerate(graph.nodes)}
         self._needs: dict[fx.Node, list[int]] = {node: [] for node in assumed}
@@ -107,12 +109,14 @@ class _Fuser:
         found = find_blocks(units, self._effects) if blocks else []
         inside = {id(unit) for block in found for unit in block.units}
         alone = [unit for unit in units if id(unit) not in inside]
-        pieces: list[Unit | Block] = [*found, *alone]
+        pieces: list[Unit | Block | Lone] = [*found, *alone, *self._lone]
         for piece in sorted(pieces, key=lambda piece: self._order[piece.last]):
             if isinstance(piece, Block):
                 self._emit_block(piece)
-            else:
+            elif isinstance(piece, Unit):
                 self._emit_unit(piece)
+            else:
+                self._emit_lone(piece)
         for node in reversed(list(self._graph.nodes)):
             if not node.users and (node.op == "get_attr" or is_pure(node)):
                 self._graph.erase_node(node)  # made a weight or a scale that is folded now
@@ -135,11 +139,42 @@ class _Fuser:
                     claimed.update(unit.nodes)
             elif isinstance(reading, Add):
                 self._attach_shortcut(node, reading, units)
-            elif isinstance(reading, (Unfit, Norm)) and node not in claimed:
-                self._leave(node, _why(reading))
+            elif isinstance(reading, Unfit) and node not in claimed:
+                self._leave(node, reading.reason)
+            elif isinstance(reading, Norm) and node not in claimed:
+                self._lone.append(Lone(reading, [node]))
         for unit in list(units.values()):
             self._attach_act(unit)
+        self._settle_lone(bool(units))
         return list(units.values())
+
+    def _settle_lone(self, among_units: bool) -> None:
+        """Which BatchNorms without convolution are worth an operator: those among convolutions.
+
+        The operator returns channels_last, which elsewhere somebody may have to undo.
+        """
+        lone, self._lone = self._lone, []
+        for piece in lone:
+            (node,) = piece.nodes
+            if not among_units:
+                self._leave(node, "its BatchNorm follows no convolution")
+            elif self._shapes.image(piece.norm.x) is None:
+                self._leave(node, "its input may not have 4 dimensions")
+            else:
+                self._lone.append(piece)
+                self._attach_act_to_lone(piece)
+
+    def _attach_act_to_lone(self, piece: Lone) -> None:
+        (node,) = piece.nodes
+        follower = sole_user(node)
+        act = None if follower is None else self._reader.read(follower)
+        if (
+            follower is not None
+            and isinstance(act, Act)
+            and self._effects.can_read_later(piece.norm.x, node, follower)
+        ):
+            piece.act = (act.name, act.slope)
+            piece.nodes.append(follower)
 
     def _start(self, node: fx.Node, conv: Conv) -> Unit | None:
         if self._shapes.image(conv.x) is None:
@@ -224,18 +259,20 @@ class _Fuser:
 
     def _constants(self, unit: Unit) -> tuple[fx.Node, fx.Node]:
         """Reads of the packed weight and shift of a unit, at the insertion point."""
-        index = self._recipes.setdefault(Recipe.of(unit.conv, unit.steps), len(self._recipes))
+        recipe = Recipe.of(unit.conv, unit.steps)
+        index = self._recipes.setdefault(recipe, len(self._recipes))
         image = self._shapes.image(unit.conv.x)
         for placeholder in () if image is None else image.needs:
             indices = self._needs.setdefault(placeholder, [])
             if image is not None and image.dtype is placeholder:
                 indices.append(index)
-        packed, shift = constant_names(index)
+        packed, shift = self._read_constants(recipe, index)
+        return packed, shift
+
+    def _read_constants(self, recipe: Recipe | NormRecipe, index: int) -> list[fx.Node]:
         # create_node: get_attr warns of names that the owning module lacks.
-        return (
-            self._graph.create_node("get_attr", packed),
-            self._graph.create_node("get_attr", shift),
-        )
+        names = constant_names(recipe, index)
+        return [self._graph.create_node("get_attr", name) for name in names]
 
     def _value(self, node: fx.Node) -> fx.Node:
         return self._replaced.get(node, node)
@@ -277,7 +314,22 @@ class _Fuser:
             detail += ", shortcut 1x1"
         self._finish(node, "grouped_bottleneck", block.units, detail)
 
-    def _finish(self, node: fx.Node, op: str, units: list[Unit], detail: str) -> None:
+    def _emit_lone(self, piece: Lone) -> None:
+        recipe = NormRecipe.of(piece.norm)
+        index = self._recipes.setdefault(recipe, len(self._recipes))
+        image = self._shapes.image(piece.norm.x)
+        for placeholder in () if image is None else image.needs:
+            self._needs.setdefault(placeholder, [])  # of 4 dimensions, and any dtype
+        with self._graph.inserting_before(piece.last):
+            constants = self._read_constants(recipe, index)
+            node = self._graph.call_function(
+                torch.ops.fastres.affine_add_act.default,
+                (self._value(piece.norm.x), *constants, None, None, None, None, *piece.act),
+            )
+        act = "" if piece.act[0] == "none" else f", {piece.act[0]}"
+        self._finish(node, "affine_add_act", [piece], f"BatchNorm alone{act}")
+
+    def _finish(self, node: fx.Node, op: str, units: Sequence[Unit | Lone], detail: str) -> None:
         nodes = sorted((n for unit in units for n in unit.nodes), key=self._order.__getitem__)
         last = nodes[-1]
         node.meta[FUSED] = op
@@ -286,7 +338,3 @@ class _Fuser:
         self._result.fused.append(Fused(op, tuple(label(n) for n in nodes), detail))
         for old in reversed(nodes):
             self._graph.erase_node(old)
-
-
-def _why(reading: Unfit | Norm) -> str:
-    return reading.reason if isinstance(reading, Unfit) else "its BatchNorm follows no convolution"

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from . import _library
 from ._numerics import get_numerics
 from .fx.sources import AttributeSource, InputSource, Source
-from .recipes import Recipe, Restructured, Unusable, check_device
+from .recipes import NormRecipe, Recipe, Restructured, Unusable, check_device
 
 Staleness = Literal["content", "version"]
 
@@ -27,15 +27,15 @@ _PLAIN = {Tensor, nn.Parameter, type(None)}
 
 @dataclass(frozen=True)
 class Constants:
-    """One consistent set of packed weights, ``_packed_i`` and ``_shift_i`` for recipe i."""
+    """One consistent set of what the recipes make: ``_packed_i`` and ``_shift_i``, and so on."""
 
     values: dict[str, Tensor]
     weight_dtypes: tuple[torch.dtype, ...]
 
 
-def constant_names(index: int) -> tuple[str, str]:
-    """Names of the packed weight and the shift of a graph's recipe ``index``."""
-    return f"_packed_{index}", f"_shift_{index}"
+def constant_names(recipe: Recipe | NormRecipe, index: int) -> list[str]:
+    """What the constants are called that a graph's recipe ``index`` makes."""
+    return [f"_{name}_{index}" for name in recipe.names]
 
 
 # How a tensor is found at each call: (a module's __dict__ or None for the root's, key, name).
@@ -75,7 +75,10 @@ class Packer:
     """
 
     def __init__(
-        self, recipes: Sequence[Recipe], root: nn.Module | None, staleness: Staleness
+        self,
+        recipes: Sequence[Recipe | NormRecipe],
+        root: nn.Module | None,
+        staleness: Staleness,
     ) -> None:
         self._recipes = list(recipes)
         self._by_version = staleness == "version"
@@ -167,7 +170,7 @@ class Packer:
         dtypes = []
         for index, recipe in enumerate(self._recipes):
             positions = self._positions[index]
-            names = constant_names(index)
+            names = constant_names(recipe, index)
             if (
                 old is not None
                 and isinstance(old.result, Constants)

@@ -26,7 +26,7 @@ from .fx.tracing import (
 )
 from .fx.watching import TraceFailed
 from .packing import Constants, Packer, Staleness
-from .recipes import DTYPES, Unusable
+from .recipes import DTYPES, Recipe, Unusable
 
 
 class Fusion:
@@ -275,6 +275,8 @@ class Plan:
 def _telling_weight(result: FusedGraph) -> Source | None:
     """A weight whose memory format can be told; eager's outputs follow the weights' format too."""
     for recipe in result.recipes:
+        if not isinstance(recipe, Recipe):
+            continue
         _, channels, height, width = recipe.weight_shape
         if channels > 1 and height * width > 1:
             return recipe.weight

@@ -1,9 +1,14 @@
-"""How a convolution, and what scales and shifts its channels, becomes a packed weight."""
+"""How parameters become an operator's constants.
+
+A convolution, and what scales and shifts its channels, becomes a packed weight and a shift; a
+BatchNorm that follows no convolution becomes an affine.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -94,6 +99,8 @@ Step = NormStep | AffineStep
 class Recipe:
     """What a packed weight and its shift are made of. The bias may be None."""
 
+    #: What ``pack`` returns.
+    names: ClassVar[tuple[str, ...]] = ("packed", "shift")
     weight: Source
     bias: Source | None
     weight_shape: tuple[int, int, int, int]
@@ -164,9 +171,48 @@ class Recipe:
         check_device(weight)
 
 
+@dataclass(frozen=True)
+class NormRecipe:
+    """What the affine of a BatchNorm that stands alone is made of."""
+
+    norm: NormStep
+
+    #: What ``pack`` returns: of ``(x - mean) * scale + bias``.
+    names: ClassVar[tuple[str, ...]] = ("mean", "scale", "bias")
+
+    @classmethod
+    def of(cls, norm: Norm) -> NormRecipe:
+        """The recipe of a BatchNorm with stored statistics."""
+        return cls(_norm_step(norm))
+
+    def sources(self) -> list[Source | None]:
+        """All of them, in the order that ``pack`` takes their tensors."""
+        return self.norm.sources()
+
+    def pack(self, tensors: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
+        """Mean, scale and bias, [C], float32.
+
+        Raises:
+            Unusable: a tensor has a dtype, device or shape that the kernels do not take.
+        """
+        mean, _, _, beta = (None if tensor is None else tensor.detach() for tensor in tensors)
+        if mean is None:
+            raise Restructured("a BatchNorm's statistics are gone")
+        if mean.dtype not in DTYPES:
+            raise Unusable(f"there is no kernel for {mean.dtype} BatchNorms")
+        scale, _ = self.norm.factors(tensors, mean)
+        bias = torch.zeros_like(scale) if beta is None else beta
+        # Copies: the parameters may change before the next call looks at them.
+        return mean.to(torch.float32, copy=True), scale.float(), bias.to(torch.float32, copy=True)
+
+
+def _norm_step(norm: Norm) -> NormStep:
+    return NormStep(norm.mean, norm.var, norm.weight, norm.bias, norm.eps)
+
+
 def _step(reading: Norm | Affine) -> Step:
     if isinstance(reading, Norm):
-        return NormStep(reading.mean, reading.var, reading.weight, reading.bias, reading.eps)
+        return _norm_step(reading)
     return AffineStep(reading.scale, reading.shift)
 
 

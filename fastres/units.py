@@ -31,6 +31,20 @@ class Unit:
 
 
 @dataclass
+class Lone:
+    """A BatchNorm that follows no convolution, and the activation after it."""
+
+    norm: Norm
+    nodes: list[fx.Node]
+    act: tuple[str, float] = NO_ACT
+
+    @property
+    def last(self) -> fx.Node:
+        """The node whose value it makes."""
+        return self.nodes[-1]
+
+
+@dataclass
 class Block:
     """conv1, conv2, conv3 and perhaps the shortcut's convolution, as one bottleneck."""
 

@@ -43,7 +43,7 @@ def fused(model) -> nn.Module:
         ("resnext50_32x4d", {"conv_bn_act": 1, "grouped_bottleneck": 16}),
         ("wide_resnet50_2", {"conv_bn_act": 1, "grouped_bottleneck": 16}),
         ("mobilenet_v2", {"conv_bn_act": 52}),
-        ("densenet121", {"conv_bn_act": 120}),
+        ("densenet121", {"conv_bn_act": 120, "affine_add_act": 62}),
         ("googlenet", {"conv_bn_act": 57}),
         ("shufflenet_v2_x0_5", {"conv_bn_act": 56}),
     ],
@@ -61,7 +61,7 @@ def test_torchvision(name, counts, assert_accurate):
         ("resnext50_32x4d", {"conv_bn_act": 1, "grouped_bottleneck": 16}),
         ("resnet26d", {"conv_bn_act": 15, "grouped_bottleneck": 5}),
         ("seresnext26d_32x4d", {"conv_bn_act": 47}),
-        ("resnetv2_50", {"conv_bn_act": 54}),  # BatchNormAct2d
+        ("resnetv2_50", {"conv_bn_act": 54, "affine_add_act": 17}),  # BatchNormAct2d
     ],
 )
 def test_timm(name, counts, assert_accurate):

@@ -257,9 +257,9 @@ def test_preactivation(x, assert_accurate):
         bn2=nn.BatchNorm2d(8),
         conv2=nn.Conv2d(8, 8, 3, padding=1),
     )
-    check(model, x, assert_accurate, conv_bn_act=2)
-    assert reasons(model) == {"bn1": "its BatchNorm follows no convolution"}
-    assert "bn2" in fastres.explain(model).fused[0].modules
+    check(model, x, assert_accurate, conv_bn_act=2, affine_add_act=1)
+    assert reasons(model) == {}
+    assert "bn2" in fastres.explain(model).fused[1].modules
 
 
 def test_shared_modules(x, assert_accurate):
@@ -371,7 +371,7 @@ def test_inner_value_used_twice(x, assert_accurate):
         return m.bn(y) + y.sigmoid()
 
     model = Function(forward, conv=nn.Conv2d(8, 8, 3), bn=nn.BatchNorm2d(8))
-    check(model, x, assert_accurate, conv_bn_act=1)
+    check(model, x, assert_accurate, conv_bn_act=1, affine_add_act=1)
     assert fastres.explain(model).fused[0].modules == ("conv",)
 
 
@@ -384,10 +384,6 @@ def test_inner_value_used_twice(x, assert_accurate):
         lambda m, x: [y := m.conv(x), y.add_(x), y * 2][-1],
         lambda m, x: [y := m.bn(m.conv(x)), v := y[:, :2], v.mul_(3), y + x][-1],
         lambda m, x: [y := m.bn(m.conv(x)), v := y.flatten(1), v.mul_(3), y + x][-1],
-        # What the convolution reads, overwritten before the unit ends.
-        lambda m, x: [s := x * 1, y := m.conv(s), s.mul_(0), F.relu(m.bn(y))][-1],
-        lambda m, x: [s := x * 1, y := m.conv(s), t := F.relu(s, True), F.relu(m.bn(y) + t)][-1],
-        lambda m, x: [s := x * 1, v := s[:1], y := m.conv(s), v.zero_(), F.relu(m.bn(y))][-1],
         # The shortcut, overwritten between the addition and the activation.
         lambda m, x: [s := x * 1, y := m.bn(m.conv(x)) + s, s.zero_(), F.relu(y) + s][-1],
         # Added into the shortcut, which is used again, or not.
@@ -400,6 +396,19 @@ def test_inner_value_used_twice(x, assert_accurate):
 def test_writes_in_place(forward, x, assert_accurate):
     model = Function(forward, conv=nn.Conv2d(8, 8, 3, padding=1), bn=nn.BatchNorm2d(8))
     check(model, x, assert_accurate, conv_bn_act=1)
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda m, x: [s := x * 1, y := m.conv(s), s.mul_(0), F.relu(m.bn(y))][-1],
+        lambda m, x: [s := x * 1, y := m.conv(s), t := F.relu(s, True), F.relu(m.bn(y) + t)][-1],
+        lambda m, x: [s := x * 1, v := s[:1], y := m.conv(s), v.zero_(), F.relu(m.bn(y))][-1],
+    ],
+)
+def test_what_the_convolution_reads_is_written_before_its_batchnorm(forward, x, assert_accurate):
+    model = Function(forward, conv=nn.Conv2d(8, 8, 3, padding=1), bn=nn.BatchNorm2d(8))
+    check(model, x, assert_accurate, conv_bn_act=1, affine_add_act=1)
 
 
 def test_input_written_in_place_is_written_all_the_same(x):

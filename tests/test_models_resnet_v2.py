@@ -74,7 +74,11 @@ def test_keys_of_v2(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "counts"), [("resnet18_v2", {"conv_bn_act": 20}), ("resnet50_v2", {"conv_bn_act": 53})]
+    ("name", "counts"),
+    [
+        ("resnet18_v2", {"conv_bn_act": 20, "affine_add_act": 9}),
+        ("resnet50_v2", {"conv_bn_act": 53, "affine_add_act": 17}),
+    ],
 )
 def test_inference_of_v2(name, counts, assert_accurate):
     ours = getattr(fastres.models, name)()
