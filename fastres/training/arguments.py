@@ -6,10 +6,9 @@ from pathlib import Path
 
 from ..cli_arguments import positive_int
 from ..cli_models import MODEL_HELP
+from .networks import DEFAULT_NETWORK
 
-__all__ = ["DEFAULT_MODEL", "add_arguments", "settings_of"]
-
-DEFAULT_MODEL = "resnet18"
+__all__ = ["add_arguments", "settings_of"]
 
 #: What may differ between a run and its continuation: where files are, and how fast it goes.
 _FREE = {"command", "data", "device", "out", "resume", "run", "save_every", "tensorboard"}
@@ -27,9 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--model",
-        default=DEFAULT_MODEL,
+        default=DEFAULT_NETWORK,
         metavar="MODEL",
-        help=f"{MODEL_HELP}, given the number of classes (%(default)s)",
+        help=f"{MODEL_HELP} when it is given the number of classes (default: a narrow ResNeXt-29)",
     )
     parser.add_argument(
         "--out", type=Path, default=Path("runs/train"), metavar="FOLDER", help="(%(default)s)"
