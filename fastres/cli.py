@@ -11,7 +11,7 @@ from . import _library, cli_bench, cli_summary, cli_train, cli_verify
 from ._version import __version__
 from .cli_errors import CliError
 
-__all__ = ["main"]
+__all__ = ["build_parser", "main"]
 
 #: What argparse exits with, too.
 _USAGE_ERROR = 2
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0, 1 where what was checked did not hold, 2 where the arguments cannot be
         used, 130 where the user interrupted.
     """
-    args = _parser().parse_args(argv)
+    args = build_parser().parse_args(argv)
     threads_before = torch.get_num_threads()
     if getattr(args, "threads", None):
         torch.set_num_threads(args.threads)
@@ -50,7 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of ``fastres`` and of its commands."""
     parser = argparse.ArgumentParser(
         prog="fastres", description="Makes ResNets and ResNeXts faster, and shows that it does."
     )
