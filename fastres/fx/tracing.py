@@ -14,6 +14,7 @@ import operator
 import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -110,7 +111,7 @@ def trace(module: nn.Module, pattern: Pattern, grad: bool = False) -> Trace:
     with _lock, torch.set_grad_enabled(grad):
         tracer = _Tracer(module, pattern)
         try:
-            with watch(module):
+            with watch(module), _no_autograd_functions():
                 graph = tracer.trace(module)
         except TraceFailed:
             raise
@@ -192,6 +193,24 @@ class _TensorProxy(_Proxy):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> fx.Proxy:
         raise TraceFailed("it deep-copies a tensor")
+
+
+@contextmanager
+def _no_autograd_functions() -> Iterator[None]:
+    """Keeps proxies from ``autograd.Function.apply``, which takes them for tensors and crashes."""
+    function = torch.autograd.Function
+    original = function.__dict__["apply"]
+
+    def apply(cls: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:
+        if any(type(value) in (_TensorProxy, _Proxy) for value in args):
+            raise TraceFailed(f"it calls {cls.__name__}, an autograd.Function")
+        return original.__get__(None, cls)(*args, **kwargs)
+
+    function.apply = classmethod(apply)
+    try:
+        yield
+    finally:
+        function.apply = original
 
 
 class _Tracer(fx.Tracer):
