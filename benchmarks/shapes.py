@@ -137,10 +137,15 @@ class _Call(NamedTuple):
     width: int
 
 
+def conv_calls(*names: str) -> list[ConvShape]:
+    """Every convolution of these networks for a square image, in order of appearance."""
+    calls = (call for name in names for call in _calls(name))
+    return [_conv_shape(c) for c in calls if isinstance(c.module, nn.Conv2d)]
+
+
 def conv_shapes(*names: str) -> list[ConvShape]:
     """Every different convolution of these networks for a square image, in order of appearance."""
-    calls = (call for name in names for call in _calls(name))
-    return list(dict.fromkeys(_conv_shape(c) for c in calls if isinstance(c.module, nn.Conv2d)))
+    return list(dict.fromkeys(conv_calls(*names)))
 
 
 def training_shapes(*names: str) -> list[ConvShape]:
