@@ -181,8 +181,8 @@ class BlockEndGradient {
         return ConstPixels{p.data + first * p.stride, p.stride};
       };
       kernels_.training.affine_act_backward(
-          end_.f, from(g), from(x), has_residual ? from(r) : ConstPixels{}, grad_y.pixels(first),
-          has_residual ? grad_residual.pixels(first) : Pixels{},
+          end_.f, from(g), from(x), has_residual ? from(r) : ConstPixels{},
+          {grad_y.pixels(first), has_residual ? grad_residual.pixels(first) : Pixels{}, {}},
           {sums, sums + channels, sums + 2 * channels}, pixels, channels);
       totals.grad.add(sums);
       totals.main.add(sums + channels);

@@ -35,7 +35,7 @@ class SliceRunner {
   int64_t rows_in_cache() const {
     const ConvGeometry& g = conv_.geometry;
     const int64_t floats = g.stride.h * g.padded_width() * g.in_channels + g.out.w * g.out_channels;
-    return level2_cache_bytes() / 2 / (floats * static_cast<int64_t>(sizeof(float)));
+    return level2_cache_bytes() / 4 / (floats * static_cast<int64_t>(sizeof(float)));
   }
 
   void run(const Slices::Slice& slice, Moments& moments) const {
@@ -64,8 +64,9 @@ class SliceRunner {
     if (direct_input_) return direct(conv_.x, slice.image, slice.row * g.stride.h);
     const PaddedRows what{slice.image, slice.row * g.stride.h - g.padding.top,
                           g.input_rows(slice.rows), g.padding.left, g.padding.right};
-    const int64_t floats = what.rows * g.padded_width() * g.in_channels;
-    return load_activated(kernels_, conv_, what, thread_scratch().input.floats(floats));
+    const int64_t floats = band_floats(what.rows * g.padded_width(), g.in_channels);
+    return load_activated(kernels_, conv_, what, {0, g.in_channels},
+                          thread_scratch().input.floats(floats));
   }
 
   Band output_band(const Slices::Slice& slice) const {

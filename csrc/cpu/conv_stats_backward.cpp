@@ -8,8 +8,7 @@
 #include <vector>
 
 #include "allocate.h"
-#include "dgrad.h"
-#include "wgrad.h"
+#include "fused_backward.h"
 
 namespace fastres::cpu {
 namespace {
@@ -24,19 +23,13 @@ Tensor empty_vector(int64_t size, const Tensor& like) {
 
 float* floats_of(Tensor& tensor) { return static_cast<float*>(tensor.mutable_data_ptr()); }
 
-// grad_x and the gradients of the affine's mean, scale and bias, as far as they are wanted.
-void input_gradients(const Kernels& kernels, const TrainingConv& conv,
-                     const OutputGradient& gradient, const Tensor& x, bool need_x, bool need_affine,
-                     Gradients& gradients) {
-  const ConvGeometry& g = conv.geometry;
-  Tensor grad_x = empty_nhwc(g.batch, g.in_channels, g.in, x.scalar_type(), x);
-  InputGradientSums sums{Totals(g.in_channels), Totals(g.in_channels)};
-  if (g.batch > 0) sums = run_dgrad(kernels, conv, gradient, image_of(grad_x));
-  if (need_x) std::get<0>(gradients) = grad_x;
-  if (!need_affine) return;
-  Tensor mean = empty_vector(g.in_channels, x), scale = empty_vector(g.in_channels, x),
-         bias = empty_vector(g.in_channels, x);
-  for (int64_t c = 0; c < g.in_channels; ++c) {
+// Those of the affine's mean, scale and bias.
+void affine_gradients(const TrainingConv& conv, const InputGradientSums& sums, const Tensor& like,
+                      Gradients& gradients) {
+  const int64_t channels = conv.geometry.in_channels;
+  Tensor mean = empty_vector(channels, like), scale = empty_vector(channels, like),
+         bias = empty_vector(channels, like);
+  for (int64_t c = 0; c < channels; ++c) {
     const double sum = sums.grad[c];
     floats_of(mean)[c] = static_cast<float>(-sum * conv.prologue.main.scale[c]);
     floats_of(scale)[c] = static_cast<float>(sums.grad_centred[c]);
@@ -47,21 +40,33 @@ void input_gradients(const Kernels& kernels, const TrainingConv& conv,
   std::get<3>(gradients) = bias;
 }
 
-Tensor weight_gradient(const Kernels& kernels, const TrainingConv& conv,
-                       const OutputGradient& gradient, const Tensor& weight) {
-  // Of the weight's own strides, where it has no gaps.
-  Tensor grad = torch::stable::empty_like(torch::stable::to(weight, ScalarType::Float));
-  if (conv.geometry.batch == 0) {
-    return torch::stable::to(torch::stable::zero_(grad), weight.scalar_type());
-  }
-  WeightView view = conv.weight;
+// A 1x1 with a stride reads every step-th pixel alone; the others' gradient is zero.
+Image input_target(const TrainingConv& conv, const Tensor& grad_x) {
+  if (conv.step.h > 1 || conv.step.w > 1)
+    clear_memory(grad_x.mutable_data_ptr(), grad_x.numel() * grad_x.element_size());
+  return strided_image(image_of(grad_x), conv.step);
+}
+
+WeightView weight_target(const WeightView& weight, Tensor& grad) {
+  WeightView view = weight;
   view.data = floats_of(grad);
   view.stride_k = grad.stride(0);
   view.stride_c = grad.stride(1);
   view.stride_r = grad.stride(2);
   view.stride_s = grad.stride(3);
-  run_wgrad(kernels, conv, gradient, view);
-  return torch::stable::to(grad, weight.scalar_type());
+  return view;
+}
+
+// Targets without data are not wanted.
+InputGradientSums run(const Kernels& kernels, const TrainingConv& conv,
+                      const OutputGradient& gradient, const Image& grad_x,
+                      const WeightView& grad_weight) {
+  if (fuses_backward(conv)) {
+    return run_fused_backward(kernels, conv, gradient, grad_x, grad_weight);
+  }
+  if (grad_weight.data != nullptr) run_wgrad(kernels, conv, gradient, grad_weight);
+  if (grad_x.data == nullptr) return InputGradientSums(conv.geometry.in_channels);
+  return run_dgrad(kernels, conv, gradient, grad_x);
 }
 
 Gradients conv_stats_backward(const Tensor& grad_y, const std::optional<Tensor>& grad_mean,
@@ -78,14 +83,30 @@ Gradients conv_stats_backward(const Tensor& grad_y, const std::optional<Tensor>&
                            padding, dilation, groups},
                           kOp);
   const OutputGradient gradient(grad_y, grad_mean, grad_m2, y, mean, conv, kOp);
-  const Kernels kernels = selected_kernels();
   Gradients gradients{empty_vector(0, x), empty_vector(0, x), empty_vector(0, x),
                       empty_vector(0, x), empty_vector(0, x)};
   need_affine = need_affine && conv.has_affine;
+  Tensor grad_x = empty_vector(0, x), grad_weight = grad_x;
   if (need_x || need_affine) {
-    input_gradients(kernels, conv, gradient, x, need_x, need_affine, gradients);
+    grad_x = empty_nhwc(x.size(0), x.size(1), {x.size(2), x.size(3)}, x.scalar_type(), x);
   }
-  if (need_weight) std::get<4>(gradients) = weight_gradient(kernels, conv, gradient, weight);
+  if (need_weight) {
+    // Of the weight's own strides, where it has no gaps.
+    grad_weight = torch::stable::empty_like(torch::stable::to(weight, ScalarType::Float));
+  }
+  InputGradientSums sums(conv.geometry.in_channels);
+  if (conv.geometry.batch > 0) {
+    sums = run(selected_kernels(), conv, gradient,
+               need_x || need_affine ? input_target(conv, grad_x) : Image{},
+               need_weight ? weight_target(conv.weight, grad_weight) : WeightView{});
+  } else if (need_weight) {
+    torch::stable::zero_(grad_weight);
+  }
+  if (need_x) std::get<0>(gradients) = grad_x;
+  if (need_affine) affine_gradients(conv, sums, x, gradients);
+  if (need_weight) {
+    std::get<4>(gradients) = torch::stable::to(grad_weight, weight.scalar_type());
+  }
   return gradients;
 }
 

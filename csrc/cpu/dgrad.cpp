@@ -1,7 +1,6 @@
 #include "dgrad.h"
 
 #include <algorithm>
-#include <memory>
 #include <numeric>
 
 #include "cache.h"
@@ -10,21 +9,6 @@
 
 namespace fastres::cpu {
 namespace {
-
-// Along one axis, the input positions phase, phase + stride, ... all receive the same taps of the
-// kernel. Input position phase + stride * j is the sum over t of tap taps[t] times the gradient at
-// output position first + j + t * step: a convolution with stride 1.
-struct PhaseAxis {
-  int64_t phase = 0;
-  Taps taps;
-  int64_t first = 0;
-  int64_t step = 1;
-
-  // Output positions that input positions [begin, end) of this phase read.
-  Range reads(int64_t begin, int64_t end) const {
-    return {first + begin, first + end + (static_cast<int64_t>(taps.size()) - 1) * step};
-  }
-};
 
 struct Axis {
   int64_t kernel, stride, dilation, padding_before;
@@ -47,216 +31,199 @@ int64_t phase_count(int64_t size, int64_t phase, int64_t stride) {
   return size > phase ? (size - phase - 1) / stride + 1 : 0;
 }
 
-// One of stride.h * stride.w convolutions of the output's gradient.
-struct Phase {
-  PhaseAxis h, w;
-  ConvLayer layer;
-  bool empty() const { return h.taps.empty() || w.taps.empty(); }
-};
+Range hull(Range a, Range b) {
+  if (a.size() <= 0) return b;
+  return {std::min(a.begin, b.begin), std::max(a.end, b.end)};
+}
 
-class InputGradient {
- public:
-  InputGradient(const Kernels& kernels, const TrainingConv& conv, const OutputGradient& gradient,
-                const Image& grad_x)
-      : kernels_(kernels),
-        conv_(conv),
-        gradient_(gradient),
-        grad_x_(grad_x),
-        no_shift_(static_cast<size_t>(conv.geometry.in_channels), 0.0F),
-        direct_output_(grad_x.type == StorageType::float32) {
-    make_phases();
-  }
+}  // namespace
 
-  InputGradientSums run() const {
-    const ConvGeometry& g = conv_.geometry;
-    const Slices slices(g.batch, g.in.h, rows_in_cache(), g.stride.h);
-    std::vector<InputGradientSums> parts(
-        static_cast<size_t>(slices.count()),
-        InputGradientSums{Totals(g.in_channels), Totals(g.in_channels)});
-    parallel_parts(slices.count(),
-                   [&](int64_t i) { run_slice(slices[i], parts[static_cast<size_t>(i)]); });
-    for (size_t i = 1; i < parts.size(); ++i) {
-      parts[0].grad.add(parts[i].grad);
-      parts[0].grad_centred.add(parts[i].grad_centred);
-    }
-    return std::move(parts[0]);
-  }
+InputGradient::InputGradient(const Kernels& kernels, const TrainingConv& conv, const Image& grad_x)
+    : kernels_(kernels),
+      conv_(conv),
+      grad_x_(grad_x),
+      no_shift_(static_cast<size_t>(conv.geometry.in_channels), 0.0F) {
+  make_phases();
+}
 
- private:
-  void make_phases() {
-    const ConvGeometry& g = conv_.geometry;
-    int64_t floats = 0;
-    for (int64_t h = 0; h < std::min(g.stride.h, g.in.h); ++h) {
-      for (int64_t w = 0; w < std::min(g.stride.w, g.in.w); ++w) {
-        Phase phase;
-        phase.h = phase_axis({g.kernel.h, g.stride.h, g.dilation.h, g.padding.top}, h);
-        phase.w = phase_axis({g.kernel.w, g.stride.w, g.dilation.w, g.padding.left}, w);
-        phase.layer.header = header_of(conv_.weight, true, phase.h.taps, phase.w.taps);
-        phase.layer.shift = no_shift_.data();
-        phase.layer.stride = {1, 1};
-        phase.layer.dilation = {phase.h.step, phase.w.step};
-        if (!phase.empty()) {
-          floats += phase.layer.header.payload_floats();
-          columns_ = hull(columns_, phase.w.reads(0, phase_count(g.in.w, w, g.stride.w)));
-        }
-        phases_.push_back(std::move(phase));
+void InputGradient::make_phases() {
+  const ConvGeometry& g = conv_.geometry;
+  int64_t floats = 0;
+  for (int64_t h = 0; h < std::min(g.stride.h, g.in.h); ++h) {
+    for (int64_t w = 0; w < std::min(g.stride.w, g.in.w); ++w) {
+      Phase phase;
+      phase.h = phase_axis({g.kernel.h, g.stride.h, g.dilation.h, g.padding.top}, h);
+      phase.w = phase_axis({g.kernel.w, g.stride.w, g.dilation.w, g.padding.left}, w);
+      phase.layer.header = header_of(conv_.weight, true, phase.h.taps, phase.w.taps);
+      phase.layer.shift = no_shift_.data();
+      phase.layer.stride = {1, 1};
+      phase.layer.dilation = {phase.h.step, phase.w.step};
+      if (!phase.empty()) {
+        floats += phase.layer.header.payload_floats();
+        columns_ = hull(columns_, phase.w.reads(0, phase_count(g.in.w, w, g.stride.w)));
       }
-    }
-    packed_ = std::make_unique<PooledFloats>(std::max<int64_t>(1, floats));
-    float* at = packed_->data();
-    for (Phase& phase : phases_) {
-      if (phase.empty()) continue;
-      pack_weight(kernels_.base, conv_.weight, true, phase.h.taps, phase.w.taps, at);
-      phase.layer.weights = at;
-      at += phase.layer.header.payload_floats();
+      phases_.push_back(std::move(phase));
     }
   }
+  pack_weights(floats);
+}
 
-  static Range hull(Range a, Range b) {
-    if (a.size() <= 0) return b;
-    return {std::min(a.begin, b.begin), std::max(a.end, b.end)};
+void InputGradient::pack_weights(int64_t floats) {
+  packed_ = std::make_unique<PooledFloats>(std::max<int64_t>(1, floats));
+  float* at = packed_->data();
+  for (Phase& phase : phases_) {
+    if (phase.empty()) continue;
+    pack_weight(kernels_.base, conv_.weight, true, phase.h.taps, phase.w.taps, at);
+    phase.layer.weights = at;
+    at += phase.layer.header.payload_floats();
   }
+}
 
-  int64_t rows_in_cache() const {
-    const ConvGeometry& g = conv_.geometry;
-    const int64_t floats = columns_.size() * g.out_channels / g.stride.h + g.in.w * g.in_channels;
-    return level2_cache_bytes() / 2 / (floats * static_cast<int64_t>(sizeof(float)));
+Range InputGradient::phase_rows(const Phase& phase, const Slices::Slice& slice) const {
+  const int64_t stride = conv_.geometry.stride.h;
+  return {slice.row / stride, phase_count(slice.row + slice.rows, phase.h.phase, stride)};
+}
+
+Range InputGradient::gradient_rows(const Slices::Slice& slice) const {
+  Range rows{0, 0};
+  for (const Phase& phase : phases_) {
+    const Range mine = phase_rows(phase, slice);
+    if (!phase.empty() && mine.size() > 0) rows = hull(rows, phase.h.reads(mine.begin, mine.end));
   }
+  return rows;
+}
 
-  Range phase_rows(const Phase& phase, const Slices::Slice& slice) const {
-    const int64_t stride = conv_.geometry.stride.h;
-    return {slice.row / stride, phase_count(slice.row + slice.rows, phase.h.phase, stride)};
+void InputGradient::run_slice(const Slices::Slice& slice, const Band& gradient,
+                              InputGradientSums& sums, const Band& activated) const {
+  const Band output = output_band(slice);
+  for (const Phase& phase : phases_) {
+    if (phase_rows(phase, slice).size() > 0) run_phase(phase, slice, gradient, output);
   }
-
-  void run_slice(const Slices::Slice& slice, InputGradientSums& sums) const {
-    const ConvGeometry& g = conv_.geometry;
-    Range rows{0, 0};
-    for (const Phase& phase : phases_) {
-      const Range mine = phase_rows(phase, slice);
-      if (!phase.empty() && mine.size() > 0) rows = hull(rows, phase.h.reads(mine.begin, mine.end));
-    }
-    const Band input = gradient_band(slice.image, rows);
-    const Band output = output_band(slice);
-    for (const Phase& phase : phases_) {
-      const Range mine = phase_rows(phase, slice);
-      if (mine.size() > 0) run_phase(phase, mine, slice, input, rows, output);
-    }
-    if (conv_.has_prologue) finish(slice, output, sums);
-    if (!direct_output_) {
-      store_band(kernels_.base, output, grad_x_, slice.image, slice.row, slice.rows, 0,
-                 g.in_channels);
-    }
+  finish(slice, output, sums, activated);
+  if (grad_x_.type != StorageType::float32) {
+    store_band(kernels_.base, output, grad_x_, slice.image, slice.row, slice.rows, 0,
+               conv_.geometry.in_channels);
   }
+}
 
-  void run_phase(const Phase& phase, Range rows, const Slices::Slice& slice, const Band& input,
-                 Range input_rows, const Band& output) const {
-    const ConvGeometry& g = conv_.geometry;
-    ConvBand band;
-    band.rows = rows.size();
-    band.pixels = phase_count(g.in.w, phase.w.phase, g.stride.w);
-    band.output.row_stride = output.row_stride * g.stride.h;
-    band.output.pixel_stride = output.pixel_stride * g.stride.w;
-    band.output.data = output.data +
-                       (rows.begin * g.stride.h + phase.h.phase - slice.row) * output.row_stride +
-                       phase.w.phase * output.pixel_stride;
-    if (phase.empty()) return clear(band);
-    band.input = input;
-    band.input.data += (phase.h.first + rows.begin - input_rows.begin) * input.row_stride +
-                       (phase.w.first - columns_.begin) * input.pixel_stride;
-    conv_rows(kernels_.base, phase.layer, band, {0, panel_count(kernels_.base, phase.layer)});
-  }
+void InputGradient::run_phase(const Phase& phase, const Slices::Slice& slice, const Band& gradient,
+                              const Band& output) const {
+  const ConvGeometry& g = conv_.geometry;
+  const Range rows = phase_rows(phase, slice);
+  ConvBand band;
+  band.rows = rows.size();
+  band.pixels = phase_count(g.in.w, phase.w.phase, g.stride.w);
+  band.output.row_stride = output.row_stride * g.stride.h;
+  band.output.pixel_stride = output.pixel_stride * g.stride.w;
+  band.output.data = output.data +
+                     (rows.begin * g.stride.h + phase.h.phase - slice.row) * output.row_stride +
+                     phase.w.phase * output.pixel_stride;
+  if (phase.empty()) return clear(band);
+  band.input = gradient;
+  band.input.data +=
+      (phase.h.first + rows.begin - gradient_rows(slice).begin) * gradient.row_stride +
+      (phase.w.first - columns_.begin) * gradient.pixel_stride;
+  conv_rows(kernels_.base, phase.layer, band, {0, panel_count(kernels_.base, phase.layer)});
+}
 
-  // Input pixels that no tap of the kernel reads.
-  void clear(const ConvBand& band) const {
-    for (int64_t row = 0; row < band.rows; ++row) {
-      for (int64_t pixel = 0; pixel < band.pixels; ++pixel) {
-        std::fill_n(
-            band.output.data + row * band.output.row_stride + pixel * band.output.pixel_stride,
-            conv_.geometry.in_channels, 0.0F);
-      }
-    }
-  }
-
-  // The output's gradient in those rows and in the columns that are read, zero outside.
-  Band gradient_band(int64_t n, Range rows) const {
-    const ConvGeometry& g = conv_.geometry;
-    const int64_t channels = g.out_channels;
-    const Range inside{std::max<int64_t>(0, columns_.begin), std::min(g.out.w, columns_.end)};
-    const bool whole =
-        columns_.begin == 0 && columns_.end == g.out.w && rows.begin >= 0 && rows.end <= g.out.h;
-    if (whole && gradient_.direct()) {
-      const Image& image = gradient_.image();
-      return {reinterpret_cast<float*>(image.at(n, rows.begin, 0)), image.stride_h, image.stride_w};
-    }
-    const int64_t row_floats = std::max<int64_t>(0, columns_.size()) * channels;
-    float* target = thread_scratch().input.floats(rows.size() * row_floats);
-    float* scratch = thread_scratch().residual.floats(gradient_.scratch_floats(channels));
-    for (int64_t i = 0; i < rows.size(); ++i) {
-      float* row = target + i * row_floats;
-      const int64_t h = rows.begin + i;
-      if (h < 0 || h >= g.out.h || inside.size() <= 0) {
-        std::fill_n(row, row_floats, 0.0F);
-        continue;
-      }
-      float* begin = row + (inside.begin - columns_.begin) * channels;
-      float* end = begin + inside.size() * channels;
-      std::fill(row, begin, 0.0F);
-      gradient_.load(kernels_, {n, h, inside, {0, channels}}, {begin, channels}, scratch);
-      std::fill(end, row + row_floats, 0.0F);
-    }
-    return {target, row_floats, channels};
-  }
-
-  Band output_band(const Slices::Slice& slice) const {
-    if (direct_output_) {
-      return {reinterpret_cast<float*>(grad_x_.at(slice.image, slice.row, 0)), grad_x_.stride_h,
-              grad_x_.stride_w};
-    }
-    const int64_t row_floats = grad_x_.width * grad_x_.channels;
-    return {thread_scratch().output.floats(slice.rows * row_floats), row_floats, grad_x_.channels};
-  }
-
-  // Through the activation and the affine, in place, while the rows are in the cache.
-  void finish(const Slices::Slice& slice, const Band& output, InputGradientSums& sums) const {
-    const int64_t channels = conv_.geometry.in_channels;
-    const int64_t row_floats = conv_.geometry.in.w * channels;
-    float* scratch = thread_scratch().inner1.floats(row_floats + 2 * channels);
-    float* run_sums = scratch + row_floats;
-    for (int64_t i = 0; i < slice.rows; ++i) {
-      const ConstPixels x =
-          row_pixels(kernels_.base, conv_.x, slice.image, slice.row + i, {0, channels}, scratch);
-      float* row = output.data + i * output.row_stride;
-      short_runs(conv_.geometry.in.w, [&](int64_t first, int64_t pixels) {
-        std::fill_n(run_sums, 2 * channels, 0.0F);
-        float* at = row + first * output.pixel_stride;
-        const ConstPixels grad{at, output.pixel_stride};
-        kernels_.training.affine_act_backward(
-            conv_.prologue, grad, {x.data + first * x.stride, x.stride}, {},
-            {at, output.pixel_stride}, {}, {run_sums, run_sums + channels, nullptr}, pixels,
-            channels);
-        sums.grad.add(run_sums);
-        sums.grad_centred.add(run_sums + channels);
-      });
+// Input pixels that no tap of the kernel reads.
+void InputGradient::clear(const ConvBand& band) const {
+  for (int64_t row = 0; row < band.rows; ++row) {
+    for (int64_t pixel = 0; pixel < band.pixels; ++pixel) {
+      std::fill_n(
+          band.output.data + row * band.output.row_stride + pixel * band.output.pixel_stride,
+          conv_.geometry.in_channels, 0.0F);
     }
   }
+}
 
-  const Kernels& kernels_;
-  const TrainingConv& conv_;
-  const OutputGradient& gradient_;
-  const Image& grad_x_;
-  const std::vector<float> no_shift_;
-  const bool direct_output_;
-  std::vector<Phase> phases_;
-  std::unique_ptr<PooledFloats> packed_;
-  Range columns_{0, 0};  // of the output, that the phases read
-};
+Band InputGradient::output_band(const Slices::Slice& slice) const {
+  if (grad_x_.type == StorageType::float32) {
+    return {reinterpret_cast<float*>(grad_x_.at(slice.image, slice.row, 0)), grad_x_.stride_h,
+            grad_x_.stride_w};
+  }
+  const int64_t row_floats = grad_x_.width * grad_x_.channels;
+  return {thread_scratch().output.floats(slice.rows * row_floats), row_floats, grad_x_.channels};
+}
+
+// Through the activation and the affine, in place, while the rows are in the cache.
+void InputGradient::finish(const Slices::Slice& slice, const Band& output, InputGradientSums& sums,
+                           const Band& activated) const {
+  const Image& x = conv_.x;
+  const auto joined = [&](ptrdiff_t row, ptrdiff_t pixel) { return row == x.width * pixel; };
+  // Rows that follow each other are one long row: fewer, longer runs.
+  const bool one_row = x.is_float32_nhwc() && joined(x.stride_h, x.stride_w) &&
+                       joined(output.row_stride, output.pixel_stride) &&
+                       !conv_.geometry.padding.any();
+  const int64_t lines = one_row ? 1 : slice.rows;
+  const int64_t pixels = one_row ? slice.rows * x.width : x.width;
+  float* scratch = thread_scratch().inner1.floats(x.width * x.channels);
+  for (int64_t i = 0; i < lines; ++i) {
+    const ConstPixels row =
+        row_pixels(kernels_.base, x, slice.image, slice.row + i, {0, x.channels}, scratch);
+    float* out = activated.data == nullptr ? nullptr : activated.data + i * activated.row_stride;
+    finish_row(row, {output.data + i * output.row_stride, output.pixel_stride},
+               {out, activated.pixel_stride}, pixels, sums);
+  }
+}
+
+void InputGradient::finish_row(ConstPixels x, Pixels grad_x, Pixels activated, int64_t pixels,
+                               InputGradientSums& sums) const {
+  const int64_t channels = conv_.geometry.in_channels;
+  float* run_sums = thread_scratch().residual.floats(2 * channels);
+  short_runs(pixels, [&](int64_t first, int64_t count) {
+    std::fill_n(run_sums, 2 * channels, 0.0F);
+    const Pixels grad{grad_x.data + first * grad_x.stride, grad_x.stride};
+    const Pixels out{
+        activated.data == nullptr ? nullptr : activated.data + first * activated.stride,
+        activated.stride};
+    kernels_.training.affine_act_backward(
+        conv_.prologue, {grad.data, grad.stride}, {x.data + first * x.stride, x.stride}, {},
+        {grad, {}, out}, {run_sums, run_sums + channels, nullptr}, count, channels);
+    sums.grad.add(run_sums);
+    sums.grad_centred.add(run_sums + channels);
+  });
+}
+
+namespace {
+
+Slices dgrad_slices(const ConvGeometry& g, Range columns) {
+  const int64_t floats = columns.size() * g.out_channels / g.stride.h + g.in.w * g.in_channels;
+  const int64_t rows = level2_cache_bytes() / 4 / (floats * int64_t{sizeof(float)});
+  return {g.batch, g.in.h, rows, g.stride.h};
+}
+
+// The output's gradient that a slice reads: where it lies, or formed in scratch memory.
+Band gradient_band(const Kernels& kernels, const OutputGradient& gradient, int64_t n, Range rows,
+                   Range columns) {
+  const Image& image = gradient.image();
+  const bool whole = columns.begin == 0 && columns.end == image.width && rows.begin >= 0 &&
+                     rows.end <= image.height;
+  if (whole && gradient.direct()) {
+    return {reinterpret_cast<float*>(image.at(n, rows.begin, 0)), image.stride_h, image.stride_w};
+  }
+  const int64_t pixels = rows.size() * std::max<int64_t>(0, columns.size());
+  float* target = thread_scratch().inner2.floats(band_floats(pixels, image.channels));
+  return gradient.load(kernels, {n, rows, columns, {0, image.channels}}, target);
+}
 
 }  // namespace
 
 InputGradientSums run_dgrad(const Kernels& kernels, TrainingConv conv, OutputGradient gradient,
                             Image grad_x) {
   join_images(conv.geometry, {&conv.x, &gradient.grad(), &gradient.y(), &grad_x});
-  return InputGradient(kernels, conv, gradient, grad_x).run();
+  const InputGradient dgrad(kernels, conv, grad_x);
+  const Slices slices = dgrad_slices(conv.geometry, dgrad.gradient_columns());
+  std::vector<InputGradientSums> parts(static_cast<size_t>(slices.count()),
+                                       InputGradientSums(conv.geometry.in_channels));
+  parallel_parts(slices.count(), [&](int64_t i) {
+    const Slices::Slice slice = slices[i];
+    const Band band = gradient_band(kernels, gradient, slice.image, dgrad.gradient_rows(slice),
+                                    dgrad.gradient_columns());
+    dgrad.run_slice(slice, band, parts[static_cast<size_t>(i)], {});
+  });
+  for (size_t i = 1; i < parts.size(); ++i) parts[0].add(parts[i]);
+  return std::move(parts[0]);
 }
 
 }  // namespace fastres::cpu

@@ -2,6 +2,7 @@
 
 #pragma once
 
+#include <memory>
 #include <vector>
 
 #include "output_gradient.h"
@@ -12,9 +13,72 @@ namespace fastres::cpu {
 struct InputGradientSums {
   Totals grad;
   Totals grad_centred;
+  explicit InputGradientSums(int64_t channels) : grad(channels), grad_centred(channels) {}
+  void add(const InputGradientSums& other) {
+    grad.add(other.grad);
+    grad_centred.add(other.grad_centred);
+  }
 };
 
-// Fills grad_x, dense NHWC of x's type.
+// Along one axis, the input positions phase, phase + stride, ... all receive the same taps of the
+// kernel. Input position phase + stride * j is the sum over t of tap taps[t] times the gradient at
+// output position first + j + t * step: a convolution with stride 1.
+struct PhaseAxis {
+  int64_t phase = 0;
+  Taps taps;
+  int64_t first = 0;
+  int64_t step = 1;
+
+  // Output positions that input positions [begin, end) of this phase read.
+  Range reads(int64_t begin, int64_t end) const {
+    return {first + begin, first + end + (static_cast<int64_t>(taps.size()) - 1) * step};
+  }
+};
+
+// Fills slices of grad_x, dense NHWC of x's type.
+class InputGradient {
+ public:
+  InputGradient(const Kernels& kernels, const TrainingConv& conv, const Image& grad_x);
+
+  // What a slice of input rows reads of the output's gradient; it may be outside of the image.
+  Range gradient_rows(const Slices::Slice& slice) const;
+  Range gradient_columns() const { return columns_; }
+
+  // `gradient` holds those. Where `activated` has data, it receives the activated input of the
+  // slice, float32 pixels of all channels.
+  void run_slice(const Slices::Slice& slice, const Band& gradient, InputGradientSums& sums,
+                 const Band& activated) const;
+
+ private:
+  // One of stride.h * stride.w convolutions of the output's gradient.
+  struct Phase {
+    PhaseAxis h, w;
+    ConvLayer layer;
+    bool empty() const { return h.taps.empty() || w.taps.empty(); }
+  };
+
+  void make_phases();
+  void pack_weights(int64_t floats);
+  Range phase_rows(const Phase& phase, const Slices::Slice& slice) const;
+  void run_phase(const Phase& phase, const Slices::Slice& slice, const Band& gradient,
+                 const Band& output) const;
+  void clear(const ConvBand& band) const;
+  Band output_band(const Slices::Slice& slice) const;
+  void finish(const Slices::Slice& slice, const Band& output, InputGradientSums& sums,
+              const Band& activated) const;
+  void finish_row(ConstPixels x, Pixels grad_x, Pixels activated, int64_t pixels,
+                  InputGradientSums& sums) const;
+
+  const Kernels& kernels_;
+  const TrainingConv& conv_;
+  const Image& grad_x_;
+  const std::vector<float> no_shift_;
+  std::vector<Phase> phases_;
+  std::unique_ptr<PooledFloats> packed_;
+  Range columns_{0, 0};  // of the output, that the phases read
+};
+
+// The whole batch.
 InputGradientSums run_dgrad(const Kernels& kernels, TrainingConv conv, OutputGradient gradient,
                             Image grad_x);
 

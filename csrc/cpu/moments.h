@@ -25,10 +25,11 @@ class Moments {
 
  private:
   void add_run(const Kernels& kernels, ConstPixels run, int64_t pixels);
+  void choose_pivot(const Kernels& kernels, ConstPixels run, int64_t pixels, float* pivot,
+                    float* scratch) const;
 
   double count_ = 0.0;
   std::vector<double> mean_, m2_;
-  std::vector<float> run_;
 };
 
 }  // namespace fastres::cpu

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "scratch.h"
+
 namespace fastres::cpu {
 namespace {
 
@@ -44,23 +46,45 @@ OutputGradient::OutputGradient(const Tensor& grad_y, const std::optional<Tensor>
   }
 }
 
-void OutputGradient::load(const Kernels& kernels, const Part& part, Pixels target,
-                          float* scratch) const {
+Band OutputGradient::load(const Kernels& kernels, const Part& part, float* target) const {
+  const int64_t stride = band_pixel_stride(part.channels.size());
+  const int64_t row_floats = std::max<int64_t>(0, part.columns.size()) * stride;
+  const Range inside{std::max<int64_t>(0, part.columns.begin),
+                     std::min(grad_.width, part.columns.end)};
+  for (int64_t i = 0; i < part.rows.size(); ++i) {
+    float* row = target + i * row_floats;
+    const int64_t h = part.rows.begin + i;
+    if (h < 0 || h >= grad_.height || inside.size() <= 0) {
+      std::fill_n(row, row_floats, 0.0F);
+      continue;
+    }
+    float* begin = row + (inside.begin - part.columns.begin) * stride;
+    float* end = begin + inside.size() * stride;
+    std::fill(row, begin, 0.0F);
+    load_row(kernels, part, h, inside, {begin, stride});
+    std::fill(end, row + row_floats, 0.0F);
+  }
+  return {target, row_floats, stride};
+}
+
+void OutputGradient::load_row(const Kernels& kernels, const Part& part, int64_t h, Range columns,
+                              Pixels target) const {
   const int64_t count = part.channels.size();
-  ConstPixels grad = row_pixels(kernels.base, grad_, part.n, part.h, part.channels, scratch);
-  grad.data += part.pixels.begin * grad.stride;
+  float* scratch = thread_scratch().residual.floats(2 * grad_.width * count);
+  ConstPixels grad = row_pixels(kernels.base, grad_, part.n, h, part.channels, scratch);
+  grad.data += columns.begin * grad.stride;
   if (!has_stats_) {
-    for (int64_t i = 0; i < part.pixels.size(); ++i) {
+    for (int64_t i = 0; i < columns.size(); ++i) {
       std::copy_n(grad.data + i * grad.stride, count, target.data + i * target.stride);
     }
     return;
   }
   ConstPixels y =
-      row_pixels(kernels.base, y_, part.n, part.h, part.channels, scratch + grad_.width * count);
-  y.data += part.pixels.begin * y.stride;
+      row_pixels(kernels.base, y_, part.n, h, part.channels, scratch + grad_.width * count);
+  y.data += columns.begin * y.stride;
   const int64_t first = part.channels.begin;
   const StatsGradient f{offset_.data() + first, slope_.data() + first, mean_ + first};
-  kernels.training.stats_gradient(f, grad, y, target, part.pixels.size(), count);
+  kernels.training.stats_gradient(f, grad, y, target, columns.size(), count);
 }
 
 }  // namespace fastres::cpu

@@ -23,17 +23,19 @@ class OutputGradient {
   bool direct() const { return !has_stats_ && grad_.is_float32_nhwc(); }
   const Image& image() const { return grad_; }
 
-  // A part of row h, to `target`.
-  // `scratch` has room for two rows of those channels.
+  // Rows and columns of image n, zero outside of it, as a band at `target`, its pixels
+  // band_pixel_stride(channels.size()) apart. Uses the thread's residual scratch.
   struct Part {
-    int64_t n, h;
-    Range pixels;
+    int64_t n;
+    Range rows, columns;
     Range channels;
   };
-  void load(const Kernels& kernels, const Part& part, Pixels target, float* scratch) const;
-  int64_t scratch_floats(int64_t channels) const { return 2 * grad_.width * channels; }
+  Band load(const Kernels& kernels, const Part& part, float* target) const;
 
  private:
+  void load_row(const Kernels& kernels, const Part& part, int64_t h, Range columns,
+                Pixels target) const;
+
   Image grad_, y_;
   bool has_stats_;
   std::vector<float> offset_, slope_;

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 
 namespace fastres::cpu {
 
@@ -28,6 +29,15 @@ struct Range {
 // The i-th of `parts` nearly equal ranges of [0, count).
 inline Range even_range(int64_t count, int64_t parts, int64_t i) {
   return {count * i / parts, count * (i + 1) / parts};
+}
+
+// Zeroes memory on all threads, where it is large.
+inline void clear_memory(void* data, int64_t bytes) {
+  const int64_t parts = std::clamp<int64_t>(bytes >> 18, 1, thread_count());
+  parallel_parts(parts, [&](int64_t i) {
+    const Range range = even_range(bytes, parts, i);
+    std::memset(static_cast<char*>(data) + range.begin, 0, static_cast<size_t>(range.size()));
+  });
 }
 
 }  // namespace fastres::cpu

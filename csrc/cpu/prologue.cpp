@@ -69,6 +69,12 @@ TrainingConv::TrainingConv(const ConvStatsArguments& a, const char* op)
                      channel_vector(*a.in_scale, x.channels, op, "in_scale", kept),
                      channel_vector(*a.in_bias, x.channels, op, "in_bias", kept)};
   }
+  if (g.is_pointwise()) {
+    step = g.stride;
+    x = strided_image(x, step);
+    g.in = g.out;
+    g.stride = {1, 1};
+  }
   prologue.act = activation_of(a.in_act, op);
   prologue.act_slope = static_cast<float>(a.in_act_slope);
   has_prologue = has_affine || prologue.act != Activation::none;
@@ -89,26 +95,66 @@ void join_images(ConvGeometry& g, std::vector<Image*> images) {
   g.batch = 1;
 }
 
-Band load_activated(const Kernels& kernels, const TrainingConv& conv, const PaddedRows& what,
-                    float* target) {
+Image strided_image(Image image, Extent step) {
+  image.height = (image.height + step.h - 1) / step.h;
+  image.width = (image.width + step.w - 1) / step.w;
+  image.stride_h *= step.h;
+  image.stride_w *= step.w;
+  return image;
+}
+
+namespace {
+
+// `pixels` pixels, `stride` floats apart, become zero.
+void clear_pixels(float* target, int64_t pixels, int64_t stride, int64_t channels) {
+  if (stride == channels) {
+    std::fill_n(target, pixels * channels, 0.0F);
+    return;
+  }
+  for (int64_t i = 0; i < pixels; ++i) std::fill_n(target + i * stride, channels, 0.0F);
+}
+
+void load_activated_row(const Kernels& kernels, const TrainingConv& conv, int64_t n, int64_t h,
+                        Range channels, Pixels target) {
   const Image& x = conv.x;
-  if (!conv.has_prologue) return load_band(kernels.base, x, what, target);
-  const int64_t channels = x.channels;
-  const int64_t row_floats = (what.left + x.width + what.right) * channels;
+  const int64_t count = channels.size();
+  float* scratch = thread_scratch().inner1.floats(x.width * count);
+  const ConstPixels source = row_pixels(kernels.base, x, n, h, channels, scratch);
+  if (!conv.has_prologue) {
+    for (int64_t i = 0; i < x.width; ++i) {
+      std::copy_n(source.data + i * source.stride, count, target.data + i * target.stride);
+    }
+    return;
+  }
+  AffineAct prologue = conv.prologue;
+  prologue.main = prologue.main.from(channels.begin);
+  kernels.training.affine_act(prologue, source, {}, target, x.width, count);
+}
+
+}  // namespace
+
+Band load_activated(const Kernels& kernels, const TrainingConv& conv, const PaddedRows& what,
+                    Range channels, float* target) {
+  const Image& x = conv.x;
+  const int64_t count = channels.size();
+  const int64_t stride = band_pixel_stride(count);
+  if (!conv.has_prologue && count == x.channels && stride == count) {
+    return load_band(kernels.base, x, what, target);
+  }
+  const int64_t width = what.left + x.width + what.right;
   for (int64_t i = 0; i < what.rows; ++i) {
-    float* row = target + i * row_floats;
+    float* row = target + i * width * stride;
     const int64_t h = what.row + i;
     if (h < 0 || h >= x.height) {
-      std::fill_n(row, row_floats, 0.0F);
+      clear_pixels(row, width, stride, count);
       continue;
     }
-    float* inside = row + what.left * channels;
-    std::fill_n(row, what.left * channels, 0.0F);
-    const ConstPixels source = row_pixels(kernels.base, x, what.n, h, {0, channels}, inside);
-    kernels.training.affine_act(conv.prologue, source, {}, {inside, channels}, x.width, channels);
-    std::fill_n(inside + x.width * channels, what.right * channels, 0.0F);
+    float* inside = row + what.left * stride;
+    clear_pixels(row, what.left, stride, count);
+    load_activated_row(kernels, conv, what.n, h, channels, {inside, stride});
+    clear_pixels(inside + x.width * stride, what.right, stride, count);
   }
-  return {target, row_floats, channels};
+  return {target, width * stride, stride};
 }
 
 }  // namespace fastres::cpu

@@ -28,10 +28,12 @@ struct ConvStatsArguments {
   int64_t groups;
 };
 
-// What the kernels make of them.
+// What the kernels make of them. A 1x1 without padding reads every step-th pixel alone: x is the
+// image of those, and the convolution has stride 1.
 struct TrainingConv {
   ConvGeometry geometry;
   Image x;
+  Extent step;
   AffineAct prologue;         // its pointers are into the members below
   bool has_prologue = false;  // otherwise x is convolved as it is
   bool has_affine = false;
@@ -51,8 +53,22 @@ const float* channel_vector(const Tensor& values, int64_t channels, const char* 
 // `images` are those of the convolution's input and output.
 void join_images(ConvGeometry& geometry, std::vector<Image*> images);
 
-// Rows [what.row, ...) of the activated input, padded with zeros, as a dense band at `target`.
+// Every step-th pixel.
+Image strided_image(Image image, Extent step);
+
+// Floats between the pixels of a band in scratch memory. Pixels of many channels a power of two
+// apart would fall into a corner of the level-1 cache.
+inline int64_t band_pixel_stride(int64_t channels) {
+  return channels <= 64 ? channels : channels + kChannelBlock;
+}
+// Vectors may read beyond the last pixel's channels.
+inline int64_t band_floats(int64_t pixels, int64_t channels) {
+  return pixels * band_pixel_stride(channels) + kChannelBlock;
+}
+
+// Rows [what.row, ...) of those channels of the activated input, padded with zeros, as a band at
+// `target`, its pixels band_pixel_stride(channels.size()) apart. Uses the thread's inner1 scratch.
 Band load_activated(const Kernels& kernels, const TrainingConv& conv, const PaddedRows& what,
-                    float* target);
+                    Range channels, float* target);
 
 }  // namespace fastres::cpu

@@ -39,6 +39,14 @@ struct AffineAct {
   float act_slope = 0.0F;
 };
 
+// What the backward of act(main(x) + residual(r)) writes; those without data are left out. Any of
+// them may be the gradient that it reads.
+struct AffineActTargets {
+  Pixels grad_x;         // g * main.scale, g the gradient of the activation's input
+  Pixels grad_residual;  // g * residual.scale
+  Pixels activated;      // what the forward computed; without a residual only
+};
+
 // Sums over pixels, one value per channel, added to: what the gradients of an affine are made of.
 struct AffineSums {
   float* grad = nullptr;           // g
@@ -54,19 +62,25 @@ struct StatsGradient {
   const float* mean = nullptr;
 };
 
-// The gradient of one block of 16 output channels by `channels` adjacent input values of one tap,
-// or by all input values of a row of adjacent taps.
+// The gradient of `blocks` blocks of 16 output channels, 1 or 2, by `channels` adjacent input
+// values of one tap, or by all input values of a row of adjacent taps. Lanes beyond the last output
+// channel are read and summed, to be ignored.
 struct WgradTile {
-  const float* grad;  // [images][rows][pixels][16], dense
+  const float* grad;
+  ptrdiff_t grad_image_stride;
+  ptrdiff_t grad_row_stride;
+  ptrdiff_t grad_pixel_stride;
   const float* input;
   ptrdiff_t input_image_stride;
   ptrdiff_t input_row_stride;    // between output rows (vertical stride included)
   ptrdiff_t input_pixel_stride;  // between output pixels (horizontal stride included)
   int64_t images, rows, pixels;
   int64_t channels;
-  float* sums;  // [channels][16], added to
+  int64_t blocks;
+  float* sums;                  // [channels][16] a block, added to
+  ptrdiff_t sums_block_stride;  // between blocks
 
-  // lanes only: input holds 16 channels, of the same groups as the output's.
+  // lanes only, of one block: input holds 16 channels, of the same groups as the output's.
   int64_t tap_rows, tap_cols;
   ptrdiff_t tap_row_stride, tap_col_stride;
 };
@@ -75,17 +89,15 @@ struct TrainingKernels {
   // target = act(main(x) + residual(r)). target may be x.
   void (*affine_act)(const AffineAct& f, ConstPixels x, ConstPixels residual, Pixels target,
                      int64_t pixels, int64_t channels);
-  // With g the gradient of the activation's input: grad_x = g * main.scale and, where it is not
-  // null, grad_residual = g * residual.scale. Any target may be grad.
   void (*affine_act_backward)(const AffineAct& f, ConstPixels grad, ConstPixels x,
-                              ConstPixels residual, Pixels grad_x, Pixels grad_residual,
+                              ConstPixels residual, const AffineActTargets& targets,
                               const AffineSums& sums, int64_t pixels, int64_t channels);
   // target may be grad.
   void (*stats_gradient)(const StatsGradient& f, ConstPixels grad, ConstPixels y, Pixels target,
                          int64_t pixels, int64_t channels);
-  // Per channel: pivot = the mean, rounded; then the sums of y - pivot and of its square.
-  void (*moments)(ConstPixels y, int64_t pixels, int64_t channels, float* pivot, float* deviation,
-                  float* square);
+  // Per channel the sums of y - pivot and of its square.
+  void (*moments)(ConstPixels y, int64_t pixels, int64_t channels, const float* pivot,
+                  float* deviation, float* square);
   void (*wgrad)(const WgradTile&);
   // Narrow groups: sums are [tap_rows][tap_cols][group_width][16]; group_width in {1, 2, 4, 8}.
   void (*wgrad_lanes)(const WgradTile&, int64_t group_width);

@@ -91,10 +91,11 @@ void forward(const AffineAct& f, ConstPixels x, ConstPixels residual, Pixels tar
       });
 }
 
-template <Activation kAct, bool kResidual>
+template <Activation kAct, bool kResidual, bool kActivated>
 void backward(const AffineAct& f, ConstPixels grad, ConstPixels x, ConstPixels residual,
-              Pixels grad_x, Pixels grad_residual, const AffineSums& sums, int64_t pixels,
+              const AffineActTargets& targets, const AffineSums& sums, int64_t pixels,
               int64_t channels) {
+  const auto [grad_x, grad_residual, activated] = targets;
   for_each_vector(
       pixels, channels, [&](auto at_once, auto partial, int64_t pixel, int64_t c, int64_t count) {
         constexpr bool kPartial = decltype(partial)::value;
@@ -111,6 +112,10 @@ void backward(const AffineAct& f, ConstPixels grad, ConstPixels x, ConstPixels r
             r = load_lanes<kPartial>(residual.data + (pixel + i) * residual.stride + c, count) -
                 shortcut.mean;
             z += r * shortcut.scale + shortcut.bias;
+          }
+          if constexpr (kActivated) {
+            store_lanes<kPartial>(activated.data + (pixel + i) * activated.stride + c,
+                                  activate(z, kAct, f.act_slope), count);
           }
           const Vec g = act_gradient<kAct>(
               load_lanes<kPartial>(grad.data + (pixel + i) * grad.stride + c, count), z,
@@ -165,12 +170,14 @@ void affine_act(const AffineAct& f, ConstPixels x, ConstPixels residual, Pixels 
 }
 
 void affine_act_backward(const AffineAct& f, ConstPixels grad, ConstPixels x, ConstPixels residual,
-                         Pixels grad_x, Pixels grad_residual, const AffineSums& sums,
-                         int64_t pixels, int64_t channels) {
+                         const AffineActTargets& targets, const AffineSums& sums, int64_t pixels,
+                         int64_t channels) {
   with_activation(f.act, [&](auto act) {
-    const auto run = residual.data != nullptr ? backward<decltype(act)::value, true>
-                                              : backward<decltype(act)::value, false>;
-    run(f, grad, x, residual, grad_x, grad_residual, sums, pixels, channels);
+    constexpr Activation kAct = decltype(act)::value;
+    const auto run = residual.data != nullptr            ? backward<kAct, true, false>
+                     : targets.activated.data != nullptr ? backward<kAct, false, true>
+                                                         : backward<kAct, false, false>;
+    run(f, grad, x, residual, targets, sums, pixels, channels);
   });
 }
 

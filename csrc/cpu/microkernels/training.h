@@ -10,11 +10,11 @@ namespace fastres::cpu::FASTRES_ISA_NAMESPACE {
 void affine_act(const AffineAct& f, ConstPixels x, ConstPixels residual, Pixels target,
                 int64_t pixels, int64_t channels);
 void affine_act_backward(const AffineAct& f, ConstPixels grad, ConstPixels x, ConstPixels residual,
-                         Pixels grad_x, Pixels grad_residual, const AffineSums& sums,
-                         int64_t pixels, int64_t channels);
+                         const AffineActTargets& targets, const AffineSums& sums, int64_t pixels,
+                         int64_t channels);
 void stats_gradient(const StatsGradient& f, ConstPixels grad, ConstPixels y, Pixels target,
                     int64_t pixels, int64_t channels);
-void moments(ConstPixels y, int64_t pixels, int64_t channels, float* pivot, float* deviation,
+void moments(ConstPixels y, int64_t pixels, int64_t channels, const float* pivot, float* deviation,
              float* square);
 void wgrad(const WgradTile& tile);
 void wgrad_lanes(const WgradTile& tile, int64_t group_width);

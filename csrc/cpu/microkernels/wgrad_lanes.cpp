@@ -56,11 +56,13 @@ inline const float* reread(const float* p) {
 // A row of output pixels by three adjacent taps of stride 1: each spread input serves the gradients
 // of three pixels. Not inlined: the compiler would give registers to the total and spill the sums.
 template <int kGroup>
-[[gnu::noinline]] void sliding_row(const float* x, ptrdiff_t pixel_stride, const float* grad,
-                                   int64_t pixels, int lane, Sums<3 * kGroup>& total) {
+[[gnu::noinline]] void sliding_row(const WgradTile& t, const float* x, const float* grad, int lane,
+                                   Sums<3 * kGroup>& total) {
+  const ptrdiff_t pixel_stride = t.input_pixel_stride;
+  const ptrdiff_t grad_stride = t.grad_pixel_stride;
   Sums<3 * kGroup> acc;
   Vec g1{}, g2{};  // of the pixel before, and of the one before it
-  for (int64_t pixel = 0; pixel < pixels; ++pixel) {
+  for (int64_t pixel = 0; pixel < t.pixels; ++pixel) {
     const Vec g0 = load(grad);
 #pragma GCC unroll 8
     for (int c = 0; c < kGroup; ++c) {
@@ -71,7 +73,7 @@ template <int kGroup>
     }
     g2 = g1;
     g1 = g0;
-    grad += 16;
+    grad += grad_stride;
     x += pixel_stride;
   }
 #pragma GCC unroll 8
@@ -90,12 +92,11 @@ template <int kGroup>
 template <int kGroup>
 void sliding_row_of_taps(const WgradTile& t, const float* input, int lane, float* sums) {
   Sums<3 * kGroup> total;
-  const float* grad = t.grad + lane;
   for (int64_t n = 0; n < t.images; ++n) {
     for (int64_t row = 0; row < t.rows; ++row) {
       const float* x = input + n * t.input_image_stride + row * t.input_row_stride;
-      sliding_row<kGroup>(x, t.input_pixel_stride, grad, t.pixels, lane, total);
-      grad += t.pixels * 16;
+      const float* grad = t.grad + n * t.grad_image_stride + row * t.grad_row_stride + lane;
+      sliding_row<kGroup>(t, x, grad, lane, total);
     }
   }
   store_sums(total, sums + lane);
@@ -107,16 +108,16 @@ template <int kGroup>
 void one_tap(const WgradTile& t, const float* input, int lane, float* sums) {
   constexpr int kPixels = 8 / kGroup;
   Sums<kPixels * kGroup> acc, total;
-  const float* grad = t.grad + lane;
   int64_t summed = 0;
   for (int64_t n = 0; n < t.images; ++n) {
     for (int64_t row = 0; row < t.rows; ++row) {
       const float* x = input + n * t.input_image_stride + row * t.input_row_stride;
+      const float* grad = t.grad + n * t.grad_image_stride + row * t.grad_row_stride + lane;
       int64_t pixel = 0;
       for (; pixel + kPixels <= t.pixels; pixel += kPixels) {
 #pragma GCC unroll 8
         for (int i = 0; i < kPixels; ++i) {
-          const Vec g = load(grad + (pixel + i) * 16);
+          const Vec g = load(grad + (pixel + i) * t.grad_pixel_stride);
 #pragma GCC unroll 8
           for (int c = 0; c < kGroup; ++c) {
             acc.at[i * kGroup + c] +=
@@ -125,13 +126,12 @@ void one_tap(const WgradTile& t, const float* input, int lane, float* sums) {
         }
       }
       for (; pixel < t.pixels; ++pixel) {
-        const Vec g = load(grad + pixel * 16);
+        const Vec g = load(grad + pixel * t.grad_pixel_stride);
 #pragma GCC unroll 8
         for (int c = 0; c < kGroup; ++c) {
           acc.at[c] += g * gather<kGroup>(x + pixel * t.input_pixel_stride, lane, c);
         }
       }
-      grad += t.pixels * 16;
       summed += t.pixels;
       if (summed >= kPixelsPerSum * kPixels) {
         total.add(acc);

@@ -1,0 +1,138 @@
+#include "fused_backward.h"
+
+#include <algorithm>
+
+#include "cache.h"
+#include "scratch.h"
+
+namespace fastres::cpu {
+namespace {
+
+class FusedBackward {
+ public:
+  FusedBackward(const Kernels& kernels, const TrainingConv& conv, const OutputGradient& gradient,
+                const Image& grad_x)
+      : kernels_(kernels),
+        conv_(conv),
+        gradient_(gradient),
+        wants_input_(grad_x.data != nullptr),
+        dgrad_(kernels, conv, grad_x),
+        sums_(kernels, conv) {}
+
+  Slices slices() const {
+    const ConvGeometry& g = conv_.geometry;
+    const int64_t floats = dgrad_.gradient_columns().size() * band_pixel_stride(g.out_channels) +
+                           g.padded_width() * band_pixel_stride(g.in_channels) +
+                           g.in.w * g.in_channels;
+    const int64_t rows = level2_cache_bytes() / 4 / (floats * int64_t{sizeof(float)});
+    return {g.batch, g.in.h, rows};
+  }
+
+  const WeightSums& weight_sums() const { return sums_; }
+
+  // `weight` receives the slice's part of the weight's gradient; null for none.
+  void run(const Slices::Slice& slice, InputGradientSums& input, float* weight) const {
+    const Range columns = dgrad_.gradient_columns(), rows = dgrad_.gradient_rows(slice);
+    const int64_t out_channels = conv_.geometry.out_channels;
+    const int64_t floats = band_floats(rows.size() * columns.size(), out_channels);
+    const Band gradient = gradient_.load(kernels_, {slice.image, rows, columns, {0, out_channels}},
+                                         thread_scratch().inner2.floats(floats));
+    Band activated = weight != nullptr ? input_band(slice) : Band{};
+    if (wants_input_) {
+      Band inside = activated;
+      if (weight != nullptr) {
+        inside.data += conv_.geometry.padding.top * inside.row_stride +
+                       conv_.geometry.padding.left * inside.pixel_stride;
+      }
+      dgrad_.run_slice(slice, gradient, input, inside);
+    }
+    if (weight == nullptr) return;
+    WgradBands bands;
+    bands.input = activated;
+    bands.gradient = gradient;
+    bands.gradient.data +=
+        (slice.row - rows.begin) * gradient.row_stride - columns.begin * gradient.pixel_stride;
+    bands.rows = slice.rows;
+    bands.pixels = conv_.geometry.out.w;
+    sums_.add(bands, sums_.everything(), weight);
+  }
+
+ private:
+  // The slice's padded activated input; without the slice's own rows where the data gradient will
+  // fill them in.
+  Band input_band(const Slices::Slice& slice) const {
+    const ConvGeometry& g = conv_.geometry;
+    const Range channels{0, g.in_channels};
+    const int64_t rows = g.input_rows(slice.rows);
+    float* target =
+        thread_scratch().input.floats(band_floats(rows * g.padded_width(), g.in_channels));
+    PaddedRows what{slice.image, slice.row - g.padding.top, rows, g.padding.left, g.padding.right};
+    if (!wants_input_) return load_activated(kernels_, conv_, what, channels, target);
+    Band band{target, g.padded_width() * band_pixel_stride(g.in_channels),
+              band_pixel_stride(g.in_channels)};
+    what.rows = g.padding.top;
+    load_activated(kernels_, conv_, what, channels, target);
+    const int64_t done = g.padding.top + slice.rows;
+    what.row += done;
+    what.rows = rows - done;
+    load_activated(kernels_, conv_, what, channels, target + done * band.row_stride);
+    clear_borders(band, slice.rows);
+    return band;
+  }
+
+  // Left and right of the rows that the data gradient fills in.
+  void clear_borders(const Band& band, int64_t rows) const {
+    const ConvGeometry& g = conv_.geometry;
+    for (int64_t i = 0; i < rows; ++i) {
+      float* row = band.data + (g.padding.top + i) * band.row_stride;
+      std::fill_n(row, g.padding.left * band.pixel_stride, 0.0F);
+      std::fill_n(row + (g.padding.left + g.in.w) * band.pixel_stride,
+                  g.padding.right * band.pixel_stride, 0.0F);
+    }
+  }
+
+  const Kernels& kernels_;
+  const TrainingConv& conv_;
+  const OutputGradient& gradient_;
+  const bool wants_input_;
+  const InputGradient dgrad_;
+  const WeightSums sums_;
+};
+
+}  // namespace
+
+bool fuses_backward(const TrainingConv& conv) {
+  const ConvGeometry& g = conv.geometry;
+  const int64_t bytes = g.out_channels * (g.in_channels / g.groups) * g.kernel.h * g.kernel.w *
+                        int64_t{sizeof(float)};
+  return g.stride.h == 1 && g.stride.w == 1 && g.in.h == g.out.h && g.in.w == g.out.w &&
+         bytes <= level2_cache_bytes() / 4;
+}
+
+InputGradientSums run_fused_backward(const Kernels& kernels, TrainingConv conv,
+                                     OutputGradient gradient, Image grad_x,
+                                     const WeightView& grad_weight) {
+  std::vector<Image*> images{&conv.x, &gradient.grad(), &gradient.y()};
+  if (grad_x.data != nullptr) images.push_back(&grad_x);
+  join_images(conv.geometry, images);
+  const FusedBackward backward(kernels, conv, gradient, grad_x);
+  const Slices slices = backward.slices();
+  const int64_t floats = grad_weight.data != nullptr ? backward.weight_sums().floats() : 0;
+  const int64_t parts = std::min(thread_count(), slices.count());
+  const PooledFloats sums(std::max<int64_t>(1, floats * parts));
+  std::vector<InputGradientSums> inputs(static_cast<size_t>(slices.count()),
+                                        InputGradientSums(conv.geometry.in_channels));
+  parallel_parts(parts, [&](int64_t part) {
+    float* weight = floats > 0 ? sums.data() + part * floats : nullptr;
+    std::fill_n(weight, floats, 0.0F);
+    const Range mine = even_range(slices.count(), parts, part);
+    for (int64_t i = mine.begin; i < mine.end; ++i) {
+      backward.run(slices[i], inputs[static_cast<size_t>(i)], weight);
+    }
+  });
+  if (floats > 0) finish_wgrad(sums.data(), floats, parts, grad_weight);
+  for (size_t i = 1; i < inputs.size(); ++i) inputs[0].add(inputs[i]);
+  return std::move(inputs[0]);
+}
+
+}  // namespace fastres::cpu
