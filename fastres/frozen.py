@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
-from .fuse import FUSED
+from .fx.names import FUSED
 from .fx.patterns import Reader
 from .fx.readings import Norm
 from .fx.tracing import Pattern, default_pattern

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 
+import pytest
 import torch
 from nets import ops, randomised, runs_fused
 from torch import Tensor, nn
@@ -64,25 +65,37 @@ def check_training(
     loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
     steps: int = 3,
 ) -> None:
-    """A few steps of SGD from the same weights end in the same weights and statistics."""
+    """From the same weights: the same loss and gradients, and then losses that stay together.
+
+    Small batches make training chaotic: where rounding turns a ReLU off, eager's own loss differs
+    by a percent from memory format to memory format within three steps. So it is the first step
+    that is held to a narrow bound.
+    """
     plain.load_state_dict(keys(ours.state_dict()))
     target = torch.arange(len(x)) % 2
     losses: list[list[float]] = []
+    gradients: list[dict[str, Tensor]] = []
     for model in (ours, plain):
         model.train()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
         values = []
-        for _ in range(steps):
+        for step in range(steps):
             optimizer.zero_grad()
             value = loss(model(x), target)
             value.backward()
+            if step == 0:
+                gradients.append({k: p.grad.clone() for k, p in model.named_parameters()})
             optimizer.step()
             values.append(value.item())
         losses.append(values)
-    torch.testing.assert_close(losses[0], losses[1], rtol=1e-3, atol=1e-4)
+    assert losses[0][0] == pytest.approx(losses[1][0], rel=1e-5)
+    assert losses[0] == pytest.approx(losses[1], rel=3e-2)
     assert losses[0][-1] != losses[0][0]
+    for key, gradient in keys(gradients[0]).items():
+        expected = gradients[1][key]
+        assert (gradient - expected).norm() <= 2e-2 * expected.norm() + 1e-6, key
     theirs = plain.state_dict()
     for key, value in keys(ours.state_dict()).items():
-        torch.testing.assert_close(
-            value, theirs[key], rtol=1e-2, atol=1e-3, msg=lambda text, key=key: f"{key}: {text}"
-        )
+        if key.endswith(("running_mean", "running_var")):
+            expected = theirs[key]
+            assert (value - expected).norm() <= 1e-2 * expected.norm(), key

@@ -70,10 +70,13 @@ class Plain(nn.Module):
         return F.softmax(self.fc(x.mean((2, 3))), dim=1)
 
     def keys(self, state):
-        """The weights of ours, group by group: both list their layers in the same order."""
+        """The weights of ours, or their gradients: both list their layers in the same order."""
         values = iter(state.values())
+        kinds = {name.rpartition(".")[2] for name in state}
         result = {}
         for name in self.state_dict():
+            if name.rpartition(".")[2] not in kinds:
+                continue
             if ".convs." not in name:
                 result[name] = next(values)
             elif ".convs.0.weight" in name:
