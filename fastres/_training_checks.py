@@ -87,8 +87,8 @@ def conv_stats_shape(
     return x.shape[0], weight.shape[0], height, width
 
 
-def output_like_check(op: str, shape: Shape, dtype: torch.dtype, **tensors: Tensor) -> None:
-    """Checks tensors of the shape and dtype of the operator's output.
+def output_like_check(op: str, shape: Shape, like: Tensor, **tensors: Tensor) -> None:
+    """Checks tensors of the output's shape, and of the dtype and device of ``like``.
 
     Raises:
         ValueError: names the argument, what it is and what it has to be.
@@ -98,8 +98,9 @@ def output_like_check(op: str, shape: Shape, dtype: torch.dtype, **tensors: Tens
             raise ValueError(
                 f"{op}: {name} must have the output's shape {list(shape)}, got {list(tensor.shape)}"
             )
-        if tensor.dtype != dtype:
-            raise ValueError(f"{op}: {name} must be {dtype}, got {tensor.dtype}")
+        if tensor.dtype != like.dtype:
+            raise ValueError(f"{op}: {name} must be {like.dtype}, got {tensor.dtype}")
+    _require_same_device(op, like, **tensors)
 
 
 def affine_add_act_check(
@@ -128,7 +129,6 @@ def affine_add_act_check(
     require_channels(op, y, res_mean=res_mean, res_scale=res_scale, res_bias=res_bias)
     require_activation(op, act)
     if residual is not None:
-        output_like_check(op, tuple(y.shape), y.dtype, residual=residual)
-        _require_same_device(op, y, residual=residual)
+        output_like_check(op, tuple(y.shape), y, residual=residual)
     elif res_mean is not None:
         raise ValueError(f"{op}: res_mean needs a residual")

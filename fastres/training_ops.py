@@ -316,7 +316,7 @@ def _affine_add_act_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...
 def _affine_add_act_backward_fake(grad: Tensor, y: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     op = "affine_add_act_backward"
     checks.affine_add_act_check(op, y, *arguments[:-1])
-    checks.output_like_check(op, tuple(y.shape), y.dtype, grad=grad)
+    checks.output_like_check(op, tuple(y.shape), y, grad=grad)
     mean, _, _, residual, res_mean, *_ = arguments
     shortcut = y.new_empty(0) if residual is None else _empty_channels_last(y, y.shape)
     none = _nothing(y)

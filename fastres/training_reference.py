@@ -204,7 +204,7 @@ def conv_stats_backward_check(
     shape = checks.conv_stats_shape(
         op, x, in_mean, in_scale, in_bias, in_act, weight, stride, padding, dilation, groups
     )
-    checks.output_like_check(op, shape, x.dtype, grad_y=grad_y, y=y)
+    checks.output_like_check(op, shape, x, grad_y=grad_y, y=y)
     checks.require_channels(op, y, grad_mean=grad_mean, grad_m2=grad_m2, mean=mean)
     return shape
 
@@ -312,7 +312,7 @@ def affine_add_act_backward(
     checks.affine_add_act_check(
         op, y, mean, scale, bias, residual, res_mean, res_scale, res_bias, act
     )
-    checks.output_like_check(op, tuple(y.shape), y.dtype, grad=grad)
+    checks.output_like_check(op, tuple(y.shape), y, grad=grad)
     wide = compute_dtype(y)
     before = _block_end(y, mean, scale, bias, residual, res_mean, res_scale, res_bias)
     g = act_grad(grad.to(wide), before, act, act_slope)

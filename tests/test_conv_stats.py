@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conv_case import ACTIVATIONS, DTYPES, LAYOUTS, ConvCase, same
-from training_case import CASES, KINDS, Inputs, eager, fused, magnitudes, make_inputs
+from conv_case import ACTIVATIONS, DTYPES, LAYOUTS, same
+from training_case import CASES, KINDS, check_statistics, eager, fused, make_inputs
 
 from fastres import ops
 
@@ -16,31 +16,19 @@ EVERY_KIND = pytest.mark.parametrize("case", [CASES[name] for name in KINDS], id
 SIZES = (1, 2, 5, 13)
 
 
-def check(assert_accurate, case: ConvCase, inputs: Inputs, act: str = "relu") -> None:
-    out = fused(case, inputs, act)
-    _, k, h, w = out[0].shape
-    assert out[0].stride() == (h * w * k, 1, w * k, k)
-    expected = eager(case, inputs.double(), act)
-    theirs = eager(case, inputs, act)
-    for ours, their, true, terms in zip(
-        out, theirs, expected, magnitudes(case, inputs), strict=True
-    ):
-        assert_accurate(ours, their, true, magnitude=terms.abs)
-
-
 @EVERY_CASE
 @pytest.mark.parametrize("affine", [True, False], ids=["prologue", "plain"])
 def test_paths_match_eager(assert_accurate, case, affine):
     for layout in ("nchw", "channels_last"):
         inputs = make_inputs(case, layout=layout, affine=affine)
-        check(assert_accurate, case, inputs, "relu" if affine else "none")
+        check_statistics(assert_accurate, case, inputs, "relu" if affine else "none")
 
 
 @EVERY_KIND
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
 def test_reduced_dtypes(assert_accurate, case, dtype):
     for layout in ("nchw", "channels_last"):
-        check(assert_accurate, case, make_inputs(case, dtype, layout))
+        check_statistics(assert_accurate, case, make_inputs(case, dtype, layout))
 
 
 @pytest.mark.parametrize("height", SIZES)
@@ -48,7 +36,7 @@ def test_reduced_dtypes(assert_accurate, case, dtype):
 def test_odd_image_sizes(assert_accurate, height, width):
     for name in KINDS:
         case = CASES[name]._replace(h=height, w=width)
-        check(assert_accurate, case, make_inputs(case))
+        check_statistics(assert_accurate, case, make_inputs(case))
 
 
 @pytest.mark.parametrize("group_channels", [1, 2, 4, 8, 16, 32])
@@ -57,20 +45,20 @@ def test_group_widths(assert_accurate, group_channels, groups):
     channels = groups * group_channels
     for stride in (1, 2):
         case = same(channels, channels, 3, stride, groups, h=5, w=7)
-        check(assert_accurate, case, make_inputs(case))
+        check_statistics(assert_accurate, case, make_inputs(case))
 
 
 @EVERY_KIND
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_any_strides(assert_accurate, case, layout):
-    check(assert_accurate, case, make_inputs(case, layout=layout))
+    check_statistics(assert_accurate, case, make_inputs(case, layout=layout))
 
 
 @EVERY_KIND
 @pytest.mark.parametrize("act", ACTIVATIONS)
 def test_activations_of_the_input(assert_accurate, case, act):
     for affine in (True, False):
-        check(assert_accurate, case, make_inputs(case, affine=affine), act)
+        check_statistics(assert_accurate, case, make_inputs(case, affine=affine), act)
 
 
 def test_padding_is_of_the_activated_input():
@@ -87,12 +75,12 @@ def test_a_mean_far_larger_than_the_deviation(assert_accurate, name):
     case = CASES[name]._replace(h=29, w=23, padding=(0, 0, 0, 0))
     for affine in (False, True):  # of y, and of x
         inputs = make_inputs(case, mean=1e3, affine=affine)
-        check(assert_accurate, case, inputs, "none")
+        check_statistics(assert_accurate, case, inputs, "none")
 
 
 def test_images_larger_than_the_cache(assert_accurate):
     for case in (same(128, 16, h=37, w=61, n=1), same(256, 256, 3, 2, 32, h=65, w=37, n=1)):
-        check(assert_accurate, case, make_inputs(case))
+        check_statistics(assert_accurate, case, make_inputs(case))
 
 
 @EVERY_KIND

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conv_case import ACTIVATIONS, DTYPES, LAYOUTS, ConvCase, laid_out, same
+from conv_case import ACTIVATIONS, DTYPES, LAYOUTS, same
 from torch import Tensor
 from training_case import (
     CASES,
     KINDS,
     Inputs,
+    check_gradients,
     eager,
     fused,
+    given_gradients,
     gradient_magnitudes,
     gradients,
     make_inputs,
@@ -26,42 +28,18 @@ EVERY_KIND = pytest.mark.parametrize("case", [CASES[name] for name in KINDS], id
 SIZES = (1, 2, 5, 13)
 
 
-def given_gradients(case: ConvCase, inputs: Inputs, layout: str = "nchw") -> tuple[Tensor, ...]:
-    """Of y, mean and m2."""
-    y, mean, m2 = eager(case, inputs)
-    grad_y = laid_out(torch.randn(y.shape).to(y.dtype), layout)
-    return grad_y, torch.randn_like(mean), torch.randn_like(m2) / 16
-
-
-def check(
-    assert_accurate,
-    case: ConvCase,
-    inputs: Inputs,
-    act: str = "relu",
-    given: tuple[Tensor, ...] | None = None,
-) -> None:
-    given = given or given_gradients(case, inputs)
-    found = gradients(fused, case, inputs, act, given)
-    theirs = gradients(eager, case, inputs, act, given)
-    true = gradients(eager, case, inputs.double(), act, given)
-    terms = gradient_magnitudes(case, inputs, given)
-    for leaf, *each, term in zip(inputs.tensors(), found, theirs, true, terms, strict=True):
-        assert each[0].shape == leaf.shape
-        assert_accurate(*each, magnitude=term.abs)
-
-
 @EVERY_CASE
 @pytest.mark.parametrize("affine", [True, False], ids=["prologue", "plain"])
 def test_paths_match_eager(assert_accurate, case, affine):
     inputs = make_inputs(case, affine=affine)
-    check(assert_accurate, case, inputs, "relu" if affine else "none")
+    check_gradients(assert_accurate, case, inputs, "relu" if affine else "none")
 
 
 @EVERY_KIND
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
 def test_reduced_dtypes(assert_accurate, case, dtype):
     for layout in ("nchw", "channels_last"):
-        check(assert_accurate, case, make_inputs(case, dtype, layout))
+        check_gradients(assert_accurate, case, make_inputs(case, dtype, layout))
 
 
 @pytest.mark.parametrize("height", SIZES)
@@ -69,7 +47,7 @@ def test_reduced_dtypes(assert_accurate, case, dtype):
 def test_odd_image_sizes(assert_accurate, height, width):
     for name in KINDS:
         case = CASES[name]._replace(h=height, w=width)
-        check(assert_accurate, case, make_inputs(case))
+        check_gradients(assert_accurate, case, make_inputs(case))
 
 
 @pytest.mark.parametrize("group_channels", [1, 2, 4, 8, 16, 32])
@@ -78,7 +56,7 @@ def test_group_widths(assert_accurate, group_channels, groups):
     channels = groups * group_channels
     for stride in (1, 2):
         case = same(channels, channels, 3, stride, groups, h=5, w=7)
-        check(assert_accurate, case, make_inputs(case))
+        check_gradients(assert_accurate, case, make_inputs(case))
 
 
 @EVERY_KIND
@@ -86,27 +64,27 @@ def test_group_widths(assert_accurate, group_channels, groups):
 def test_any_strides(assert_accurate, case, layout):
     inputs = make_inputs(case, layout=layout)
     for other in ("nchw", layout):
-        check(assert_accurate, case, inputs, given=given_gradients(case, inputs, other))
+        check_gradients(assert_accurate, case, inputs, given=given_gradients(case, inputs, other))
     weight = inputs.weight.to(memory_format=torch.channels_last)
-    check(assert_accurate, case, inputs._replace(weight=weight))
+    check_gradients(assert_accurate, case, inputs._replace(weight=weight))
 
 
 @EVERY_KIND
 @pytest.mark.parametrize("act", ACTIVATIONS)
 def test_activations_of_the_input(assert_accurate, case, act):
     for affine in (True, False):
-        check(assert_accurate, case, make_inputs(case, affine=affine), act)
+        check_gradients(assert_accurate, case, make_inputs(case, affine=affine), act)
 
 
 @pytest.mark.parametrize("name", ["1x1", "4x4", "groups of 6"])
 def test_a_mean_far_larger_than_the_deviation(assert_accurate, name):
     case = CASES[name]._replace(h=29, w=23, padding=(0, 0, 0, 0))
-    check(assert_accurate, case, make_inputs(case, mean=1e3), "none")
+    check_gradients(assert_accurate, case, make_inputs(case, mean=1e3), "none")
 
 
 def test_images_larger_than_the_cache(assert_accurate):
     for case in (same(128, 48, h=37, w=61, n=1), same(256, 256, 3, 2, 32, h=33, w=37, n=2)):
-        check(assert_accurate, case, make_inputs(case))
+        check_gradients(assert_accurate, case, make_inputs(case))
 
 
 @EVERY_KIND
@@ -167,7 +145,7 @@ def test_any_number_of_threads_is_accurate(assert_accurate, set_threads):
         set_threads(threads)
         for name in KINDS:
             case = CASES[name]._replace(h=29, w=23, n=3)
-            check(assert_accurate, case, make_inputs(case))
+            check_gradients(assert_accurate, case, make_inputs(case))
 
 
 @EVERY_KIND

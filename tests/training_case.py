@@ -136,3 +136,41 @@ def gradient_magnitudes(case: ConvCase, inputs: Inputs, given: tuple[Tensor, ...
         True, True, True,
     )  # fmt: skip
     return [grad_x, grad_weight, *(g.abs() for g in affine if inputs.affine is not None)]
+
+
+def check_statistics(assert_accurate, case: ConvCase, inputs: Inputs, act: str = "relu") -> None:
+    """Runs conv_stats and checks all it returns, and the strides of y."""
+    out = fused(case, inputs, act)
+    _, k, h, w = out[0].shape
+    assert out[0].stride() == (h * w * k, 1, w * k, k)
+    expected = eager(case, inputs.double(), act)
+    theirs = eager(case, inputs, act)
+    for ours, their, true, terms in zip(
+        out, theirs, expected, magnitudes(case, inputs), strict=True
+    ):
+        assert_accurate(ours, their, true, magnitude=terms.abs)
+
+
+def given_gradients(case: ConvCase, inputs: Inputs, layout: str = "nchw") -> tuple[Tensor, ...]:
+    """Random gradients of y, mean and m2."""
+    y, mean, m2 = eager(case, inputs)
+    grad_y = laid_out(torch.randn(y.shape).to(y.dtype), layout)
+    return grad_y, torch.randn_like(mean), torch.randn_like(m2) / 16
+
+
+def check_gradients(
+    assert_accurate,
+    case: ConvCase,
+    inputs: Inputs,
+    act: str = "relu",
+    given: tuple[Tensor, ...] | None = None,
+) -> None:
+    """Runs conv_stats and its backward, and checks all gradients."""
+    given = given or given_gradients(case, inputs)
+    found = gradients(fused, case, inputs, act, given)
+    theirs = gradients(eager, case, inputs, act, given)
+    true = gradients(eager, case, inputs.double(), act, given)
+    terms = gradient_magnitudes(case, inputs, given)
+    for leaf, *each, term in zip(inputs.tensors(), found, theirs, true, terms, strict=True):
+        assert each[0].shape == leaf.shape
+        assert_accurate(*each, magnitude=term.abs)

@@ -15,13 +15,14 @@ import triton.language as tl
 from torch import Tensor
 
 from .activation import activate
-from .operands import Operand
+from .operands import Operand, empty_channels_last
 from .tiles import (
     any_not_finite,
     dot,
     load_activated,
     load_weight,
     narrow,
+    sum_rows,
     taps_and_channels,
     tile_of_program,
     widen,
@@ -89,7 +90,7 @@ def fprop(
         [N, K, OH, OW] in the dtype of x with dense channels_last strides, and the statistics.
     """
     n, k, oh, ow = out_size
-    y = x.new_empty_strided((n, k, oh, ow), (oh * ow * k, 1, ow * k, k))
+    y = empty_channels_last(x, out_size)
     pixels, tiles = n * oh * ow, operand.tiles
     columns = tiles.number * triton.cdiv(tiles.out_width, 64)
     rows = rows_per_tile(x, pixels, columns)
@@ -215,11 +216,11 @@ def fprop_kernel(
     k_valid = (n < OUT_WIDTH) & (k < K)
     if tile_mean is not None:
         count = tl.minimum(pixels - tile_m * BLOCK_M, BLOCK_M).to(tl.float32)
-        mean = tl.sum(acc, axis=0) / count
+        mean = sum_rows(acc) / count
         deviation = tl.where(row_valid[:, None], acc - mean[None, :], 0.0)
         part = tile_m.to(tl.int64) * K + k
         tl.store(tile_mean + part, mean, mask=k_valid)
-        tl.store(tile_m2 + part, tl.sum(deviation * deviation, axis=0), mask=k_valid)
+        tl.store(tile_m2 + part, sum_rows(deviation * deviation), mask=k_valid)
     if shift is not None:
         acc += tl.load(shift + k, mask=k_valid, other=0)[None, :]
     out_valid = row_valid[:, None] & k_valid[None, :]

@@ -7,6 +7,7 @@ for tl.dot's least size of 16, 16 channels of several groups, which form a block
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -59,6 +60,12 @@ class Operand(NamedTuple):
     in_channels: int
     kernel_size: tuple[int, int]
     tiles: ChannelTiles
+
+
+def empty_channels_last(like: Tensor, shape: Sequence[int]) -> Tensor:
+    """An empty tensor [N, C, H, W] of the dtype of ``like``, dense in the order N, H, W, C."""
+    n, c, h, w = shape
+    return like.new_empty_strided((n, c, h, w), (h * w * c, 1, w * c, c))
 
 
 def weight_operand(weight: Tensor, groups: int, dtype: torch.dtype) -> Operand:

@@ -116,3 +116,13 @@ def load_weight(
 def any_not_finite(value):
     """Whether a tile holds an infinity or NaN."""
     return tl.max(tl.max(tl.where(tl.abs(value) < float("inf"), 0, 1), axis=1), axis=0) > 0
+
+
+@triton.jit
+def sum_rows(value):
+    """Sums a tile's columns."""
+    if INTERPRETED:  # NumPy adds row after row where a GPU adds by threads, in a tree
+        rows: tl.constexpr = value.shape[0]
+        part: tl.constexpr = 16 if rows % 16 == 0 else 1
+        value = tl.sum(tl.reshape(value, (rows // part, part, value.shape[1])), axis=1)
+    return tl.sum(value, axis=0)
