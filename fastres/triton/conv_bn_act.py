@@ -31,7 +31,7 @@ def conv_bn_act(
         x, packed, shift, residual, kernel_size, stride, padding, dilation, groups, act,
         read_packed=True,
     )  # fmt: skip
-    y, _ = fprop(
+    return fprop(
         x,
         packed_operand(packed, x.dtype),
         Geometry(stride, padding, dilation),
@@ -41,4 +41,3 @@ def conv_bn_act(
         act=act,
         act_slope=act_slope,
     )
-    return y

@@ -27,7 +27,14 @@ from .tiles import (
     tile_of_program,
     widen,
 )
-from .tuning import BAND, GEMM_CONFIGS, dot_precision, keep_fitting, rows_per_tile, size_class
+from .tuning import (
+    BAND,
+    FPROP_CONFIGS,
+    dot_precision,
+    keep_fitting_fprop,
+    rows_per_tile,
+    size_class,
+)
 
 
 class Geometry(NamedTuple):
@@ -57,6 +64,19 @@ class TileStatistics(NamedTuple):
     rows: int
 
 
+NO_STATISTICS = (None, None)
+
+
+def empty_statistics(x: Tensor, operand: Operand, out_size: Sequence[int]) -> TileStatistics:
+    """Room for the statistics of ``fprop`` of x."""
+    n, k, oh, ow = out_size
+    rows = rows_per_tile(x, n * oh * ow, operand.tiles)
+    means, m2s = (
+        x.new_empty((triton.cdiv(n * oh * ow, rows), k), dtype=torch.float32) for _ in range(2)
+    )
+    return TileStatistics(means, m2s, rows)
+
+
 def fprop(
     x: Tensor,
     operand: Operand,
@@ -69,9 +89,9 @@ def fprop(
     residual: Tensor | None = None,
     act: str = "none",
     act_slope: float = 0.0,
-    statistics: bool = False,
-) -> tuple[Tensor, TileStatistics | None]:
-    """``act(conv(in_act(prologue(x))) + shift + residual)``, and its tiles' statistics.
+    statistics: TileStatistics | None = None,
+) -> Tensor:
+    """``act(conv(in_act(prologue(x))) + shift + residual)``.
 
     Args:
         x: [N, C, H, W], float32, bfloat16 or float16, any strides.
@@ -84,23 +104,17 @@ def fprop(
         residual: of the output's shape, dtype of x, any strides.
         act: the epilogue's activation.
         act_slope: leaky_relu's negative slope, of whichever activation it is.
-        statistics: whether to take them, of the output before it is rounded.
+        statistics: of empty_statistics, to be filled with those of the output before it is rounded.
 
     Returns:
-        [N, K, OH, OW] in the dtype of x with dense channels_last strides, and the statistics.
+        [N, K, OH, OW] in the dtype of x with dense channels_last strides.
     """
     n, k, oh, ow = out_size
     y = empty_channels_last(x, out_size)
     pixels, tiles = n * oh * ow, operand.tiles
-    columns = tiles.number * triton.cdiv(tiles.out_width, 64)
-    rows = rows_per_tile(x, pixels, columns)
-    parts = None
-    if statistics:
-        shape = (triton.cdiv(pixels, rows), k)
-        means, m2s = (x.new_empty(shape, dtype=torch.float32) for _ in range(2))
-        parts = TileStatistics(means, m2s, rows)
     if pixels == 0:
-        return y, parts
+        return y
+    rows = rows_per_tile(x, pixels, tiles)
     none = (0, 0, 0, 0)
 
     def grid(meta: dict[str, int]) -> tuple[int]:
@@ -109,7 +123,7 @@ def fprop(
 
     fprop_kernel[grid](
         x, operand.values, y, shift, residual, *prologue,
-        None if parts is None else parts.mean, None if parts is None else parts.m2,
+        *(statistics or NO_STATISTICS)[:2],
         *x.shape[2:], oh, ow, pixels, tiles.number, act_slope,
         *x.stride(), *(none if residual is None else residual.stride()),
         C=operand.in_channels, K=k, IN_WIDTH=tiles.in_width, OUT_WIDTH=tiles.out_width,
@@ -121,7 +135,7 @@ def fprop(
         PADDED=any(geometry.padding), IN_ACT=in_act, ACT=act, PRECISION=dot_precision(x),
         SIZE_CLASS=size_class(pixels), BLOCK_M=rows, BAND=BAND,
     )  # fmt: skip
-    return y, parts
+    return y
 
 
 @triton.jit
@@ -164,12 +178,12 @@ def _accumulate(
 
 
 @triton.autotune(
-    GEMM_CONFIGS,
+    FPROP_CONFIGS,
     key=[
         "C", "K", "IN_WIDTH", "OUT_WIDTH", "R", "S", "STRIDE_H", "STRIDE_W", "DIL_H", "DIL_W",
         "IN_ACT", "PRECISION", "SIZE_CLASS", "BLOCK_M",
     ],
-    prune_configs_by={"early_config_prune": keep_fitting},
+    prune_configs_by={"early_config_prune": keep_fitting_fprop},
     cache_results=True,
 )  # fmt: skip
 @triton.jit
