@@ -35,6 +35,7 @@ from .fx.watching import TraceFailed
 from .packing import Staleness
 from .plan import Fusion, Plan, walk
 from .recipes import DEVICES, Restructured, Unusable
+from .training_fuse import Memory
 from .training_plan import TrainingPlan
 
 # How many plans a module keeps (training flags, call patterns, autocast), and how often it may miss
@@ -47,7 +48,11 @@ _NOT_RUN = object()
 
 
 def accelerate(
-    model: nn.Module, *, staleness: Staleness = "content", fuse_blocks: bool = True
+    model: nn.Module,
+    *,
+    staleness: Staleness = "content",
+    fuse_blocks: bool = True,
+    memory: Memory = "keep",
 ) -> nn.Module:
     """Makes a model faster, in place.
 
@@ -70,22 +75,28 @@ def accelerate(
             hashes their bytes, a few ms for a ResNet-50. "version" looks at version counters and
             addresses: free, but blind to writes through ``weight.data``.
         fuse_blocks: whether to run whole bottlenecks as one operator.
+        memory: "keep" (the default) keeps the output of every convolution for backward. "save"
+            computes cheap ones again there, grouped convolutions and those of few input channels;
+            gradients are the same bits, but cannot be differentiated again.
 
     Returns:
         ``model``.
 
     Raises:
         TypeError: ``model`` is not a module.
-        ValueError: unknown ``staleness``.
+        ValueError: unknown ``staleness`` or ``memory``.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"accelerate: model must be an nn.Module, got {type(model).__name__}")
-    if staleness not in get_args(Staleness):
-        raise ValueError(
-            f"accelerate: staleness must be one of {', '.join(get_args(Staleness))}, "
-            f"got {staleness!r}"
-        )
-    options = _Options(staleness, fuse_blocks)
+    for name, value, choices in (
+        ("staleness", staleness, get_args(Staleness)),
+        ("memory", memory, get_args(Memory)),
+    ):
+        if value not in choices:
+            raise ValueError(
+                f"accelerate: {name} must be one of {', '.join(choices)}, got {value!r}"
+            )
+    options = _Options(staleness, fuse_blocks, memory)
     for module in _pieces(model, fuse_blocks):
         _exchange_class(module, options)
     return model
@@ -121,12 +132,12 @@ def is_accelerated(module: nn.Module) -> bool:
     return original_class(module) is not type(module)
 
 
-class _Options:
+class _Options(NamedTuple):
     """How a module was accelerated."""
 
-    def __init__(self, staleness: Staleness, blocks: bool) -> None:
-        self.staleness: Staleness = staleness
-        self.blocks = blocks
+    staleness: Staleness = "content"
+    blocks: bool = True
+    memory: Memory = "keep"
 
 
 class _Call(NamedTuple):
@@ -145,7 +156,7 @@ class _Call(NamedTuple):
             TraceFailed: the module cannot be traced.
         """
         if self.training:
-            return TrainingPlan(module, self.pattern, self.autocast, self.grad)
+            return TrainingPlan(module, self.pattern, self.autocast, self.grad, options.memory)
         return Plan(module, self.pattern, self.autocast, options.blocks, options.staleness)
 
 
@@ -242,13 +253,13 @@ def _reduce(self: nn.Module, protocol: Any) -> Any:
     reduced: Any = plain.__reduce_ex__(protocol)
     rebuild, arguments, *rest = reduced
     state = self.__dict__.get(STATE)
-    options = _Options("content", True) if state is None else state.options
-    return _rebuild, (rebuild, arguments, options.staleness, options.blocks), *rest
+    options = _Options() if state is None else state.options
+    return _rebuild, (rebuild, arguments, *options), *rest
 
 
-def _rebuild(rebuild: Any, arguments: Any, staleness: Staleness, blocks: bool) -> nn.Module:
-    module = rebuild(*arguments)
-    _exchange_class(module, _Options(staleness, blocks))
+def _rebuild(rebuild: Any, arguments: Any, *options: Any) -> nn.Module:
+    module: nn.Module = rebuild(*arguments)
+    _exchange_class(module, _Options(*options))
     return module
 
 
@@ -265,7 +276,7 @@ def _run_plan(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
         return _NOT_RUN
     state = module.__dict__.get(STATE)
     if state is None:  # a copy made by the class's own means
-        state = module.__dict__.setdefault(STATE, State(_Options("content", True)))
+        state = module.__dict__.setdefault(STATE, State(_Options()))
     call = _Call(
         pattern,
         torch.is_autocast_enabled("cpu"),

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Literal
 
 from torch import fx
 
@@ -21,10 +22,18 @@ from .fx.expressions import is_pure
 from .fx.names import FUSED
 from .fx.norms import BatchNorm, read_batch_norm
 from .fx.patterns import Reader
+from .fx.pools import MaxPoolWindow, read_max_pool
 from .fx.readings import Act, Add, Conv, Unfit
 from .fx.shapes import Image, Shapes
-from .training_layers import ConvLayer, EndLayer
+from .training_layers import ConvLayer, EndLayer, Layer, PoolLayer
 from .units import NO_ACT, describe, label, occurrences, sole_user
+
+Memory = Literal["keep", "save"]
+
+# Multiply-adds for a value, up to which it is computed again with memory="save". In ResNeXt-50 that
+# is every grouped 3x3 and the 1x1s that widen the first two stages, where activations are largest;
+# in ResNet-50, those 1x1s and the next stage's.
+_CHEAP = 256
 
 #: What a rewritten graph calls the module that its attributes belong to.
 ROOT = "_root"
@@ -40,7 +49,7 @@ class TrainingGraph:
     """What became of a graph."""
 
     graph: fx.Graph
-    layers: list[ConvLayer | EndLayer] = field(default_factory=list)
+    layers: list[Layer] = field(default_factory=list)
     """Which the graph reads as attributes, by ``layer_name``."""
     fused: list[Fused] = field(default_factory=list)
     left: list[Left] = field(default_factory=list)
@@ -78,6 +87,7 @@ def fuse_training(
     reader: Reader,
     inputs: Callable[[fx.Node], Image | None],
     autocast: bool = False,
+    memory: Memory = "keep",
 ) -> TrainingGraph:
     """Rewrites a graph in place.
 
@@ -86,12 +96,13 @@ def fuse_training(
         reader: reads its nodes.
         inputs: for a placeholder, what is known of its shape; None if it is no image.
         autocast: whether the graph will run under autocast.
+        memory: "save" to compute again in backward what is cheap, instead of keeping it.
 
     Returns:
         The same graph, with what it needs and what was done.
     """
     assumed = clean(graph, reader, inputs)
-    return _Fuser(graph, reader, inputs, autocast, assumed).run()
+    return _Fuser(graph, reader, inputs, autocast, assumed, memory == "save").run()
 
 
 class _Fuser:
@@ -102,8 +113,10 @@ class _Fuser:
         inputs: Callable[[fx.Node], Image | None],
         autocast: bool,
         assumed: Iterable[fx.Node],
+        saves: bool,
     ) -> None:
         self._graph = graph
+        self._saves = saves
         self._reader = reader
         self._effects = Effects(graph, reader)
         self._shapes = Shapes(graph, reader, inputs, autocast)
@@ -111,6 +124,7 @@ class _Fuser:
         self._units: dict[fx.Node, _Unit] = {}  # by value
         self._convs: dict[fx.Node, _Unit] = {}  # by the convolution's node
         self._ends: dict[fx.Node, _End] = {}  # by where it is computed
+        self._pools: dict[fx.Node, MaxPoolWindow] = {}
         self._order = {node: i for i, node in enumerate(graph.nodes)}
         self._needs: dict[fx.Node, list[int]] = {node: [] for node in assumed}
         self._carried: dict[fx.Node, fx.Node] = {}  # a unit's value -> the node that carries it
@@ -127,7 +141,8 @@ class _Fuser:
                 self._find_end(node, reading)
         for unit in self._units.values():
             if unit.norm is not None and not self._is_absorbed(unit):
-                self._ends[unit.value] = _End(unit, [], unit.act)
+                self._ends[unit.value] = _End(unit, [unit.value], unit.act)
+        self._find_pools()
         self._emit()
         self._result.images = list(self._needs.items())
         self._graph.lint()
@@ -219,6 +234,13 @@ class _Fuser:
             value is end.main.value or self._open_unit(value, user) is not None
         )
 
+    def _find_pools(self) -> None:
+        computed = {end.nodes[-1] for end in self._ends.values()}
+        for node in self._graph.nodes:
+            x, window = read_max_pool(node, self._reader) or (None, None)
+            if window is not None and x in computed:
+                self._pools[node] = window
+
     def _leave(self, node: fx.Node, reason: str) -> None:
         self._result.left.append(Left(label(node), reason))
 
@@ -235,13 +257,17 @@ class _Fuser:
             if end is not None:
                 self._emit_end(end, node)
                 done.update(end.nodes)
+            if node in self._pools:
+                pool = self._call(PoolLayer(self._pools[node]), node, node.all_input_nodes[0])
+                self._replace(node, pool)
+                done.add(node)
         for node in sorted(done, key=self._order.__getitem__, reverse=True):
             self._graph.erase_node(node)
         for node in reversed(list(self._graph.nodes)):
             if not node.users and (node.op == "get_attr" or is_pure(node)):
                 self._graph.erase_node(node)  # a parameter that a layer reads itself
 
-    def _call(self, layer: ConvLayer | EndLayer, before: fx.Node, *args: fx.Node | None) -> fx.Node:
+    def _call(self, layer: Layer, before: fx.Node, *args: fx.Node | None) -> fx.Node:
         index = len(self._result.layers)
         self._result.layers.append(layer)
         with self._graph.inserting_before(before):
@@ -250,7 +276,7 @@ class _Fuser:
             if isinstance(layer, ConvLayer):
                 args = (self._graph.create_node("get_attr", ROOT), *args)
             node = self._graph.call_method("run", (instance, *args))
-        node.meta[FUSED] = "conv_stats" if isinstance(layer, ConvLayer) else "affine_add_act"
+        node.meta[FUSED] = type(layer).__name__
         return node
 
     def _replace(self, old: fx.Node, new: fx.Node) -> None:
@@ -264,7 +290,8 @@ class _Fuser:
             indices = self._needs.setdefault(placeholder, [])
             if needs_dtype:
                 indices.append(len(self._result.layers))
-        node = self._call(ConvLayer(conv, unit.norm, in_act), position, self._value(x))
+        rebuild = self._saves and unit.norm is not None and _is_cheap(conv)
+        node = self._call(ConvLayer(conv, unit.norm, in_act, rebuild), position, self._value(x))
         names = tuple(label(n) for n in unit.nodes)
         self._result.fused.append(Fused("conv_stats", names, describe(conv, unit.act[0])))
         if unit.norm is None:
@@ -287,7 +314,12 @@ class _Fuser:
         shortcut = None if end.shortcut is None else self._value(end.shortcut)
         main = self._carried.pop(end.main.value)
         node = self._call(EndLayer(end.act), position, main, shortcut)
-        nodes = end.nodes or [end.main.value]
-        names = tuple(label(n) for n in nodes)
+        names = tuple(label(n) for n in end.nodes)
         self._result.fused.append(Fused("affine_add_act", names, end.act[0]))
-        self._replace(nodes[-1], node)
+        self._replace(end.nodes[-1], node)
+
+
+def _is_cheap(conv: Conv) -> bool:
+    """Whether to compute a convolution's output again rather than keep it."""
+    _, channels, height, width = conv.weight_shape
+    return channels * height * width <= _CHEAP

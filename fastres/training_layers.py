@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from .batch_norm import ChannelAffine
 from .fx.norms import BatchNorm
+from .fx.pools import MaxPoolWindow
 from .fx.readings import Conv
 from .recipes import DTYPES, Restructured, Unusable, check_device
+from .training_functions import BlockEnd, Convolution, MaxPool
 
 _PLAIN = {Tensor, nn.Parameter, type(None)}
-_OPS = torch.ops.fastres
+_NO_AFFINE = (None, None, None)
 
 
 class Carried(NamedTuple):
@@ -22,6 +24,8 @@ class Carried(NamedTuple):
 
     y: Tensor
     affine: ChannelAffine
+    source: Any = None
+    """The node of the graph of autograd that rebuilds y in backward; None if y is kept."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,8 @@ class ConvLayer:
     conv: Conv
     norm: BatchNorm | None
     in_act: tuple[str, float]
+    rebuild: bool = False
+    """Whether the output is computed again in backward."""
 
     def run(self, root: nn.Module, x: Tensor | Carried) -> Tensor | Carried:
         """Calls the layer.
@@ -51,13 +57,14 @@ class ConvLayer:
         conv = self.conv
         weight = conv.weight.read(root, ())
         bias = None if conv.bias is None else conv.bias.read(root, ())
-        x, affine = x if isinstance(x, Carried) else (x, (None, None, None))
-        y, mean, m2 = _OPS.conv_stats(
-            *(x, *affine, *self.in_act, weight),
-            *(conv.stride, conv.padding, conv.dilation, conv.groups),
+        x, affine, source = x if isinstance(x, Carried) else (_cast(x), _NO_AFFINE, None)
+        geometry = (conv.stride, conv.padding, conv.dilation, conv.groups)
+        y, mean, m2 = Convolution.apply(
+            x, *affine, weight, self.in_act, geometry, self.rebuild, source
         )
         if self.norm is not None:
-            return Carried(y, self.norm.call(root).affine(y.size(), mean, m2, bias))
+            affine = self.norm.call(root).affine(y.size(), mean, m2, bias)
+            return Carried(y, affine, y.grad_fn if self.rebuild else None)
         return y if bias is None else y + bias.to(y.dtype)[:, None, None]
 
     def check(self, root: nn.Module) -> torch.dtype:
@@ -94,7 +101,32 @@ class EndLayer:
 
     def run(self, main: Carried, shortcut: Tensor | Carried | None) -> Tensor:
         """Calls the layer; both [N, C, H, W], of one dtype."""
-        res: tuple[Tensor | None, ...] = (None, None, None)
-        if isinstance(shortcut, Carried):
-            shortcut, res = shortcut
-        return _OPS.affine_add_act(main.y, *main.affine, shortcut, *res, *self.act)
+        residual, res, source = (
+            shortcut if isinstance(shortcut, Carried) else (shortcut, _NO_AFFINE, None)
+        )
+        sources = main.source, source
+        out: Tensor = BlockEnd.apply(self.act, sources, main.y, *main.affine, residual, *res)
+        return out
+
+
+@dataclass(frozen=True)
+class PoolLayer:
+    """A max-pooling that keeps neither its input nor more than two bytes for each value."""
+
+    window: MaxPoolWindow
+
+    def run(self, x: Tensor) -> Tensor:
+        """Calls the layer: [N, C, H, W], channels_last."""
+        out: Tensor = MaxPool.apply(x, self.window)
+        return out
+
+
+Layer = ConvLayer | EndLayer | PoolLayer
+
+
+def _cast(x: Tensor) -> Tensor:
+    """What autocast makes of a convolution's input."""
+    device = x.device.type
+    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
+        return x.to(torch.get_autocast_dtype(device))
+    return x

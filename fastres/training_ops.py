@@ -185,26 +185,44 @@ def _conv_stats_setup(
     ctx.set_materialize_grads(False)
 
 
-def _conv_stats_backward(
-    ctx: Any, grad_y: Tensor | None, grad_mean: Tensor | None, grad_m2: Tensor | None
-) -> tuple[Tensor | None, ...]:
-    x, in_mean, in_scale, in_bias, weight, y, mean = ctx.saved_tensors
+def conv_stats_gradients(
+    grads: Sequence[Tensor | None],
+    inputs: Sequence[Tensor | None],
+    act: Sequence[Any],
+    outputs: Sequence[Tensor],
+    geometry: Sequence[Any],
+    needs: Sequence[bool],
+) -> list[Tensor | None]:
+    """The gradients of ``conv_stats``'s tensors.
+
+    Args:
+        grads: those of y, mean and m2; None for 0.
+        inputs: x, in_mean, in_scale, in_bias and weight.
+        act: in_act and in_act_slope.
+        outputs: y and mean.
+        geometry: stride, padding, dilation and groups, as the operator takes them.
+        needs: for each of ``inputs``, whether its gradient is wanted.
+
+    Returns:
+        A gradient for each of ``inputs``, None where it is not wanted or there is no input.
+    """
+    grad_y, grad_mean, grad_m2 = grads
+    y, mean = outputs
     if grad_y is None:
         grad_y = torch.zeros_like(y)
-    needs = ctx.needs_input_grad
-    grad_x, *affine, grad_weight = _OPS.conv_stats_backward(
-        grad_y, grad_mean, grad_m2, x, in_mean, in_scale, in_bias, *ctx.act, weight, y, mean,
-        *ctx.geometry, needs[0], any(needs[1:4]), needs[6],
+    *before, weight = inputs
+    gradients = _OPS.conv_stats_backward(
+        grad_y, grad_mean, grad_m2, *before, *act, weight, y, mean, *geometry,
+        needs[0], any(needs[1:4]), needs[4],
     )  # fmt: skip
-    vectors = (in_mean, in_scale, in_bias)
-    return (
-        _given(grad_x, x, needs[0]),
-        *map(_given, affine, vectors, needs[1:4]),
-        None,
-        None,
-        _given(grad_weight, weight, needs[6]),
-        *[None] * len(ctx.geometry),
-    )
+    return list(map(_given, gradients, inputs, needs))
+
+
+def _conv_stats_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    *inputs, y, mean = ctx.saved_tensors
+    needs = (*ctx.needs_input_grad[:4], ctx.needs_input_grad[6])
+    *before, weight = conv_stats_gradients(grads, inputs, ctx.act, (y, mean), ctx.geometry, needs)
+    return (*before, None, None, weight, *[None] * len(ctx.geometry))
 
 
 @torch.library.register_fake("fastres::conv_stats_backward")
@@ -306,10 +324,27 @@ def _affine_add_act_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> 
     ctx.save_for_backward(*tensors)
 
 
+def affine_add_act_gradients(
+    grad: Tensor, inputs: Sequence[Tensor | None], act: Sequence[Any], needs: Sequence[bool]
+) -> list[Tensor | None]:
+    """The gradients of ``affine_add_act``'s tensors, for that of its output.
+
+    Args:
+        grad: the output's.
+        inputs: y, mean, scale, bias, residual, res_mean, res_scale and res_bias.
+        act: act and act_slope.
+        needs: for each of ``inputs``, whether its gradient is wanted.
+
+    Returns:
+        A gradient for each of ``inputs``, None where it is not wanted or there is no input.
+    """
+    gradients = _OPS.affine_add_act_backward(grad, *inputs, *act)
+    return list(map(_given, gradients, inputs, needs))
+
+
 def _affine_add_act_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    arguments = ctx.saved_tensors
-    gradients = _OPS.affine_add_act_backward(grad, *arguments, *ctx.act)
-    return (*map(_given, gradients, arguments, ctx.needs_input_grad), None, None)
+    needs = ctx.needs_input_grad[:8]
+    return (*affine_add_act_gradients(grad, ctx.saved_tensors, ctx.act, needs), None, None)
 
 
 @torch.library.register_fake("fastres::affine_add_act_backward")

@@ -12,7 +12,7 @@ from .fx.sources import Source
 from .fx.tracing import Pattern, Trace, trace
 from .plan import contiguous_form, image_input, is_channels_last, plain_reader, reader_of
 from .recipes import DTYPES, Unusable
-from .training_fuse import ROOT, TrainingGraph, fuse_training, layer_name
+from .training_fuse import ROOT, Memory, TrainingGraph, fuse_training, layer_name
 from .training_layers import ConvLayer
 
 
@@ -24,29 +24,36 @@ class TrainingFusion:
         pattern: how it is called.
         autocast: whether it is called under autocast.
         grad: whether it is called with gradients enabled.
+        memory: as for ``fuse_training``.
 
     Raises:
         TraceFailed: the module cannot be traced.
     """
 
-    def __init__(self, module: nn.Module, pattern: Pattern, autocast: bool, grad: bool) -> None:
+    def __init__(
+        self, module: nn.Module, pattern: Pattern, autocast: bool, grad: bool, memory: Memory
+    ) -> None:
         self.trace: Trace = trace(module, pattern, grad)
         reader, self.modules = reader_of(module, self.trace)
-        self.result: TrainingGraph = fuse_training(self.trace.graph, reader, image_input, autocast)
+        self.result: TrainingGraph = fuse_training(
+            self.trace.graph, reader, image_input, autocast, memory
+        )
 
 
 class TrainingPlan:
     """A module fused for training that can be run.
 
     Args:
-        module, pattern, autocast, grad: as for ``TrainingFusion``.
+        module, pattern, autocast, grad, memory: as for ``TrainingFusion``.
 
     Raises:
         TraceFailed: the module cannot be traced.
     """
 
-    def __init__(self, module: nn.Module, pattern: Pattern, autocast: bool, grad: bool) -> None:
-        fusion = TrainingFusion(module, pattern, autocast, grad)
+    def __init__(
+        self, module: nn.Module, pattern: Pattern, autocast: bool, grad: bool, memory: Memory
+    ) -> None:
+        fusion = TrainingFusion(module, pattern, autocast, grad, memory)
         graph = fusion.result.graph
         self.structure = fusion.trace.structure
         self.opaque = list(fusion.trace.opaque)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,15 +94,3 @@ def _source(value: Any, reader: Reader) -> Any:
     if value is None:
         return None
     return reader.source(value) or "computed"
-
-
-def is_training(norm: BatchNorm) -> bool:
-    """Whether it normalises with the batch's statistics, as far as is known before the call."""
-    if isinstance(norm, FunctionNorm):
-        return norm.training
-    return norm.module.training or norm.module.running_mean is None
-
-
-def channel_vectors(norms: Sequence[BatchNorm], root: nn.Module | None) -> list[Tensor | None]:
-    """All their tensors."""
-    return [tensor for norm in norms for tensor in norm.tensors(root)]

@@ -1,0 +1,151 @@
+"""The training operators with a say in what they keep for backward.
+
+The raw output of a convolution is needed three times in backward: by whoever reads it, for its
+own statistics' gradients, and at the end of a block. Where it is cheap to compute, it is *rebuilt*
+instead of kept: the first node that needs it asks the node that made it, which computes it from
+what it keeps itself (Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016, but by
+layer, and without BatchNorm's statistics, which are kept). The same kernels give the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .fx.pools import MaxPoolWindow
+from .training_ops import affine_add_act_gradients, conv_stats_gradients
+
+_OPS = torch.ops.fastres
+_AUTOCAST = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU) | torch._C.DispatchKeySet(
+    torch._C.DispatchKey.AutocastCUDA
+)
+
+
+def _rebuilt(node: Any) -> Tensor:
+    """The output of a convolution's node, which keeps it until its own backward is done."""
+    if node.value is None:
+        x, _ = _inputs_of(node)
+        node.value, _, _ = _call(node.act, node.geometry, x)
+    return node.value
+
+
+def _call(act: Sequence[Any], geometry: Sequence[Any], inputs: Sequence[Any]) -> Any:
+    *before, weight = inputs
+    # x has its dtype; backward may be called under another autocast than forward was.
+    with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST):
+        return _OPS.conv_stats(*before, *act, weight, *geometry)
+
+
+def _inputs_of(node: Any) -> tuple[list[Tensor | None], tuple[Tensor, ...]]:
+    """x, in_mean, in_scale, in_bias and weight of a convolution's node, and what else it keeps."""
+    x, *vectors, weight, y, mean = node.saved_tensors
+    if node.source is not None:
+        x = _rebuilt(node.source)
+    return [x, *vectors, weight], (y, mean)
+
+
+def _refuse_second_order(*sources: Any) -> None:
+    if torch.is_grad_enabled() and any(source is not None for source in sources):
+        raise RuntimeError(
+            "accelerate: a model with memory='save' can be differentiated once, got "
+            "create_graph=True; accelerate it with memory='keep'"
+        )
+
+
+class Convolution(torch.autograd.Function):
+    """``conv_stats``, whose output may be rebuilt in backward."""
+
+    @staticmethod
+    def forward(  # noqa: D102
+        ctx: Any,
+        x: Tensor,
+        in_mean: Tensor | None,
+        in_scale: Tensor | None,
+        in_bias: Tensor | None,
+        weight: Tensor,
+        act: Sequence[Any],
+        geometry: Sequence[Any],
+        rebuild: bool,
+        source: Any,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        inputs = (x, in_mean, in_scale, in_bias, weight)
+        y, mean, m2 = _call(act, geometry, inputs)
+        ctx.act, ctx.geometry, ctx.rebuild, ctx.source = act, geometry, rebuild, source
+        ctx.value = None
+        kept_x = x if source is None else None
+        ctx.save_for_backward(kept_x, *inputs[1:], None if rebuild else y, mean)
+        ctx.set_materialize_grads(False)
+        return y, mean, m2
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:  # noqa: D102
+        _refuse_second_order(ctx.source, ctx if ctx.rebuild else None)
+        inputs, (y, mean) = _inputs_of(ctx)
+        if ctx.rebuild:
+            y, ctx.value = _rebuilt(ctx), None
+        needs = ctx.needs_input_grad[:5]
+        found = conv_stats_gradients(grads, inputs, ctx.act, (y, mean), ctx.geometry, needs)
+        return (*found, None, None, None, None)
+
+
+class MaxPool(torch.autograd.Function):
+    """``F.max_pool2d`` that keeps where in its window a value was, and not its input."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, window: MaxPoolWindow) -> Tensor:  # noqa: D102
+        out, indices = torch.ops.aten.max_pool2d_with_indices(x, *window)
+        ctx.window, ctx.size = window, x.shape
+        span = window.kernel[0] * window.dilation[0] * x.shape[3]
+        places = indices - _window_starts(out.shape, x.shape[3], window)
+        ctx.save_for_backward(places.to(torch.int16 if span < 2**15 else torch.int32))
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
+        (places,) = ctx.saved_tensors
+        indices = places + _window_starts(places.shape, ctx.size[3], ctx.window)
+        # Its shape and strides are read alone.
+        x = torch.empty(ctx.size, dtype=grad.dtype, memory_format=torch.channels_last)
+        backward = torch.ops.aten.max_pool2d_with_indices_backward
+        return backward(grad, x, *ctx.window, indices), None
+
+
+def _window_starts(size: torch.Size, width: int, window: MaxPoolWindow) -> Tensor:
+    """The index of the first value of each output's window, [OH, OW]; outside, in the padding."""
+    rows, columns = (
+        torch.arange(count) * stride - padding
+        for count, stride, padding in zip(size[2:], window.stride, window.padding, strict=True)
+    )
+    return rows[:, None] * width + columns
+
+
+class BlockEnd(torch.autograd.Function):
+    """``affine_add_act`` of outputs that may be rebuilt in backward."""
+
+    @staticmethod
+    def forward(  # noqa: D102
+        ctx: Any, act: Sequence[Any], sources: tuple[Any, Any], *inputs: Tensor | None
+    ) -> Tensor:
+        ctx.act, ctx.sources = act, sources
+        kept = list(inputs)
+        for position, source in zip((0, 4), sources, strict=True):
+            if source is not None:
+                kept[position] = None
+        ctx.save_for_backward(*kept)
+        out: Tensor = _OPS.affine_add_act(*inputs, *act)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
+        _refuse_second_order(*ctx.sources)
+        inputs = list(ctx.saved_tensors)
+        for position, source in zip((0, 4), ctx.sources, strict=True):
+            if source is not None:
+                inputs[position] = _rebuilt(source)
+        return (
+            *(None, None),
+            *affine_add_act_gradients(grad, inputs, ctx.act, ctx.needs_input_grad[2:]),
+        )
