@@ -91,9 +91,11 @@ def check_training(
     assert losses[0][0] == pytest.approx(losses[1][0], rel=1e-5)
     assert losses[0] == pytest.approx(losses[1], rel=3e-2)
     assert losses[0][-1] != losses[0][0]
+    # Of a bias before a BatchNorm the gradient is nothing but rounding.
+    rounding = 1e-4 * max(gradient.norm() for gradient in gradients[1].values())
     for key, gradient in keys(gradients[0]).items():
         expected = gradients[1][key]
-        assert (gradient - expected).norm() <= 2e-2 * expected.norm() + 1e-6, key
+        assert (gradient - expected).norm() <= 2e-2 * expected.norm() + rounding, key
     theirs = plain.state_dict()
     for key, value in keys(ours.state_dict()).items():
         if key.endswith(("running_mean", "running_var")):
