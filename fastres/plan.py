@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
@@ -70,8 +70,28 @@ def reader_of(module: nn.Module, traced: Trace) -> tuple[Reader, dict[str, nn.Mo
     return Reader(modules, source, lambda found: found.read(module, ())), modules
 
 
+class AnyFusion(Protocol):
+    """A traced module, fused for inference or for training."""
+
+    trace: Trace
+
+
+_Fusion = TypeVar("_Fusion", bound=AnyFusion)
+
+
 def walk(model: nn.Module, blocks: bool = True) -> Iterator[tuple[str, Fusion | str]]:
+    """``walk_with``, for inference."""
+    return walk_with(model, lambda module, pattern: Fusion(module, pattern, False, blocks))
+
+
+def walk_with(
+    model: nn.Module, fuse_module: Callable[[nn.Module, Pattern], _Fusion]
+) -> Iterator[tuple[str, _Fusion | str]]:
     """The largest parts of a model that can be traced, called in the usual way, and the others.
+
+    Args:
+        model: the model.
+        fuse_module: fuses a module that is called in some way; may raise TraceFailed.
 
     Yields:
         The path of a module, and either its fusion or the reason why there is none. After the
@@ -79,7 +99,7 @@ def walk(model: nn.Module, blocks: bool = True) -> Iterator[tuple[str, Fusion | 
     """
     seen: set[nn.Module] = set()
 
-    def visit(module: nn.Module, path: str) -> Iterator[tuple[str, Fusion | str]]:
+    def visit(module: nn.Module, path: str) -> Iterator[tuple[str, _Fusion | str]]:
         if module in seen:
             return
         seen.add(module)
@@ -87,9 +107,9 @@ def walk(model: nn.Module, blocks: bool = True) -> Iterator[tuple[str, Fusion | 
         if reason is not None:
             yield path, reason
             return
-        fusion = _try_fusion(module, blocks)
+        fusion = _try_fusion(module, fuse_module)
         yield path, fusion
-        if isinstance(fusion, Fusion):
+        if not isinstance(fusion, str):
             inner = list(fusion.trace.opaque)
         else:
             inner = [name for name, child in module._modules.items() if child is not None]
@@ -99,11 +119,13 @@ def walk(model: nn.Module, blocks: bool = True) -> Iterator[tuple[str, Fusion | 
     return visit(model, "")
 
 
-def _try_fusion(module: nn.Module, blocks: bool) -> Fusion | str:
+def _try_fusion(
+    module: nn.Module, fuse_module: Callable[[nn.Module, Pattern], _Fusion]
+) -> _Fusion | str:
     if is_builtin(module) and module_kind(module) is not nn.Conv2d:
         return "its caller cannot be traced"
     try:
-        return Fusion(module, default_pattern(module), autocast=False, blocks=blocks)
+        return fuse_module(module, default_pattern(module))
     except TraceFailed as error:
         return f"tracing failed: {error}"
 

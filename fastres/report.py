@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -13,14 +13,17 @@ from torch import nn
 from . import _library
 from .accelerate import State, is_accelerated
 from .fuse import Fused, Left
-from .fx.structure import STATE, eval_view
-from .plan import Fusion, walk
+from .fx.structure import STATE, eval_view, training_view
+from .plan import Fusion, walk, walk_with
 from .recipes import DEVICES, DTYPES, Unusable, check_device
+from .training_fuse import Memory
+from .training_plan import TrainingFusion
 
+_Fusion = TypeVar("_Fusion", Fusion, TrainingFusion)
 _LAYERS = (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Report:
     """What ``explain`` found; ``print`` it."""
 
@@ -32,34 +35,44 @@ class Report:
     """Convolutions, BatchNorms and modules that hold some, that run as they were, and why."""
     notes: list[str] = field(default_factory=list)
     """What concerns the model as a whole."""
+    training_fused: list[Fused] = field(default_factory=list)
+    """As ``fused``, where gradients are needed or the model is in training mode."""
+    training_left: list[Left] = field(default_factory=list)
+    """As ``left``, likewise."""
+    rebuilt: int = 0
+    """How many convolutions' outputs ``memory="save"`` computes again in backward."""
+    shows_training: bool = False
+    """Whether ``str`` lists the operators of training, too."""
 
     def __str__(self) -> str:
-        ops = Counter(fused.op for fused in self.fused)
-        counts = ", ".join(f"{count} {op}" for op, count in sorted(ops.items())) or "nothing"
-        lines = [f"{self.model}: fuses {counts}; leaves {len(self.left)} as they were"]
+        lines = [f"{self.model}: {_counted(self.fused, self.left)}"]
         lines += [f"  note: {note}" for note in self.notes]
-        width = max((len(fused.op) for fused in self.fused), default=0)
-        lines += [
-            f"  {fused.op:<{width}}  {_short(fused.modules)}  ({fused.detail})"
-            for fused in self.fused
-        ]
-        lines += [
-            f"  left alone: {left.module or '(the model)'}: {left.reason}" for left in self.left
-        ]
+        lines += _listed(self.fused, self.left)
+        lines += [f"in training: {_counted(self.training_fused, self.training_left)}"]
+        if self.rebuilt:
+            lines += [
+                f"  memory='save': keeps no output of {self.rebuilt} convolutions for backward, "
+                "which computes them again"
+            ]
+        shown = self.training_fused if self.shows_training else []
+        lines += _listed(shown, self.training_left)
         return "\n".join(lines)
 
 
 def explain(model: nn.Module, *, fuse_blocks: bool = True) -> Report:
     """Tells what ``accelerate`` does to a model, accelerated already or not.
 
-    It tells of inference. A model in training mode is looked at as if in eval mode.
+    It tells of inference, in eval mode and without gradients, and of training: what happens in
+    training mode, with the parts in eval mode that the model has now, or where gradients are
+    needed. Nothing is run.
 
     Args:
         model: any module.
         fuse_blocks: as for ``accelerate``; an accelerated model's own choice goes first.
 
     Returns:
-        A report to print, or to read: ``fused``, ``left`` and ``notes``.
+        A report to print, or to read: ``fused``, ``left`` and ``notes``, and for training
+        ``training_fused`` and ``training_left``.
 
     Raises:
         TypeError: ``model`` is not a module.
@@ -67,25 +80,57 @@ def explain(model: nn.Module, *, fuse_blocks: bool = True) -> Report:
     if not isinstance(model, nn.Module):
         raise TypeError(f"explain: model must be an nn.Module, got {type(model).__name__}")
     states = [m.__dict__[STATE] for m in model.modules() if STATE in m.__dict__]
+    memory: Memory = "keep"
     if states:
-        fuse_blocks = states[0].options.blocks
+        fuse_blocks, memory = states[0].options.blocks, states[0].options.memory
     report = Report(type(model).__name__, notes=list(_notes(model, states)))
+    report.shows_training = model.training
     view = eval_view(model) if model.training else model
-    for path, fusion in walk(view, fuse_blocks):
-        if isinstance(fusion, str):
-            if _holds_layers(view.get_submodule(path)):
-                report.left.append(Left(path, fusion))
-            continue
-        report.fused.extend(
-            Fused(f.op, tuple(_join(path, m) for m in f.modules), f.detail)
-            for f in fusion.result.fused
-        )
-        report.left.extend(Left(_join(path, m.module), m.reason) for m in fusion.result.left)
-        report.left.extend(_opaque(view, path, fusion))
+    for _ in _walked(view, walk(view, fuse_blocks), report.fused, report.left):
+        pass
+    view = training_view(model)
+    parts = walk_with(
+        view, lambda module, pattern: TrainingFusion(module, pattern, False, True, memory)
+    )
+    for fusion in _walked(view, parts, report.training_fused, report.training_left):
+        report.rebuilt += fusion.result.rebuilt
     return report
 
 
-def _opaque(view: nn.Module, path: str, fusion: Fusion) -> Iterator[Left]:
+def _walked(
+    view: nn.Module,
+    parts: Iterator[tuple[str, _Fusion | str]],
+    fused: list[Fused],
+    left: list[Left],
+) -> Iterator[_Fusion]:
+    """Adds what happens to the parts of a model to two lists, and yields what could be traced."""
+    for path, fusion in parts:
+        if isinstance(fusion, str):
+            if _holds_layers(view.get_submodule(path)):
+                left.append(Left(path, fusion))
+            continue
+        fused.extend(
+            Fused(f.op, tuple(_join(path, m) for m in f.modules), f.detail)
+            for f in fusion.result.fused
+        )
+        left.extend(Left(_join(path, m.module), m.reason) for m in fusion.result.left)
+        left.extend(_opaque(view, path, fusion))
+        yield fusion
+
+
+def _counted(fused: list[Fused], left: list[Left]) -> str:
+    ops = Counter(f.op for f in fused)
+    counts = ", ".join(f"{count} {op}" for op, count in sorted(ops.items())) or "nothing"
+    return f"fuses {counts}; leaves {len(left)} as they were"
+
+
+def _listed(fused: list[Fused], left: list[Left]) -> list[str]:
+    width = max((len(f.op) for f in fused), default=0)
+    lines = [f"  {f.op:<{width}}  {_short(f.modules)}  ({f.detail})" for f in fused]
+    return lines + [f"  left alone: {x.module or '(the model)'}: {x.reason}" for x in left]
+
+
+def _opaque(view: nn.Module, path: str, fusion: Fusion | TrainingFusion) -> Iterator[Left]:
     """Modules that are called as they are; their insides are reported on their own."""
     for inner, reason in fusion.trace.opaque.items():
         full = _join(path, inner)
@@ -117,7 +162,7 @@ def _notes(model: nn.Module, states: list[State]) -> Iterator[str]:
     if not any(is_accelerated(module) for module in model.modules()):
         yield "not accelerated; this is what fastres.accelerate would do"
     if model.training:
-        yield "in training mode; this is what happens in eval mode"
+        yield "in training mode; what is above the training's lines happens in eval mode"
     if any(state.gave_up for state in states):
         yield "changes at every call, so that it runs as it was"
     yield from _parameter_notes(model)

@@ -56,6 +56,11 @@ class TrainingGraph:
     images: list[tuple[fx.Node, list[int]]] = field(default_factory=list)
     """Placeholders that must have 4 dimensions, and the layers whose dtype must be theirs."""
 
+    @property
+    def rebuilt(self) -> int:
+        """How many convolutions' outputs are computed again in backward."""
+        return sum(isinstance(layer, ConvLayer) and layer.rebuild for layer in self.layers)
+
 
 @dataclass(eq=False)
 class _Unit:
@@ -293,7 +298,8 @@ class _Fuser:
         rebuild = self._saves and unit.norm is not None and _is_cheap(conv)
         node = self._call(ConvLayer(conv, unit.norm, in_act, rebuild), position, self._value(x))
         names = tuple(label(n) for n in unit.nodes)
-        self._result.fused.append(Fused("conv_stats", names, describe(conv, unit.act[0])))
+        detail = describe(conv, unit.act[0]) + (", rebuilt in backward" if rebuild else "")
+        self._result.fused.append(Fused("conv_stats", names, detail))
         if unit.norm is None:
             self._replace(unit.value, node)
         else:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 import torch
 from nets import Function, TinyNet, conv_bn, randomised
@@ -112,3 +114,24 @@ def test_leaves_the_model_alone():
 def test_unfused_model():
     assert str(fastres.explain(nn.Linear(2, 2))).startswith("Linear: fuses nothing; leaves 0")
     assert torch.is_grad_enabled()
+
+
+def test_training():
+    model = fastres.accelerate(TinyNet(), memory="save")
+    model.layer1[0].bn1.eval()
+    model.layer2[0].conv2.register_forward_hook(lambda *_: None)
+    report = fastres.explain(model)
+    assert Counter(fused.op for fused in report.training_fused) == {
+        "conv_stats": 11, "affine_add_act": 5
+    }  # fmt: skip
+    assert report.training_fused[2].modules[:2] == ("layer1.0.conv1", "layer1.0.bn1")
+    assert report.training_left == [
+        Left("layer2.0.bn2", "its BatchNorm follows no convolution"),
+        Left("layer2.0.conv2", "has hooks"),
+    ]
+    assert 0 < report.rebuilt < 11
+    text = str(report)
+    assert "in training: fuses 5 affine_add_act, 11 conv_stats; leaves 2 as they were" in text
+    assert f"memory='save': keeps no output of {report.rebuilt} convolutions" in text
+    assert "rebuilt in backward" in text
+    assert "rebuilt in backward" not in str(fastres.explain(model.eval()))

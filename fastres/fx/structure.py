@@ -188,12 +188,12 @@ class Structure:
         return all(record.holds(root) for record in self._records)
 
 
-def plain_view(module: nn.Module, eval_mode: bool = False) -> nn.Module:
+def plain_view(module: nn.Module, training: bool | None = None) -> nn.Module:
     """A copy of the tree of modules, not accelerated, that shares everything else with ``module``.
 
     Args:
         module: the root.
-        eval_mode: whether the copies are in eval mode; by default, in the mode of the originals.
+        training: the copies' mode; by default, that of the originals.
     """
     copies: dict[int, nn.Module] = {}
 
@@ -210,8 +210,8 @@ def plain_view(module: nn.Module, eval_mode: bool = False) -> nn.Module:
                 name: child if child is None else copy(child)
                 for name, child in original._modules.items()
             }
-            if eval_mode:
-                attributes["training"] = False
+            if training is not None:
+                attributes["training"] = training
         return copies[id(original)]
 
     root = copy(module)
@@ -228,5 +228,10 @@ def eval_view(module: nn.Module) -> nn.Module:
     Tells what a model will do in eval mode without changing the model.
     """
     if any(inner.training for inner in module.modules()):
-        return plain_view(module, eval_mode=True)
+        return plain_view(module, training=False)
     return module
+
+
+def training_view(module: nn.Module) -> nn.Module:
+    """The module if it is in training mode, parts of it perhaps not, else a view of it that is."""
+    return module if module.training else plain_view(module, training=True)
