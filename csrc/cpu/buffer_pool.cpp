@@ -2,6 +2,7 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <map>
 #include <mutex>
 #include <unordered_map>
@@ -10,8 +11,10 @@ namespace fastres::cpu {
 namespace {
 
 constexpr size_t kHugePage = size_t{2} << 20;
-// Free memory beyond this goes back to the system.
-constexpr size_t kMaxFreeBytes = size_t{512} << 20;
+// Memory beyond this goes back to the system when it becomes free, unless as much was in use at
+// once: a training step holds all activations, frees them in its backward pass, and needs them
+// again in the next step.
+constexpr size_t kAlwaysKeptBytes = size_t{512} << 20;
 
 // To small pages: a packed weight of 2 MB and a header must not take 4 MB.
 size_t rounded(size_t bytes) {
@@ -44,13 +47,13 @@ class Pool {
     if (found == free_.end()) {
       const size_t size = rounded(bytes);
       void* buffer = map_aligned(size);
-      if (buffer != nullptr) used_[buffer] = size;
+      if (buffer != nullptr) use(buffer, size);
       return buffer;
     }
     const auto [size, buffer] = *found;
     free_.erase(found);
     free_bytes_ -= size;
-    used_[buffer] = size;
+    use(buffer, size);
     return buffer;
   }
 
@@ -60,7 +63,8 @@ class Pool {
     if (found == used_.end()) return;
     const size_t size = found->second;
     used_.erase(found);
-    if (free_bytes_ + size > kMaxFreeBytes) {
+    used_bytes_ -= size;
+    if (used_bytes_ + free_bytes_ + size > std::max(kAlwaysKeptBytes, most_used_bytes_)) {
       munmap(buffer, size);
       return;
     }
@@ -69,10 +73,16 @@ class Pool {
   }
 
  private:
+  void use(void* buffer, size_t size) {
+    used_[buffer] = size;
+    used_bytes_ += size;
+    most_used_bytes_ = std::max(most_used_bytes_, used_bytes_);
+  }
+
   std::mutex mutex_;
   std::multimap<size_t, void*> free_;
   std::unordered_map<void*, size_t> used_;
-  size_t free_bytes_ = 0;
+  size_t free_bytes_ = 0, used_bytes_ = 0, most_used_bytes_ = 0;
 };
 
 // Never destroyed: tensors may outlive every static object.

@@ -13,7 +13,10 @@ constexpr int kVecsPerBlock = 16 / kLanes;
 // Blocks of output channels of a tile: two vectors, which share every broadcast.
 constexpr int kMaxBlocks = kLanes == 16 ? 2 : 1;
 // Accumulators, the blocks' gradients and one broadcast fill the registers.
-constexpr int kMaxChannels = kLanes == 16 ? 12 : kLanes == 8 ? 6 : 2;
+template <int kVecs>
+constexpr int kMaxChannels = kLanes == 16  ? (kVecs == 2 ? 12 : 16)
+                             : kLanes == 8 ? 6
+                                           : 2;
 
 // Pixels after which the registers are added to the sums in memory: see kProductsPerSum in
 // igemm.cpp.
@@ -90,13 +93,14 @@ Tile tile_of(int64_t channels, std::integer_sequence<int, kChannelsMinusOne...>)
 
 template <int kBlocks>
 void all_channels(const WgradTile& t) {
+  constexpr int kVecs = kBlocks * kVecsPerBlock;
+  constexpr int kMax = kMaxChannels<kVecs>;
   // Tiles of nearly equal width: 16 channels are 6 + 5 + 5, not 6 + 6 + 4.
-  const int64_t tiles = (t.channels + kMaxChannels - 1) / kMaxChannels;
+  const int64_t tiles = (t.channels + kMax - 1) / kMax;
   for (int64_t i = 0; i < tiles; ++i) {
     const int64_t first = t.channels * i / tiles;
     const int64_t channels = t.channels * (i + 1) / tiles - first;
-    tile_of<kBlocks * kVecsPerBlock>(channels, std::make_integer_sequence<int, kMaxChannels>{})(
-        t, first);
+    tile_of<kVecs>(channels, std::make_integer_sequence<int, kMax>{})(t, first);
   }
 }
 

@@ -153,7 +153,7 @@ void one_tap(const WgradTile& t, const float* input, int lane, float* sums) {
 template <int kGroup>
 void all_taps(const WgradTile& t) {
   // 3 x kGroup accumulators and three gradients have to stay in registers.
-  constexpr bool kSlides = kGroup == 2 || kGroup == 4;
+  constexpr bool kSlides = kGroup == 2 || kGroup == 4 || (kGroup == 8 && kLanes == 16);
   const bool slides = kSlides && t.tap_cols == 3 && t.input_pixel_stride == t.tap_col_stride;
   for (int vec = 0; vec < kVecsPerBlock; ++vec) {
     const int lane = vec * kLanes;
