@@ -7,7 +7,8 @@ fastres/_diagnostics.*.so    pybind11: what was built, and what processor this i
 Environment:
     FASTRES_NATIVE=0       builds the pure-Python package
     FASTRES_CUDA=auto|0|1  builds csrc/cuda if there is a toolkit (auto), never, or fails without
-    TORCH_CUDA_ARCH_LIST   the GPU architectures to compile for, as in any PyTorch extension
+    TORCH_CUDA_ARCH_LIST   the GPU architectures to compile for, as in any PyTorch extension;
+                           8.0 at least (default: 8.0;9.0+PTX)
     MAX_JOBS               parallel compile jobs (default: from cores and free memory)
     CXX, CXXFLAGS, LDFLAGS the compiler and further flags
 """
@@ -56,7 +57,10 @@ OP_SOURCES = sorted(
     set(sources("*.cpp") + sources("cpu/**/*.cpp")) - {"csrc/python.cpp", *KERNEL_SOURCES}
 )
 DIAGNOSTICS_SOURCES = ["csrc/python.cpp"]
-CUDA_SOURCES = sources("cuda/**/*.cu")
+CUDA_SOURCES = sources("cuda/**/*.cu") + sources("cuda/*.cpp")
+# Ampere and Hopper, and the latter's PTX for what comes after: asking the machine's GPUs, as torch
+# does, would fail where there is none and forget the others where there are some.
+CUDA_ARCHS = "8.0;9.0+PTX"
 
 
 def choice(variable: str, choices: tuple[str, ...]) -> str:
@@ -127,7 +131,7 @@ class CudaToolkit:
 
     def library_folders(self) -> list[str]:
         """Where libcudart_static.a is."""
-        folders = [self.home / "lib64", *self.home.glob("targets/*-linux/lib")]
+        folders = [self.home / "lib64", self.home / "lib", *self.home.glob("targets/*-linux/lib")]
         return [str(folder) for folder in folders if (folder / "libcudart_static.a").is_file()]
 
 
@@ -138,6 +142,8 @@ def find_cuda() -> tuple[CudaToolkit | None, str]:
     on_path = shutil.which("nvcc")
     looked.append(("on PATH", Path(on_path or "nvcc")))
     looked.append(("the usual place", USUAL_CUDA_HOME / "bin" / "nvcc"))
+    wheels = [nvcc for path in sys.path for nvcc in Path(path).glob("nvidia/cu*/bin/nvcc")]
+    looked += [("from pip's wheels", nvcc) for nvcc in wheels]
     for _, nvcc in looked:
         toolkit = CudaToolkit.of(nvcc) if nvcc.is_file() else None
         if toolkit is not None:
@@ -223,7 +229,7 @@ class Plan:
         if self.cuda:
             rows["cuda toolkit"] = f"{self.cuda.release}, {self.cuda.home}"
         if "fastres.libfastres_cuda" in names:
-            rows["cuda archs"] = os.environ.get("TORCH_CUDA_ARCH_LIST", "torch's choice")
+            rows["cuda archs"] = os.environ.get("TORCH_CUDA_ARCH_LIST") or CUDA_ARCHS
         rows["builds"] = ", ".join(names) or "the pure-Python package"
         rows |= {f"no {what}": why for what, why in self.skipped.items()}
         width = max(map(len, rows))
@@ -262,6 +268,7 @@ def build_native_command(plan: Plan) -> type:
     os.environ["PATH"] += os.pathsep + sysconfig.get_path("scripts")  # ninja of this environment
     if plan.cuda:
         os.environ["CUDA_HOME"] = str(plan.cuda.home)
+        os.environ["TORCH_CUDA_ARCH_LIST"] = os.environ.get("TORCH_CUDA_ARCH_LIST") or CUDA_ARCHS
     try:
         import torch
         from torch.utils import cpp_extension
@@ -331,8 +338,12 @@ def build_native_command(plan: Plan) -> type:
         def prepare_cuda(self, ext: Extension) -> None:
             # The static runtime, and of torch's CUDA libraries no more than the stable ABI's: one
             # build then serves torch builds for other CUDA versions.
-            nvcc = ["-O3", "-std=c++20", "-DUSE_CUDA", *self.torch_flags()]
-            ext.extra_compile_args = {"cxx": FLAGS["common"] + self.torch_flags(), "nvcc": nvcc}
+            # Kernels know no torch; what calls them is compiled without nvcc.
+            nvcc = ["-O3", "-std=c++20", "-Xcompiler", "-fvisibility=hidden"]
+            if "-Werror" in environment_flags("CXXFLAGS"):  # as CI builds: no kernel may spill
+                nvcc += ["-Xptxas", "-warn-spills,-warn-lmem-usage,-Werror"]
+            cxx = [*FLAGS["common"], "-DUSE_CUDA", *self.torch_flags()]
+            ext.extra_compile_args = {"cxx": cxx, "nvcc": nvcc}
             ext.include_dirs += [str(plan.cuda.home / "include")]
             ext.library_dirs += [*cpp_extension.library_paths(), *plan.cuda.library_folders()]
             ext.libraries += ["torch_cuda", "torch_cpu", "cudart_static", "rt", "dl", "pthread"]

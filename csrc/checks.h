@@ -9,6 +9,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <cstdint>
+#include <limits>
 #include <optional>
 #include <sstream>
 #include <stdexcept>
@@ -86,10 +87,11 @@ inline PackedHeader packed_header(const Tensor& packed, const char* op, const ch
         name, " does not start with the header that pack_conv_weight writes");
   check(header.layout != PackedLayout::plain, op, ": ", name,
         " was packed by the reference backend: pack the weight again under this one");
+  check(header.layout != PackedLayout::krsc, op, ": ", name,
+        " was packed on a CUDA device: pack the weight again on the CPU");
   check(header.out_channels > 0 && header.group_in_channels > 0 && header.kernel_h > 0 &&
             header.kernel_w > 0 && header.groups > 0 && header.out_channels % header.groups == 0 &&
-            packed.numel() == static_cast<int64_t>(sizeof(PackedHeader) +
-                                                   sizeof(float) * header.payload_floats()),
+            packed.numel() == static_cast<int64_t>(sizeof(PackedHeader)) + header.payload_bytes(),
         op, ": ", name, " is damaged: its header does not fit its ", packed.numel(), " bytes");
   return header;
 }
@@ -141,6 +143,67 @@ inline void check_residual(const Tensor& residual, const Tensor& x, const ConvGe
   check(residual.scalar_type() == x.scalar_type(), op, ": residual must have x's dtype ",
         torch::headeronly::toString(x.scalar_type()), ", got ",
         torch::headeronly::toString(residual.scalar_type()));
+}
+
+// The arguments of pack_conv_weight.
+inline void check_weight_to_pack(const Tensor& weight, int64_t groups, const std::string& algorithm,
+                                 const char* op) {
+  check(weight.dim() == 4, op, ": weight must be 4-D [K, C/groups, R, S], got shape ",
+        shape_string(weight));
+  for (int64_t d = 0; d < 4; ++d) {
+    check(weight.size(d) > 0 && weight.size(d) <= std::numeric_limits<int32_t>::max(), op,
+          ": weight must have positive sizes, got ", shape_string(weight));
+  }
+  check(groups > 0 && weight.size(0) % groups == 0, op, ": groups must be positive and divide the ",
+        weight.size(0), " output channels, got ", groups);
+  check(is_storage_type(weight.scalar_type()), op,
+        ": weight must be float32, bfloat16 or float16 (float64 goes to fastres.reference), got ",
+        torch::headeronly::toString(weight.scalar_type()));
+  check(algorithm == "direct" || algorithm == "winograd", op,
+        ": algorithm must be 'direct' or 'winograd', got '", algorithm, "'");
+  check(algorithm == "direct" || (weight.size(2) == 3 && weight.size(3) == 3 && groups == 1), op,
+        ": algorithm 'winograd' needs a dense 3x3 weight, got shape ", shape_string(weight),
+        " with ", groups, " groups");
+}
+
+// A training convolution's weight, for x and groups.
+inline void check_weight(const Tensor& weight, const Tensor& x, int64_t groups, const char* op) {
+  check(weight.dim() == 4 && weight.numel() > 0, op,
+        ": weight must be 4-D [K, C/groups, R, S], no size 0, got shape ", shape_string(weight));
+  check(is_storage_type(weight.scalar_type()), op,
+        ": weight must be float32, bfloat16 or float16, got ",
+        torch::headeronly::toString(weight.scalar_type()));
+  check(groups > 0 && weight.size(0) % groups == 0, op, ": groups must be positive and divide the ",
+        weight.size(0), " output channels, got ", groups);
+  check(weight.size(1) * groups == x.size(1), op, ": weight must have ", x.size(1), "/", groups,
+        " input channels a group, those of x over groups, got shape ", shape_string(weight));
+}
+
+// A tensor of the shape and dtype of a convolution's output.
+inline void check_output_like(const Tensor& tensor, const Tensor& x, const ConvGeometry& g,
+                              const char* op, const char* name) {
+  check(tensor.dim() == 4 && tensor.size(0) == g.batch && tensor.size(1) == g.out_channels &&
+            tensor.size(2) == g.out.h && tensor.size(3) == g.out.w,
+        op, ": ", name, " must have the output's shape [", g.batch, ", ", g.out_channels, ", ",
+        g.out.h, ", ", g.out.w, "], got ", shape_string(tensor));
+  check(tensor.scalar_type() == x.scalar_type(), op, ": ", name, " must have x's dtype, got ",
+        torch::headeronly::toString(tensor.scalar_type()));
+}
+
+inline void check_block_end(const Tensor& y, const char* op) {
+  check(y.dim() == 4, op, ": y must be 4-D [N, C, H, W], got shape ", shape_string(y));
+  check(is_storage_type(y.scalar_type()), op,
+        ": y must be float32, bfloat16 or float16 (float64 goes to fastres.reference), got ",
+        torch::headeronly::toString(y.scalar_type()));
+}
+
+// A tensor of y's shape and dtype.
+inline void check_like(const Tensor& tensor, const Tensor& y, const char* op, const char* name) {
+  check(tensor.dim() == 4 && shape_string(tensor) == shape_string(y), op, ": ", name,
+        " must have y's shape ", shape_string(y), ", got ", shape_string(tensor));
+  check(tensor.scalar_type() == y.scalar_type(), op, ": ", name, " must have y's dtype ",
+        torch::headeronly::toString(y.scalar_type()), ", got ",
+        torch::headeronly::toString(tensor.scalar_type()));
 }
 
 inline int64_t output_size(int64_t in, int64_t kernel, int64_t stride, int64_t dilation,

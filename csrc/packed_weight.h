@@ -25,6 +25,12 @@ enum class PackedLayout : int32_t {
   lanes = 2,
   // [16][ceil(K/16)][C][16]: the 4x4 Winograd transforms of a dense 3x3, for stride 1.
   winograd = 3,
+  // [K][R * S * Cg, padded with zeros to a multiple of 8], three times: float32, bfloat16, float16,
+  // then kKrscTail zero bytes. What CUDA kernels read, each the copy of its input's dtype: which
+  // one
+  // that is, autocast decides at every call. The tail gives it a size that no other layout has, and
+  // so tells it from them where the header cannot be read, on a GPU.
+  krsc = 4,
 };
 
 // Multiplications of one 4x4 tile of F(2x2, 3x3).
@@ -57,6 +63,22 @@ struct PackedHeader {
   int64_t block_stride() const {
     const int64_t values = layout == PackedLayout::winograd ? 1 : taps();
     return values * group_in_channels * kChannelBlock;
+  }
+
+  // krsc only.
+  static constexpr int64_t kKrscTail = 16;
+  int64_t krsc_values() const {
+    return int64_t{out_channels} * ((group_in_channels * taps() + 7) / 8 * 8);
+  }
+  // Bytes from the packed weight's start to its float32 (0), bfloat16 (1) or float16 (2) copy.
+  int64_t krsc_offset(int copy) const {
+    const int64_t before[] = {0, 4, 6};
+    return static_cast<int64_t>(sizeof(PackedHeader)) + before[copy] * krsc_values();
+  }
+
+  int64_t payload_bytes() const {
+    if (layout == PackedLayout::krsc) return 8 * krsc_values() + kKrscTail;
+    return static_cast<int64_t>(sizeof(float)) * payload_floats();
   }
 
   int64_t payload_floats() const {

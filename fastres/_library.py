@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from . import reference, training_reference, triton
-from ._packed import PLAIN, native_layout
+from ._packed import KRSC, PLAIN, native_layout
 from ._schemas import SCHEMAS
 from ._version import __version__
 
@@ -103,6 +103,8 @@ def packed_layout(
     backend = _state.kernels.get(device_type, "reference")
     if backend == "reference":
         return PLAIN
+    if backend == "cuda":
+        return KRSC
     return native_layout(shape, groups, "direct" if backend == "triton" else algorithm)
 
 

@@ -11,8 +11,10 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 # Layouts of the payload.
-PLAIN, IGEMM, LANES, WINOGRAD = 0, 1, 2, 3
-CHANNEL_BLOCK = 16  # output channels in one block of all but the first
+PLAIN, IGEMM, LANES, WINOGRAD, KRSC = 0, 1, 2, 3, 4
+CHANNEL_BLOCK = 16  # output channels in one block of IGEMM, LANES and WINOGRAD
+KRSC_COPIES = (torch.float32, torch.bfloat16, torch.float16)  # one after the other
+KRSC_TAIL = 16  # bytes after them
 
 _MAGIC = 0x53525446  # "FTRS"
 _VERSION = 1
@@ -50,11 +52,16 @@ class PackedHeader(NamedTuple):
             return (-(-k // CHANNEL_BLOCK), r, s, cg, CHANNEL_BLOCK)
         if self.layout == WINOGRAD:
             return (4, 4, -(-k // CHANNEL_BLOCK), cg, CHANNEL_BLOCK)
+        if self.layout == KRSC:  # one of the copies
+            return (k, -(-r * s * cg // 8) * 8)
         return (k, cg, r, s)
 
     def total_bytes(self) -> int:
         """Size of the packed tensor: header and payload."""
-        return HEADER_BYTES + math.prod(self.payload_shape()) * self.dtype.itemsize
+        values = math.prod(self.payload_shape())
+        if self.layout == KRSC:
+            return HEADER_BYTES + values * sum(d.itemsize for d in KRSC_COPIES) + KRSC_TAIL
+        return HEADER_BYTES + values * self.dtype.itemsize
 
 
 def uses_lanes_layout(group_out: int, group_in: int, groups: int) -> bool:
@@ -101,7 +108,7 @@ def read_header(packed: Tensor, name: str = "packed") -> PackedHeader:
         raise ValueError(f"{name} was not made by pack_conv_weight: it has no valid header")
     if version != _VERSION:
         raise ValueError(f"{name} has packing version {version}, expected {_VERSION}: pack again")
-    known = layout in (PLAIN, IGEMM, LANES, WINOGRAD) and dtype in (0, 1)
+    known = layout in (PLAIN, IGEMM, LANES, WINOGRAD, KRSC) and dtype in (0, 1)
     if not known or min(k, cg, r, s, groups) < 1 or k % groups:
         raise ValueError(f"{name} has a corrupt header")
     header = PackedHeader(layout, _PAYLOAD_DTYPES[dtype], k, cg, r, s, groups)

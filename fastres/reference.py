@@ -7,6 +7,7 @@ the end. Everything is differentiable except the packed weights' header.
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Sequence
 
@@ -19,6 +20,9 @@ from ._packed import (
     CHANNEL_BLOCK,
     HEADER_BYTES,
     IGEMM,
+    KRSC,
+    KRSC_COPIES,
+    KRSC_TAIL,
     LANES,
     PLAIN,
     WINOGRAD,
@@ -42,7 +46,7 @@ def pack_conv_weight(
         scale: [K], float32 (float64 for a float64 weight), or None for 1.
         groups: the convolution's groups.
         algorithm: checked, and otherwise ignored: the reference convolves directly.
-        layout: PLAIN, IGEMM, LANES or WINOGRAD.
+        layout: PLAIN, IGEMM, LANES, WINOGRAD or KRSC.
 
     Returns:
         1-D uint8 tensor: a 64-byte header, then float32 values (float64 for a float64 weight).
@@ -60,6 +64,9 @@ def pack_conv_weight(
     k, cg, r, s = weight.shape
     header = PackedHeader(layout, dtype, k, cg, r, s, groups).to_bytes()
     head = torch.frombuffer(bytearray(header), dtype=torch.uint8).to(weight.device)
+    if layout == KRSC:
+        copies = [payload.to(copy).view(-1).view(torch.uint8) for copy in KRSC_COPIES]
+        return torch.cat([head, *copies, head.new_zeros(KRSC_TAIL)])
     return torch.cat([head, payload.view(-1).view(torch.uint8)])
 
 
@@ -75,7 +82,10 @@ def _arrange(weight: Tensor, groups: int, layout: int) -> Tensor:
     if layout == WINOGRAD:
         tiles = _winograd_axis(_winograd_axis(weight, 2), 3)
         return _blocks(tiles, 0).permute(3, 4, 0, 2, 1)
-    raise ValueError(f"pack_conv_weight: layout must be 0, 1, 2 or 3, got {layout}")
+    if layout == KRSC:
+        rows = weight.permute(0, 2, 3, 1).flatten(1)
+        return F.pad(rows, (0, -rows.shape[1] % 8))
+    raise ValueError(f"pack_conv_weight: layout must be 0, 1, 2, 3 or 4, got {layout}")
 
 
 def _blocks(weight: Tensor, axis: int) -> Tensor:
@@ -106,8 +116,12 @@ def unpack_conv_weight(packed: Tensor) -> Tensor:
         ValueError: ``packed`` was not made by pack_conv_weight.
     """
     header = read_header(packed)
+    first_copy = packed
+    if header.layout == KRSC:
+        size = math.prod(header.payload_shape()) * header.dtype.itemsize
+        first_copy = packed[: HEADER_BYTES + size]
     # clone: a slice of a byte tensor may start where a float must not.
-    payload = packed[HEADER_BYTES:].clone(memory_format=torch.contiguous_format)
+    payload = first_copy[HEADER_BYTES:].clone(memory_format=torch.contiguous_format)
     values = payload.view(header.dtype).view(header.payload_shape())
     if header.layout == IGEMM:
         by_group = values.permute(0, 1, 5, 4, 2, 3).flatten(1, 2)
@@ -117,6 +131,9 @@ def unpack_conv_weight(packed: Tensor) -> Tensor:
     elif header.layout == WINOGRAD:
         tiles = values.permute(2, 4, 3, 0, 1).flatten(0, 1)[: header.out_channels]
         values = _winograd_axis_inverse(_winograd_axis_inverse(tiles, 2), 3)
+    elif header.layout == KRSC:
+        k, cg, r, s = header.weight_shape()
+        values = values[:, : r * s * cg].view(k, r, s, cg).permute(0, 3, 1, 2)
     return values.contiguous()
 
 

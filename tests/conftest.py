@@ -136,6 +136,28 @@ def triton_kernels() -> Iterator[None]:
     _library._find_triton()
 
 
+@pytest.fixture(scope="module")
+def cuda_kernels() -> Iterator[None]:
+    """Runs a test on the CUDA kernels, on tensors that are made on the GPU by default.
+
+    Where there is no GPU, ptxemu runs their PTX on the CPU.
+    """
+    if "cuda" in _library.available_backends():
+        before = _library.get_backend()
+        torch.set_default_device("cuda")
+        _library.set_backend("cuda")
+        yield
+        torch.set_default_device(None)
+        _library.set_backend(before)
+        return
+    import cuda_emulation
+
+    if not cuda_emulation.HAS_NVCC:
+        pytest.skip("there is neither a GPU nor an nvcc")
+    with cuda_emulation.emulated_operators():
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)

@@ -117,6 +117,7 @@ def test_a_compiler_that_is_missing_or_broken_says_which(setup_py, monkeypatch, 
 
 
 def test_without_python_headers_the_operators_are_still_built(setup_py, monkeypatch):
+    monkeypatch.setenv("FASTRES_CUDA", "0")
     monkeypatch.setattr(setup_py.sysconfig, "get_path", lambda name: "/no/headers")
     plan = setup_py.Plan.make()
     assert [ext.name for ext in plan.extensions()] == ["fastres.libfastres"]
@@ -141,8 +142,14 @@ def test_jobs_follow_cores_and_free_memory(setup_py, monkeypatch):
 def test_every_instruction_set_has_flags_and_no_source_is_lost(setup_py):
     assert {f"isa_{isa}" for isa in setup_py.ISAS} <= setup_py.FLAGS.keys()
     every = {str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.cpp")}
-    groups = (setup_py.OP_SOURCES, setup_py.KERNEL_SOURCES, setup_py.DIAGNOSTICS_SOURCES)
-    assert sorted(every) == sorted(name for group in groups for name in group)
+    groups = (
+        setup_py.OP_SOURCES,
+        setup_py.KERNEL_SOURCES,
+        setup_py.DIAGNOSTICS_SOURCES,
+        setup_py.CUDA_SOURCES,
+    )
+    names = [name for group in groups for name in group if name.endswith(".cpp")]
+    assert sorted(every) == sorted(names)
 
 
 def test_without_native_code_a_pure_package_is_built_that_works(tmp_path):

@@ -35,7 +35,7 @@ struct BlockEnd {
   BlockEnd(const Tensor& y_, const Tensor& mean, const Tensor& scale, const Tensor& bias,
            const std::optional<Tensor>& residual_, const Vectors& res, const std::string& act,
            double act_slope, const char* op)
-      : residual_affine(res.mean.has_value()), identity((check_y(y_, op), y_.size(1))) {
+      : residual_affine(res.mean.has_value()), identity((check_block_end(y_, op), y_.size(1))) {
     y = image_of(y_);
     const int64_t c = y.channels;
     f.main = {channel_vector(mean, c, op, "mean", kept),
@@ -48,28 +48,13 @@ struct BlockEnd {
           ": res_mean, res_scale and res_bias must be given together or not at all");
     check(!residual_affine || residual_.has_value(), op, ": res_mean needs a residual");
     if (!residual_.has_value()) return;
+    check_cpu(*residual_, op, "residual");
     check_like(*residual_, y_, op, "residual");
     residual = image_of(*residual_);
     if (!residual_affine) return;
     f.residual = {channel_vector(*res.mean, c, op, "res_mean", kept),
                   channel_vector(*res.scale, c, op, "res_scale", kept),
                   channel_vector(*res.bias, c, op, "res_bias", kept)};
-  }
-
-  static void check_y(const Tensor& y, const char* op) {
-    check(y.dim() == 4, op, ": y must be 4-D [N, C, H, W], got shape ", shape_string(y));
-    check(is_storage_type(y.scalar_type()), op,
-          ": y must be float32, bfloat16 or float16 (float64 goes to fastres.reference), got ",
-          torch::headeronly::toString(y.scalar_type()));
-  }
-
-  static void check_like(const Tensor& tensor, const Tensor& y, const char* op, const char* name) {
-    check_cpu(tensor, op, name);
-    check(tensor.dim() == 4 && shape_string(tensor) == shape_string(y), op, ": ", name,
-          " must have y's shape ", shape_string(y), ", got ", shape_string(tensor));
-    check(tensor.scalar_type() == y.scalar_type(), op, ": ", name, " must have y's dtype ",
-          torch::headeronly::toString(y.scalar_type()), ", got ",
-          torch::headeronly::toString(tensor.scalar_type()));
   }
 
   int64_t row_floats() const { return y.width * y.channels; }
@@ -236,7 +221,8 @@ Gradients affine_add_act_backward(const Tensor& grad, const Tensor& y, const Ten
   constexpr const char* kOp = "affine_add_act_backward";
   const BlockEnd end(y, mean, scale, bias, residual, {res_mean, res_scale, res_bias}, act,
                      act_slope, kOp);
-  BlockEnd::check_like(grad, y, kOp, "grad");
+  check_cpu(grad, kOp, "grad");
+  check_like(grad, y, kOp, "grad");
   const Extent size{end.y.height, end.y.width};
   const int64_t channels = end.y.channels;
   Tensor grad_y = empty_nhwc(end.y.batch, channels, size, y.scalar_type(), y);

@@ -82,7 +82,7 @@ Gradients conv_stats_backward(const Tensor& grad_y, const std::optional<Tensor>&
   const TrainingConv conv({x, in_mean, in_scale, in_bias, in_act, in_act_slope, weight, stride,
                            padding, dilation, groups},
                           kOp);
-  const OutputGradient gradient(grad_y, grad_mean, grad_m2, y, mean, conv, kOp);
+  const OutputGradient gradient(grad_y, grad_mean, grad_m2, y, mean, x, conv, kOp);
   Gradients gradients{empty_vector(0, x), empty_vector(0, x), empty_vector(0, x),
                       empty_vector(0, x), empty_vector(0, x)};
   need_affine = need_affine && conv.has_affine;

@@ -5,29 +5,16 @@
 #include "scratch.h"
 
 namespace fastres::cpu {
-namespace {
-
-void check_output_like(const Tensor& tensor, const TrainingConv& conv, const Tensor& y,
-                       const char* op, const char* name) {
-  const ConvGeometry& g = conv.geometry;
-  check_cpu(tensor, op, name);
-  check(tensor.dim() == 4 && tensor.size(0) == g.batch && tensor.size(1) == g.out_channels &&
-            tensor.size(2) == g.out.h && tensor.size(3) == g.out.w,
-        op, ": ", name, " must have the output's shape [", g.batch, ", ", g.out_channels, ", ",
-        g.out.h, ", ", g.out.w, "], got ", shape_string(tensor));
-  check(tensor.scalar_type() == y.scalar_type() && storage_type(tensor) == conv.x.type, op, ": ",
-        name, " must have x's dtype, got ", torch::headeronly::toString(tensor.scalar_type()));
-}
-
-}  // namespace
-
 OutputGradient::OutputGradient(const Tensor& grad_y, const std::optional<Tensor>& grad_mean,
                                const std::optional<Tensor>& grad_m2, const Tensor& y,
-                               const Tensor& mean, const TrainingConv& conv, const char* op)
+                               const Tensor& mean, const Tensor& x, const TrainingConv& conv,
+                               const char* op)
     : has_stats_(grad_mean.has_value() || grad_m2.has_value()) {
   const ConvGeometry& g = conv.geometry;
-  check_output_like(grad_y, conv, y, op, "grad_y");
-  check_output_like(y, conv, y, op, "y");
+  check_cpu(grad_y, op, "grad_y");
+  check_output_like(grad_y, x, g, op, "grad_y");
+  check_cpu(y, op, "y");
+  check_output_like(y, x, g, op, "y");
   grad_ = image_of(grad_y);
   y_ = image_of(y);
   mean_ = channel_vector(mean, g.out_channels, op, "mean", kept_);

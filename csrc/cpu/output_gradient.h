@@ -15,7 +15,7 @@ class OutputGradient {
   // grad_mean and grad_m2 may be absent. All tensors outlive this.
   OutputGradient(const Tensor& grad_y, const std::optional<Tensor>& grad_mean,
                  const std::optional<Tensor>& grad_m2, const Tensor& y, const Tensor& mean,
-                 const TrainingConv& conv, const char* op);
+                 const Tensor& x, const TrainingConv& conv, const char* op);
 
   Image& grad() { return grad_; }
   Image& y() { return y_; }

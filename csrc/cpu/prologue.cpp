@@ -10,17 +10,7 @@ namespace {
 WeightView weight_view(const ConvStatsArguments& a, const char* op, std::vector<Tensor>& kept) {
   const Tensor& weight = a.weight;
   check_cpu(weight, op, "weight");
-  check(weight.dim() == 4 && weight.numel() > 0, op,
-        ": weight must be 4-D [K, C/groups, R, S], no size 0, got shape ", shape_string(weight));
-  check(is_storage_type(weight.scalar_type()), op,
-        ": weight must be float32, bfloat16 or float16, got ",
-        torch::headeronly::toString(weight.scalar_type()));
-  check(a.groups > 0 && weight.size(0) % a.groups == 0, op,
-        ": groups must be positive and divide the ", weight.size(0), " output channels, got ",
-        a.groups);
-  check(weight.size(1) * a.groups == a.x.size(1), op, ": weight must have ", a.x.size(1), "/",
-        a.groups, " input channels a group, those of x over groups, got shape ",
-        shape_string(weight));
+  check_weight(weight, a.x, a.groups, op);
   const Tensor values = torch::stable::to(weight, ScalarType::Float);
   kept.push_back(values);
   return {static_cast<float*>(const_cast<void*>(values.const_data_ptr())),

@@ -1,0 +1,128 @@
+// Launches weight gradients: a first stage that splits the pixels, and the sum over the splits.
+
+#pragma once
+
+#include <algorithm>
+
+#include "conv_launch.h"
+
+namespace fastres::cuda {
+
+// A weight as a tensor: any strides.
+struct WeightTensor {
+  const void* data;
+  Dtype type;
+  int64_t stride_k, stride_c, stride_r, stride_s;
+};
+
+class Wgrad {
+ public:
+  Wgrad(Dtype type, const ConvGeometry& g) : type_(type), geometry_(g) {}
+
+  void run(Executor& executor, const Source& gradient, const Source& source,
+           const WeightTensor& out) {
+    const ConvGeometry& g = geometry_;
+    elements_ = g.out_channels * (g.in_channels / g.groups) * g.kernel.h * g.kernel.w;
+    if (GroupedConvolution::fits(type_, g) && grouped_bytes() <= GroupedConvolution::kMaxShared) {
+      run_grouped(executor, gradient, source);
+    } else {
+      run_dense(executor, gradient, source);
+    }
+    ReduceSplitsParams p{};
+    p.partial = partial_;
+    p.out = const_cast<void*>(out.data);
+    p.stride_k = out.stride_k, p.stride_c = out.stride_c;
+    p.stride_r = out.stride_r, p.stride_s = out.stride_s;
+    p.elements = elements_;
+    p.splits = static_cast<int32_t>(splits_);
+    p.group_in_channels = static_cast<int32_t>(g.in_channels / g.groups);
+    p.kernel_h = static_cast<int32_t>(g.kernel.h), p.kernel_w = static_cast<int32_t>(g.kernel.w);
+    executor.run(std::string("fastres_reduce_splits") + suffix(out.type),
+                 ceil_div(elements_, kElementwiseThreads), kElementwiseThreads, 0, p);
+  }
+
+ private:
+  // Blocks that keep any GPU busy, four to each multiprocessor of an A100.
+  static constexpr int64_t kBlocks = 432;
+
+  // Splits `items` so that there are about kBlocks blocks, each of at least `least` items.
+  int64_t split(Executor& executor, int64_t items, int64_t blocks, int64_t least) {
+    splits_ = 0;
+    if (items == 0) return 0;  // an empty batch: reduce_splits writes zeros
+    const int64_t wanted = std::clamp<int64_t>(kBlocks / blocks, 1, ceil_div(items, least));
+    const int64_t each = ceil_div(items, wanted);
+    splits_ = ceil_div(items, each);
+    partial_ = static_cast<float*>(executor.scratch(splits_ * elements_ * 4));
+    return each;
+  }
+
+  template <class Params>
+  void fill(Params& p, const Source& gradient, const Source& source) const {
+    const ConvGeometry& g = geometry_;
+    p.gradient = gradient;
+    p.source = source;
+    p.window = window_of(g);
+    p.batch = static_cast<int32_t>(g.batch);
+    p.in_h = static_cast<int32_t>(g.in.h), p.in_w = static_cast<int32_t>(g.in.w);
+    p.out_h = static_cast<int32_t>(g.out.h), p.out_w = static_cast<int32_t>(g.out.w);
+  }
+
+  void run_dense(Executor& executor, const Source& gradient, const Source& source) {
+    const ConvGeometry& g = geometry_;
+    WgradParams p{};
+    fill(p, gradient, source);
+    p.groups = static_cast<int32_t>(g.groups);
+    p.in_channels = static_cast<int32_t>(g.in_channels / g.groups);
+    p.out_channels = static_cast<int32_t>(g.out_channels / g.groups);
+    const int64_t chunk = chunk_elements(type_);
+    p.gather = p.in_channels % chunk != 0 || p.out_channels % chunk != 0 ? 1 : 0;
+    p.m_tiles = static_cast<int32_t>(ceil_div(p.out_channels, kWgradTile));
+    p.n_tiles = static_cast<int32_t>(ceil_div(g.kernel.h * g.kernel.w * p.in_channels, kWgradTile));
+    const int64_t blocks = int64_t{p.m_tiles} * p.n_tiles * p.groups;
+    const int64_t step = wgrad_pixels(static_cast<int>(element_bytes(type_)));
+    p.pixels_per_split =
+        step * split(executor, ceil_div(g.batch * g.out.h * g.out.w, step), blocks, 8);
+    p.partial = partial_;
+    executor.run(std::string("fastres_conv_wgrad") + suffix(type_), blocks * splits_, kWgradThreads,
+                 kWgradBytes, p);
+  }
+
+  int32_t tile_height() const { return GroupedConvolution::tile_height(geometry_.out.h); }
+  int64_t patch_pixels(GroupedWgradParams& p) const {
+    p.patch_h = (p.tile_h - 1) * p.window.stride_h + 2 * p.window.dilation_h + 1;
+    p.patch_w = (kGroupedTileWidth - 1) * p.window.stride_w + 2 * p.window.dilation_w + 1;
+    return p.patch_h * ceil_div(p.patch_w, p.window.stride_w) * p.window.stride_w;
+  }
+  int64_t grouped_bytes() const {
+    GroupedWgradParams p{};
+    p.window = window_of(geometry_);
+    p.tile_h = tile_height();
+    return (patch_pixels(p) + p.tile_h * kGroupedTileWidth) * kGroupedBytes;
+  }
+
+  void run_grouped(Executor& executor, const Source& gradient, const Source& source) {
+    const ConvGeometry& g = geometry_;
+    GroupedWgradParams p{};
+    fill(p, gradient, source);
+    const int64_t width = g.in_channels / g.groups;
+    const int bytes = static_cast<int>(element_bytes(type_));
+    p.channels = static_cast<int32_t>(g.in_channels);
+    p.tile_h = tile_height();
+    p.tiles_h = static_cast<int32_t>(ceil_div(g.out.h, p.tile_h));
+    p.tiles_w = static_cast<int32_t>(ceil_div(g.out.w, kGroupedTileWidth));
+    patch_pixels(p);
+    const int64_t blocks = ceil_div(p.channels, grouped_channels(bytes));
+    p.tiles_per_split = split(executor, g.batch * p.tiles_h * p.tiles_w, blocks, 1);
+    p.partial = partial_;
+    executor.run("fastres_grouped_wgrad_" + std::to_string(width) + suffix(type_), blocks * splits_,
+                 grouped_wgrad_threads(static_cast<int>(width), bytes),
+                 static_cast<int>(grouped_bytes()), p);
+  }
+
+  Dtype type_;
+  ConvGeometry geometry_;
+  int64_t elements_ = 0, splits_ = 0;
+  float* partial_ = nullptr;
+};
+
+}  // namespace fastres::cuda

@@ -1,0 +1,492 @@
+"""Runs the CUDA operators on the CPU: their launchers are recorded, and their kernels emulated.
+
+The launchers (csrc/cuda/operators.h) are plain host code. tests/cuda/record.cpp runs them with
+tokens for device pointers and writes down what they would launch; here the tokens become buffers
+and ptxemu executes the very kernels, from the PTX that nvcc makes of csrc/cuda/kernels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import hashlib
+import os
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+ROOT = Path(__file__).resolve().parent.parent
+KERNELS = ROOT / "csrc" / "cuda" / "kernels"
+sys.path.append(str(ROOT / "tests" / "ptxemu"))
+
+import ptxemu  # noqa: E402
+
+HAS_NVCC = shutil.which("nvcc") is not None or bool(os.environ.get("CUDA_HOME"))
+TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+SUFFIXES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
+OPERATORS = (
+    "pack_conv_weight",
+    "conv_bn_act",
+    "grouped_bottleneck",
+    "conv_stats",
+    "conv_stats_backward",
+    "affine_add_act",
+    "affine_add_act_backward",
+)
+ACTIVATIONS = ("none", "relu", "relu6", "silu", "leaky_relu")
+_TOKEN = 0x7F5A
+_INT64, _FLOAT, _POINTER = ctypes.c_int64, ctypes.c_float, ctypes.c_uint64
+
+
+def _struct(name: str, *fields: tuple[str, Any]) -> Any:
+    return type(name, (ctypes.Structure,), {"_fields_": list(fields)})
+
+
+_Geometry = _struct("Geometry", *((f"v{i}", _INT64) for i in range(18)))
+_Source = _struct(
+    "Source",
+    *((name, _POINTER) for name in ("x", "addend", "mean", "scale", "bias")),
+    *((name, _FLOAT) for name in ("scale_factor", "bias_factor")),
+    ("act", ctypes.c_int32),
+    ("act_slope", _FLOAT),
+)
+_Weight = _struct(
+    "WeightTensor",
+    ("data", _POINTER),
+    ("type", ctypes.c_int32),
+    *((f"stride_{axis}", _INT64) for axis in "kcrs"),
+)
+_ConvBnAct = _struct(
+    "ConvBnActArguments",
+    *((name, _POINTER) for name in ("x", "packed", "shift", "residual", "out")),
+    ("act", ctypes.c_int32),
+    ("act_slope", _FLOAT),
+)
+_ConvStats = _struct(
+    "ConvStatsArguments",
+    ("x", _Source),
+    ("weight", _Weight),
+    *((name, _POINTER) for name in ("y", "mean", "m2")),
+)
+_ConvStatsBackward = _struct(
+    "ConvStatsBackwardArguments",
+    ("gradient", _Source),
+    ("x", _Source),
+    ("weight", _Weight),
+    *((name, _POINTER) for name in ("grad_x", "grad_in_mean", "grad_in_scale", "grad_in_bias")),
+    ("grad_weight", _Weight),
+)
+_AffineAddAct = _struct(
+    "AffineAddActParams",
+    *((name, _POINTER) for name in ("grad", "y", "mean", "scale", "bias")),
+    *((name, _POINTER) for name in ("residual", "res_mean", "res_scale", "res_bias")),
+    ("act", ctypes.c_int32),
+    ("act_slope", _FLOAT),
+    *((name, _POINTER) for name in ("out", "grad_residual", "partial")),
+    ("pixels", _INT64),
+    ("pixels_per_block", _INT64),
+    *((name, ctypes.c_int32) for name in ("channels", "columns", "rows", "column_blocks")),
+)
+_Gradients = _struct("AffineAddActGradients", *((f"v{i}", _POINTER) for i in range(6)))
+
+
+@functools.cache
+def _recorder() -> ctypes.CDLL:
+    """The launchers with tests/cuda/record.cpp around them, compiled once a version."""
+    sources = [ROOT / "tests" / "cuda" / "record.cpp", *sorted((ROOT / "csrc").glob("cuda/*.h"))]
+    sources += [ROOT / "csrc" / "geometry.h", ROOT / "csrc" / "packed_weight.h"]
+    key = hashlib.sha256(b"\0".join(path.read_bytes() for path in sources)).hexdigest()[:24]
+    library = Path(tempfile.gettempdir()) / f"fastres-record-{os.getuid()}-{key}.so"
+    if not library.exists():
+        partial = library.with_suffix(f".{os.getpid()}")
+        compiler = os.environ.get("CXX") or "g++"
+        command = [compiler, "-std=c++20", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
+        subprocess.run([*command, str(sources[0]), "-o", str(partial)], check=True)
+        partial.replace(library)
+    loaded = ctypes.CDLL(str(library))
+    for name in OPERATORS:
+        getattr(loaded, f"record_{name}").restype = ctypes.c_void_p
+    return loaded
+
+
+@functools.cache
+def kernels(file: str, arch: str = "sm_80") -> ptxemu.Module:
+    """The kernels of csrc/cuda/kernels/<file>, compiled once a version."""
+    return ptxemu.compile(KERNELS / file, arch=arch)
+
+
+def kernel_file(kernel: str) -> str:
+    """Where a kernel is defined."""
+    name = kernel.removeprefix("fastres_")
+    if name.startswith(("conv_gemm", "grouped_conv", "grouped_wgrad")):
+        return "_".join(name.split("_")[:2]) + "_" + name.rpartition("_")[2] + ".cu"
+    for prefix, file in (
+        ("conv_wgrad", "conv_wgrad"),
+        ("affine_add_act", "affine_add_act"),
+        ("pack_weight", "pack_weight"),
+        ("reduce_splits", "pack_weight"),
+    ):
+        if name.startswith(prefix):
+            return f"{file}.cu"
+    return "reduce.cu"
+
+
+def nhwc(x: Tensor) -> Tensor:
+    """The values of a [N, C, H, W] tensor as the kernels have them, dense [N, H, W, C]."""
+    return x.permute(0, 2, 3, 1).contiguous()
+
+
+def nchw(x: Tensor) -> Tensor:
+    return x.permute(0, 3, 1, 2)
+
+
+class Device:
+    """An emulated GPU; ``stats`` collects what ptxemu counts, a launch each."""
+
+    def __init__(self, *, check: bool = True, counters: bool = False, max_blocks: int = 0) -> None:
+        self.check, self.counters, self.max_blocks = check, counters, max_blocks
+        self.stats: list[Any] = []
+        self.launches: list[tuple[str, int, int, int]] = []  # kernel, grid, block, shared bytes
+        self._buffers: dict[int, np.ndarray] = {}
+
+    # ---- buffers
+
+    def token(self, tensor: Tensor | None) -> int:
+        """A pointer to a dense tensor, 0 for None."""
+        if tensor is None or tensor.numel() == 0:
+            return 0
+        assert tensor.is_contiguous()
+        identity = len(self._buffers) + 1
+        self._buffers[identity] = tensor.detach().reshape(-1).view(torch.uint8).numpy()
+        return _TOKEN << 48 | identity << 32
+
+    def _resolve(self, value: int) -> Any:
+        offset = value & 0xFFFFFFFF
+        return self._buffers[value >> 32 & 0xFFFF][offset:]
+
+    def _params(self, raw: bytes) -> ptxemu.Struct:
+        layout, values = "<", []
+        for at in range(0, len(raw) - 7, 8):
+            (value,) = struct.unpack_from("<Q", raw, at)
+            pointer = value >> 48 == _TOKEN
+            layout += "Q"
+            values.append(self._resolve(value) if pointer else value)
+        rest = raw[len(raw) // 8 * 8 :]
+        return ptxemu.Struct(f"{layout}{len(rest)}s", *values, rest)
+
+    # ---- launches
+
+    def run(self, operator: str, *arguments: Any) -> None:
+        """Records an operator's launches and emulates them."""
+        address = getattr(_recorder(), f"record_{operator}")(*arguments)
+        text = ctypes.string_at(address).decode()
+        ctypes.CDLL(None).free(ctypes.c_void_p(address))
+        if text.startswith("error "):
+            raise ValueError(text.removeprefix("error "))
+        for line in text.splitlines():
+            kind, *fields = line.split(" ")
+            if kind == "scratch":
+                # NaN where a kernel reads what none has written.
+                self._buffers[int(fields[0])] = np.full(int(fields[1]), 0xFF, np.uint8)
+            else:
+                kernel, grid, block, shared, params = fields
+                self._launch(kernel, int(grid), int(block), int(shared), bytes.fromhex(params))
+
+    def _launch(self, kernel: str, grid: int, block: int, shared: int, params: bytes) -> None:
+        self.launches.append((kernel, grid, block, shared))
+        if self.max_blocks:
+            grid = min(grid, self.max_blocks)
+        stats = kernels(kernel_file(kernel)).launch(
+            kernel, grid, block, [self._params(params)], dynamic_smem=shared,
+            check_races=self.check, check_uninit=self.check, counters=self.counters,
+        )  # fmt: skip
+        self.stats.append(stats)
+
+    # ---- operators
+
+    def pack_conv_weight(
+        self, weight: Tensor, scale: Tensor | None, groups: int, algorithm: str = "direct"
+    ) -> Tensor:
+        k, cg, r, s = weight.shape
+        geometry = _Geometry(1, cg * groups, 1, 1, k, 1, 1, r, s, 1, 1, 1, 1, 0, 0, 0, 0, groups)
+        values = k * -(-r * s * cg // 8) * 8
+        packed = torch.full((64 + 8 * values + 16,), 0xFF, dtype=torch.uint8)
+        tensor = self._weight(weight)
+        self.run(
+            "pack_conv_weight", ctypes.byref(geometry), ctypes.byref(tensor),
+            _POINTER(self.token(scale)), _POINTER(self.token(packed)),
+        )  # fmt: skip
+        return packed
+
+    def conv_bn_act(
+        self,
+        x: Tensor,
+        packed: Tensor,
+        shift: Tensor,
+        residual: Tensor | None,
+        kernel_size: Sequence[int],
+        stride: Sequence[int],
+        padding: Sequence[int],
+        dilation: Sequence[int],
+        groups: int,
+        act: str,
+        act_slope: float,
+    ) -> Tensor:
+        k = shift.shape[0]
+        geometry, shape = _geometry(x, k, kernel_size, stride, padding, dilation, groups)
+        out = _unwritten(shape, x.dtype)
+        arguments = _ConvBnAct(
+            self.token(nhwc(x)), self.token(packed), self.token(shift),
+            0 if residual is None else self.token(nhwc(residual)), self.token(out),
+            ACTIVATIONS.index(act), act_slope,
+        )  # fmt: skip
+        self.run("conv_bn_act", TYPES[x.dtype], ctypes.byref(geometry), ctypes.byref(arguments))
+        return nchw(out)
+
+    def grouped_bottleneck(
+        self,
+        x: Tensor,
+        packed1: Tensor,
+        shift1: Tensor,
+        packed2: Tensor,
+        shift2: Tensor,
+        packed3: Tensor,
+        shift3: Tensor,
+        packed_down: Tensor | None,
+        shift_down: Tensor | None,
+        stride: Sequence[int],
+        dilation: Sequence[int],
+        groups: int,
+        act: str,
+    ) -> Tensor:
+        one, none, (dh, dw) = (1, 1), (0, 0, 0, 0), dilation
+        image, layers = x, []
+        for packed, shift, *geometry in (
+            (packed1, shift1, one, one, none, one, 1),
+            (packed2, shift2, (3, 3), stride, (dh, dh, dw, dw), dilation, groups),
+            (packed3, shift3, one, one, none, one, 1),
+        ):
+            layers.append((packed, shift, *_geometry(image, shift.shape[0], *geometry)))
+            n, h, w, c = layers[-1][-1]
+            image = torch.empty(n, c, h, w, device="meta")
+        if packed_down is not None:
+            geometry = _geometry(x, shift_down.shape[0], one, stride, none, one, 1)
+            layers.append((packed_down, shift_down, *geometry))
+        out = _unwritten(layers[2][3], x.dtype)
+        acts = [ACTIVATIONS.index(act)] * 3 + [0]
+        arguments = [
+            _ConvBnAct(0, self.token(packed), self.token(shift), 0, 0, acts[i], 0.01)
+            for i, (packed, shift, _, _) in enumerate(layers)
+        ]
+        arguments[2].out = self.token(out)
+        self.run(
+            "grouped_bottleneck", TYPES[x.dtype], _POINTER(self.token(nhwc(x))),
+            (_Geometry * len(layers))(*(layer[2] for layer in layers)),
+            (_ConvBnAct * len(layers))(*arguments), len(layers),
+        )  # fmt: skip
+        return nchw(out)
+
+    def conv_stats(
+        self,
+        x: Tensor,
+        in_mean: Tensor | None,
+        in_scale: Tensor | None,
+        in_bias: Tensor | None,
+        in_act: str,
+        in_act_slope: float,
+        weight: Tensor,
+        stride: Sequence[int],
+        padding: Sequence[int],
+        dilation: Sequence[int],
+        groups: int,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        k = weight.shape[0]
+        kernel_size = weight.shape[2:]
+        geometry, shape = _geometry(x, k, kernel_size, stride, padding, dilation, groups)
+        y = _unwritten(shape, x.dtype)
+        mean, m2 = (_unwritten((k,), torch.float32) for _ in range(2))
+        source = self._source(x, None, in_mean, in_scale, in_bias, 1, 1, in_act, in_act_slope)
+        arguments = _ConvStats(
+            source, self._weight(weight), self.token(y), self.token(mean), self.token(m2)
+        )
+        self.run("conv_stats", TYPES[x.dtype], ctypes.byref(geometry), ctypes.byref(arguments))
+        return nchw(y), mean, m2
+
+    def conv_stats_backward(
+        self,
+        grad_y: Tensor,
+        grad_mean: Tensor | None,
+        grad_m2: Tensor | None,
+        x: Tensor,
+        in_mean: Tensor | None,
+        in_scale: Tensor | None,
+        in_bias: Tensor | None,
+        in_act: str,
+        in_act_slope: float,
+        weight: Tensor,
+        y: Tensor,
+        mean: Tensor,
+        stride: Sequence[int],
+        padding: Sequence[int],
+        dilation: Sequence[int],
+        groups: int,
+        need_x: bool = True,
+        need_affine: bool = True,
+        need_weight: bool = True,
+    ) -> tuple[Tensor, ...]:
+        k = weight.shape[0]
+        kernel_size = weight.shape[2:]
+        geometry, _ = _geometry(x, k, kernel_size, stride, padding, dilation, groups)
+        count = y.numel() // k
+        if grad_mean is None and grad_m2 is None:
+            gradient = self._source(grad_y, None, None, None, None, 1, 1, "none", 0)
+        else:
+            gradient = self._source(
+                y, grad_y, mean, grad_m2, grad_mean, 2, 1 / max(1, count), "none", 0
+            )
+        n, c, h, w = x.shape
+        grad_x = _unwritten((n, h, w, c), x.dtype) if need_x else torch.empty(0)
+        wanted = need_affine and in_mean is not None
+        affine = [_unwritten((c if wanted else 0,), torch.float32) for _ in range(3)]
+        grad_weight = torch.full_like(weight, float("nan")) if need_weight else torch.empty(0)
+        arguments = _ConvStatsBackward(
+            gradient,
+            self._source(x, None, in_mean, in_scale, in_bias, 1, 1, in_act, in_act_slope),
+            self._weight(weight),
+            self.token(grad_x),
+            *map(self.token, affine),
+            self._weight(grad_weight) if need_weight else _Weight(),
+        )
+        self.run(
+            "conv_stats_backward", TYPES[x.dtype], ctypes.byref(geometry), ctypes.byref(arguments)
+        )
+        return nchw(grad_x) if need_x else grad_x, *affine, grad_weight
+
+    def affine_add_act(self, y: Tensor, *arguments: Any) -> Tensor:
+        params, _ = self._block_end(None, y, *arguments)
+        out = _unwritten(nhwc(y).shape, y.dtype)
+        params.out = self.token(out)
+        self.run("affine_add_act", TYPES[y.dtype], ctypes.byref(params))
+        return nchw(out)
+
+    def affine_add_act_backward(
+        self, grad: Tensor, y: Tensor, *arguments: Any
+    ) -> tuple[Tensor, ...]:
+        params, residual = self._block_end(grad, y, *arguments)
+        shape, c = nhwc(y).shape, y.shape[1]
+        grad_y = _unwritten(shape, y.dtype)
+        grad_residual = _unwritten(shape if residual else (0,), y.dtype)
+        params.out, params.grad_residual = self.token(grad_y), self.token(grad_residual)
+        vectors = [_unwritten((c,), torch.float32) for _ in range(3)]
+        vectors += [_unwritten((c if params.res_mean else 0,), torch.float32) for _ in range(3)]
+        gradients = _Gradients(*map(self.token, vectors))
+        self.run(
+            "affine_add_act_backward", TYPES[y.dtype], ctypes.byref(params), ctypes.byref(gradients)
+        )
+        last = nchw(grad_residual) if residual else grad_residual
+        return nchw(grad_y), *vectors[:3], last, *vectors[3:]
+
+    # ---- arguments
+
+    def _source(
+        self,
+        x: Tensor,
+        addend: Tensor | None,
+        mean: Tensor | None,
+        scale: Tensor | None,
+        bias: Tensor | None,
+        scale_factor: float,
+        bias_factor: float,
+        act: str,
+        act_slope: float,
+    ) -> Any:
+        return _Source(
+            self.token(nhwc(x)), 0 if addend is None else self.token(nhwc(addend)),
+            self.token(mean), self.token(scale), self.token(bias), scale_factor, bias_factor,
+            ACTIVATIONS.index(act), act_slope,
+        )  # fmt: skip
+
+    def _weight(self, weight: Tensor) -> Any:
+        identity = len(self._buffers) + 1
+        flat = weight.detach().as_strided((weight.numel(),), (1,))  # dense, in whatever order
+        self._buffers[identity] = flat.view(torch.uint8).numpy()
+        return _Weight(_TOKEN << 48 | identity << 32, TYPES[weight.dtype], *weight.stride())
+
+    def _block_end(
+        self,
+        grad: Tensor | None,
+        y: Tensor,
+        mean: Tensor,
+        scale: Tensor,
+        bias: Tensor,
+        residual: Tensor | None,
+        res_mean: Tensor | None,
+        res_scale: Tensor | None,
+        res_bias: Tensor | None,
+        act: str,
+        act_slope: float,
+    ) -> tuple[Any, bool]:
+        n, c, h, w = y.shape
+        params = _AffineAddAct(
+            0 if grad is None else self.token(nhwc(grad)), self.token(nhwc(y)),
+            self.token(mean), self.token(scale), self.token(bias),
+            0 if residual is None else self.token(nhwc(residual)),
+            self.token(res_mean), self.token(res_scale), self.token(res_bias),
+            ACTIVATIONS.index(act), act_slope,
+        )  # fmt: skip
+        params.pixels, params.channels = n * h * w, c
+        return params, residual is not None
+
+
+@contextlib.contextmanager
+def emulated_operators() -> Iterator[None]:
+    """The operators on CPU tensors run the CUDA kernels, emulated."""
+
+    def operator(name: str) -> Callable[..., Any]:
+        def run(*arguments: Any) -> Any:
+            return getattr(Device(), name)(*arguments)
+
+        return run
+
+    library = torch.library.Library("fastres", "IMPL")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that kernels are overridden
+        for name in OPERATORS:
+            library.impl(name, operator(name), "CPU", allow_override=True)
+    yield
+    library._destroy()
+
+
+def _unwritten(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    return torch.full(tuple(shape), float("nan"), dtype=dtype)
+
+
+def _geometry(
+    x: Tensor,
+    k: int,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> tuple[Any, tuple[int, int, int, int]]:
+    """The convolution's sizes, and the shape [N, OH, OW, K] of its output."""
+    n, c, *size = x.shape
+    out = []
+    for axis in range(2):
+        padded = size[axis] + padding[2 * axis] + padding[2 * axis + 1]
+        covered = dilation[axis] * (kernel_size[axis] - 1) + 1
+        out.append((padded - covered) // stride[axis] + 1)
+    values = (n, c, *size, k, *out, *kernel_size, *stride, *dilation, *padding, groups)
+    return _Geometry(*values), (n, *out, k)
