@@ -1,4 +1,7 @@
-"""Options of ``pytest benchmarks``, and the fixture that times a call and says how good it is."""
+"""Options of ``pytest benchmarks``, and the fixture that times a call and says how good it is.
+
+A run is compared with another (``--benchmark-compare``) in units of a yardstick: ``baseline.py``.
+"""
 
 import warnings
 from collections.abc import Callable
@@ -7,6 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
+from .baseline import Record, rescale
 from .layers import implementations
 from .shapes import DEFAULT_MODELS, MODELS, bottleneck_shapes, conv_shapes, training_shapes
 from .training_layers import TRAINING_IMPLEMENTATIONS
@@ -22,6 +26,35 @@ def pytest_addoption(parser):
     )
     group.addoption("--batch", nargs="+", type=int, default=[1], help="batch sizes (%(default)s)")
     group.addoption("--threads", type=int, help="(default: torch's own choice)")
+
+
+#: The runs to compare with, and what this run has measured.
+_compared = pytest.StashKey[list[Record]]()
+_measured = pytest.StashKey[list[Record]]()
+
+
+def pytest_configure(config):
+    config.stash.setdefault(_compared, [])
+    config.stash.setdefault(_measured, [])
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_benchmark_compare_machine_info(config, machine_info, compared_benchmark):
+    """Keeps the records of a run to compare with, which pytest-benchmark goes on using."""
+    config.stash.setdefault(_compared, []).extend(compared_benchmark["benchmarks"])
+    # Or else pytest-benchmark would warn that the machines differ, which is no matter here.
+    compared_benchmark["machine_info"] = machine_info
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_sessionfinish(session):
+    """Before pytest-benchmark compares: the other runs' times become this machine's."""
+    compared, measured = session.config.stash[_compared], session.config.stash[_measured]
+    names = {record["fullname"] for record in measured}
+    unknown = names.intersection(rescale(compared, measured))
+    if unknown:
+        warnings.warn(f"compared as absolute times: {', '.join(sorted(unknown))}", stacklevel=1)
+    return (yield)
 
 
 def pytest_generate_tests(metafunc):
@@ -76,7 +109,7 @@ def machine(_threads) -> Machine:
 
 
 @pytest.fixture
-def time_it(benchmark, machine) -> Callable[..., None]:
+def time_it(request, benchmark, machine) -> Callable[..., None]:
     """Times a call; records GFLOP/s and GB/s, and the percentages of the machine's."""
 
     def run(call: Callable[[], Any], group: str, *, flops: int, moved: int | None = None) -> None:
@@ -92,12 +125,22 @@ def time_it(benchmark, machine) -> Callable[..., None]:
         if machine.fma_peak_gflops is not None:
             info["fma_peak_gflops"] = round(machine.fma_peak_gflops, 1)
             info["percent_of_peak"] = _percent(flops / seconds / 1e9, machine.fma_peak_gflops)
-        if moved is None:
-            return
-        info["gbytes_per_s"] = round(moved / seconds / 1e9, 2)
-        if machine.copy_bandwidth_gbs is not None:
-            info["copy_bandwidth_gbs"] = round(machine.copy_bandwidth_gbs, 1)
-            info["percent_of_copy"] = _percent(moved / seconds / 1e9, machine.copy_bandwidth_gbs)
+        if moved is not None:
+            info["gbytes_per_s"] = round(moved / seconds / 1e9, 2)
+            if machine.copy_bandwidth_gbs is not None:
+                info["copy_bandwidth_gbs"] = round(machine.copy_bandwidth_gbs, 1)
+                info["percent_of_copy"] = _percent(
+                    moved / seconds / 1e9, machine.copy_bandwidth_gbs
+                )
+        request.config.stash[_measured].append(
+            {
+                "fullname": benchmark.fullname,
+                "group": group,
+                "params": benchmark.params,
+                "extra_info": info,
+                "stats": {"median": seconds},
+            }
+        )
 
     return run
 

@@ -8,6 +8,7 @@ for itself. Linux only.
 import argparse
 import ctypes
 import gc
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from pathlib import Path
 import torch
 
 from fastres._table import format_table
-from fastres.cli_arguments import positive_int
+from fastres.cli_arguments import output_file, positive_int
 from fastres.cli_errors import CliError
 from fastres.cli_models import load_model
 
@@ -31,10 +32,11 @@ def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     if args.measure is not None:
         return _measure(args)
-    rows, within = [], True
+    rows, records, within = [], [], True
     for model in args.models:
         for batch in args.batch:
             peaks = {name: _peak_in_child(name, model, batch, args) for name in args.only}
+            records.append({"model": model, "batch": batch, "peak_bytes": peaks})
             rows.append([model, str(batch), *(_show(peak) for peak in peaks.values())])
             eager = [peaks.get(name) for name in (EAGER, EAGER_CHANNELS_LAST)]
             known = [peak for peak in eager if peak is not None]
@@ -42,6 +44,8 @@ def main(argv: list[str] | None = None) -> int:
             within &= ours is None or not known or ours <= max(known)
     header = ["model", "batch", *(f"{name}, MiB" for name in args.only)]
     print(format_table(header, rows, left=2))
+    if args.json is not None:
+        args.json.write_text(json.dumps({"memory": records}, indent=2) + "\n")
     return 0 if within else 1
 
 
@@ -58,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help=f"of {', '.join(BUILDERS)}",
     )
+    parser.add_argument("--json", type=output_file, metavar="FILE")
     # The child process: one contestant, one model, one batch size.
     parser.add_argument("--measure", choices=BUILDERS, help=argparse.SUPPRESS)
     return parser

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 __all__ = ["ACCENT", "PALETTE", "grouped_bars", "new_figure", "save"]
 
@@ -29,13 +29,14 @@ def new_figure(width: float, height: float, rows: int = 1, **options: Any) -> tu
     return figure, axes
 
 
-def save(figure: Any, path: Path) -> None:
-    """Writes the figure in the format that the suffix names."""
-    figure.savefig(path, dpi=150, facecolor="white")
+def save(figure: Any, target: Path | BinaryIO) -> None:
+    """Writes the figure in the format that a path's suffix names, SVG to anything else."""
+    form = None if isinstance(target, Path) else "svg"
+    figure.savefig(target, dpi=150, facecolor="white", format=form)
 
 
 def grouped_bars(
-    path: Path,
+    path: Path | BinaryIO,
     *,
     title: str,
     groups: Sequence[str],
@@ -47,7 +48,7 @@ def grouped_bars(
     """Draws groups of bars, one bar a series; higher is better.
 
     Args:
-        path: of the picture.
+        path: of the picture; or a file, which gets it as SVG.
         title: above it.
         groups: names of the groups.
         series: name -> a value for each group; None leaves a gap.
