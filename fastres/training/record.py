@@ -111,8 +111,12 @@ class Record:
         figure, axes = _plots.new_figure(7, 6, rows=2, sharex=True)
         epochs = [row["epoch"] for row in self.rows]
         marker = "o" if len(epochs) < 30 else ""
-        for name, color in (("train_loss", _plots.PALETTE[2]), ("loss", _plots.ACCENT)):
-            axes[0].plot(epochs, [r[name] for r in self.rows], marker, ls="-", c=color, label=name)
+        for name, title, color in (
+            ("train_loss", "training, augmented", _plots.PALETTE[2]),
+            ("loss", "held out", _plots.ACCENT),
+        ):
+            losses = [row[name] for row in self.rows]
+            axes[0].plot(epochs, losses, marker, ls="-", c=color, label=title)
         axes[0].legend(frameon=False)
         axes[0].set_ylabel("cross-entropy")
         accuracy = [100 * row["accuracy"] for row in self.rows]
