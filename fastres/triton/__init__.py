@@ -21,6 +21,7 @@ from typing import Any
 OPERATORS = {
     "pack_conv_weight": "pack_conv_weight",
     "conv_bn_act": "conv_bn_act",
+    "grouped_bottleneck": "grouped_bottleneck",
     "conv_stats": "conv_stats",
     "conv_stats_backward": "conv_stats_backward",
     "affine_add_act": "affine_add_act",
