@@ -1,24 +1,31 @@
 """Compiles what an operator would launch on a GPU that is not there, and reads what came out.
 
 The operators run as they are, on CPU tensors: a driver that only names its target stands for the
-GPU's, and launching a kernel compiles it instead.
+GPU's, and launching a kernel compiles it, and at most emulates it.
 """
 
 from __future__ import annotations
 
+import importlib
+import os
 import re
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 from unittest import mock
 
+import numpy as np
 import triton
+from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.autotuner import Autotuner
 from triton.runtime.jit import JITFunction
+
+import fastres.triton
 
 # Bytes of shared memory that one block can have: CUDA C++ Programming Guide, compute capabilities.
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
@@ -54,34 +61,84 @@ class _Target:
 
 
 @contextmanager
-def compiled(arch: int, configs: Callable[[list], list] = lambda all_: all_) -> Iterator[list]:
-    """Operators inside compile for ``arch``; yields the list of what was compiled.
+def offline_operators() -> Iterator[Callable[[str], Callable[..., Any]]]:
+    """``fastres.triton.operator`` of a copy of the package that is not interpreted."""
+
+    def take() -> dict[str, Any]:
+        names = [name for name in sys.modules if name.split(".")[:2] == ["fastres", "triton"]]
+        return {name: sys.modules.pop(name) for name in names}
+
+    others = take()
+    try:
+        with mock.patch.dict(os.environ):
+            os.environ.pop("TRITON_INTERPRET", None)
+            yield importlib.import_module("fastres.triton").operator
+    finally:
+        take()
+        sys.modules.update(others)
+        fastres.triton = others["fastres.triton"]
+
+
+@contextmanager
+def on_gpu(arch: int, *, emulate: bool = False) -> Iterator[list[Compiled]]:
+    """Operators inside are compiled for a GPU; yields the list of what was.
 
     Args:
         arch: 80, 90 or 100.
-        configs: which of the tile sizes that autotuning would try.
+        emulate: whether ptxemu runs what was compiled, on the CPU's tensors, and finds
+            out-of-bounds accesses, races and missing waits. Otherwise outputs are left as they are.
     """
     kernels: list[Compiled] = []
     run, active = JITFunction.run, driver._active
 
-    def compile_only(self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+    def compile_or_run(
+        self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any
+    ) -> None:
         kernel = run(self, *args, grid=grid, warmup=True, **kwargs)
         kernels.append(_describe(kernel))
+        if emulate:
+            bound = {**dict(zip(self.arg_names, args, strict=False)), **kwargs}
+            _emulate(kernel, grid(bound) if callable(grid) else grid, bound)
 
-    def tune(self: Autotuner, *args: Any, **kwargs: Any) -> None:
+    def widest(self: Autotuner, *args: Any, **kwargs: Any) -> None:
         self.nargs = dict(zip(self.arg_names, args, strict=False))
-        for config in configs(self.prune_configs(kwargs)):
-            self.fn.run(*args, **kwargs, **config.all_kwargs())
+        config = self.prune_configs(kwargs)[-1]
+        self.fn.run(*args, **kwargs, **config.all_kwargs())
 
     driver.set_active(_Target(arch))
     try:
         with (
-            mock.patch.object(JITFunction, "run", compile_only),
-            mock.patch.object(Autotuner, "run", tune),
+            mock.patch.object(JITFunction, "run", compile_or_run),
+            mock.patch.object(Autotuner, "run", widest),
         ):
             yield kernels
     finally:
         driver._active = active
+
+
+def _emulate(kernel: Any, grid: tuple[int, ...], bound: dict[str, Any]) -> None:
+    import ptxemu
+
+    kinds = {"i32": np.int32, "i64": np.int64, "fp32": np.float32}
+    arguments = []
+    for name, kind in kernel.src.signature.items():
+        if kind != "constexpr":
+            value = bound[name]
+            arguments.append(_storage(value) if kind.startswith("*") else kinds[kind](value))
+    # Triton's kernels take two more pointers, which these do not use.
+    stats = ptxemu.load(kernel.asm["ptx"]).launch(
+        kernel.metadata.name, grid, 32 * kernel.metadata.num_warps, [*arguments, None, None],
+        dynamic_smem=kernel.metadata.shared, check_races="report", check_uninit=True,
+    )  # fmt: skip
+    # Where several warps hold the same values of a vector, Triton has all of them write those.
+    races = [race for race in stats["races"] if "write then write" not in str(race)]
+    assert not races, races
+
+
+def _storage(tensor: Tensor) -> Tensor:
+    """The memory of a dense tensor, as one row."""
+    size = tensor.untyped_storage().nbytes() // tensor.element_size() - tensor.storage_offset()
+    return tensor.as_strided((size,), (1,))
 
 
 def _describe(kernel: Any) -> Compiled:
