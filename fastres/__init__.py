@@ -1,6 +1,6 @@
 """Faster ResNet and ResNeXt for PyTorch: fused convolution, BatchNorm and activation."""
 
-from . import models, nn, ops
+from . import convert, forms, models, nn, ops
 from ._library import available_backends, get_backend, set_backend, show_config
 from ._numerics import get_numerics, set_numerics
 from ._version import __version__
@@ -12,7 +12,9 @@ __all__ = [
     "__version__",
     "accelerate",
     "available_backends",
+    "convert",
     "explain",
+    "forms",
     "freeze",
     "get_backend",
     "get_numerics",

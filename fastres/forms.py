@@ -178,14 +178,14 @@ def _parts(block: Any) -> dict[str, Any]:
     else:
         columns = list(zip(*block.branches, strict=True))
         parts = {
-            "conv1": _joined_convs(columns[0], dim=0),
+            "conv1": joined_convs(columns[0], dim=0),
             "bn1": _joined_norms(columns[1]),
-            "conv2": _joined_convs(columns[3], dim=0, groups=len(block.branches)),
+            "conv2": joined_convs(columns[3], dim=0, groups=len(block.branches)),
             "bn2": _joined_norms(columns[4]),
             "bn3": block.bn3,
         }
         one = form_of(block) == "b"
-        parts["conv3"] = block.conv3 if one else _joined_convs(columns[6], dim=1)
+        parts["conv3"] = block.conv3 if one else joined_convs(columns[6], dim=1)
     for name, part in parts.items():
         expected = nn.Conv2d if name.startswith("conv") else nn.BatchNorm2d
         if not isinstance(part, expected):
@@ -239,7 +239,12 @@ def _cut_conv(conv: nn.Conv2d, channels: slice, groups: int | None = None) -> nn
     return _conv_like(conv, conv.weight[channels], bias, groups or conv.groups)
 
 
-def _joined_convs(convs: Sequence[Any], dim: int, groups: int = 1) -> nn.Conv2d:
+def joined_convs(convs: Sequence[Any], dim: int, groups: int = 1) -> nn.Conv2d:
+    """One convolution for several: side by side along output (0) or input channels (1).
+
+    Raises:
+        ValueError: they differ in kernel size, stride, padding or dilation.
+    """
     _agree("convolutions", convs, ("kernel_size", "stride", "padding", "dilation", "padding_mode"))
     biases = [conv.bias for conv in convs]
     bias = None if biases[0] is None else torch.cat(biases)
