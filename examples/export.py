@@ -31,6 +31,7 @@ def main() -> None:
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=FORMATS)
     args = parser.parse_args()
 
+    torch.manual_seed(0)  # of random weights
     target = load_model(args.model, args.weights)
     photos = photo_batch(load_photos(args.image), 4)
     make_ready(target, photos)
