@@ -26,6 +26,13 @@ STABLE_TORCH_LIBRARY(fastres, m) {
       "int[2] stride, int[4] padding, int[2] dilation, int groups, str act, float act_slope) "
       "-> Tensor");
 
+  // The same of a weight that may be another at each call: weight * scale is packed on the way, by
+  // the algorithm that pack_conv_weight would be told.
+  m.def(
+      "live_conv_bn_act(Tensor x, Tensor weight, Tensor? scale, Tensor shift, Tensor? residual, "
+      "int[2] stride, int[4] padding, int[2] dilation, int groups, str algorithm, str act, "
+      "float act_slope) -> Tensor");
+
   // A whole bottleneck: 1x1, 3x3 with stride, dilation and groups, 1x1, plus the shortcut (x, or a
   // 1x1 of x with the same stride), an activation after each.
   m.def(

@@ -185,6 +185,48 @@ def conv_bn_act_shape(
     return shape
 
 
+def live_conv_bn_act_shape(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor | None,
+    shift: Tensor,
+    residual: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    algorithm: str,
+    act: str,
+) -> Shape:
+    """Checks the arguments of ``live_conv_bn_act`` and returns its output's shape [N, K, OH, OW].
+
+    Raises:
+        ValueError: names the argument, what it is and what it has to be.
+    """
+    op = "live_conv_bn_act"
+    pack_conv_weight_check(weight, scale, groups, algorithm, op)
+    _require_input(op, x, groups)
+    _require_same_device(op, x, weight=weight, shift=shift)
+    channels, group_channels, *kernel_size = weight.shape
+    if x.shape[1] != group_channels * groups:
+        raise ValueError(
+            f"{op}: weight must have {x.shape[1]} / {groups} input channels a group, those of x "
+            f"over groups, got shape {_shape(weight)}"
+        )
+    if algorithm == "winograd" and {*stride, *dilation} != {1}:
+        raise ValueError(
+            f"{op}: algorithm 'winograd' needs stride and dilation 1, got stride {tuple(stride)} "
+            f"and dilation {tuple(dilation)}"
+        )
+    if shift.shape != (channels,):
+        raise ValueError(f"{op}: shift must have shape [{channels}], got {_shape(shift)}")
+    packed = weight.new_empty(0, dtype=torch.uint8)
+    return conv_bn_act_shape(
+        x, packed, shift, residual, kernel_size, stride, padding, dilation, groups, act,
+        read_packed=False,
+    )  # fmt: skip
+
+
 def _require_residual(op: str, x: Tensor, residual: Tensor, shape: Shape) -> None:
     _require_same_device(op, x, residual=residual)
     if residual.dtype != x.dtype:
@@ -256,14 +298,17 @@ def grouped_bottleneck_shape(
 
 
 def pack_conv_weight_check(
-    weight: Tensor, scale: Tensor | None, groups: int, algorithm: str
+    weight: Tensor,
+    scale: Tensor | None,
+    groups: int,
+    algorithm: str,
+    op: str = "pack_conv_weight",
 ) -> None:
-    """Checks the arguments of ``pack_conv_weight``.
+    """Checks the arguments of ``pack_conv_weight``, or of an operator that packs.
 
     Raises:
         ValueError: names the argument, what it is and what it has to be.
     """
-    op = "pack_conv_weight"
     if weight.dim() != 4 or 0 in weight.shape:
         raise ValueError(
             f"{op}: weight must have 4 dimensions [K, C/groups, R, S], none of them 0, "

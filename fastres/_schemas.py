@@ -14,6 +14,11 @@ SCHEMAS: dict[str, str] = {
         "int[2] stride, int[4] padding, int[2] dilation, int groups, str act, float act_slope) "
         "-> Tensor"
     ),
+    "live_conv_bn_act": (
+        "live_conv_bn_act(Tensor x, Tensor weight, Tensor? scale, Tensor shift, "
+        "Tensor? residual, int[2] stride, int[4] padding, int[2] dilation, int groups, "
+        "str algorithm, str act, float act_slope) -> Tensor"
+    ),
     "grouped_bottleneck": (
         "grouped_bottleneck(Tensor x, Tensor packed1, Tensor shift1, Tensor packed2, "
         "Tensor shift2, Tensor packed3, Tensor shift3, Tensor? packed_down, Tensor? shift_down, "

@@ -61,7 +61,7 @@ def freeze(
             raise ValueError("freeze: example_input must hold tensors and plain constants only")
         fusion = Fusion(model, pattern, autocast=False, blocks=fuse_blocks)
         packer = Packer(fusion.result.recipes, model, "content")
-        constants = packer.constants(model).values if fusion.result.recipes else {}
+        constants = packer.constants(model).all() if fusion.result.recipes else {}
     except TraceFailed as error:
         raise ValueError(
             f"freeze: model cannot be traced as a whole ({error}); freeze the part that can"

@@ -1,8 +1,9 @@
-"""Keeps packed weights in step with the parameters that they are made of.
+"""Packed weights of parameters that the user owns and changes.
 
-Packed weights are derived from parameters that the user owns and changes: by an optimizer, by
-``load_state_dict``, through ``p.data``. So before each use the parameters' bytes are hashed, and
-what changed is packed again.
+Parameters change by an optimizer, by ``load_state_dict``, through ``p.data``. So a convolution's
+weight is packed where the graph reads it, from the parameter as it is, and dropped after its last
+use: it can neither be stale nor stand beside the parameter for longer than one operator takes. What
+BatchNorms fold to is small, and kept until the bytes that it was made of change.
 """
 
 from __future__ import annotations
@@ -18,24 +19,97 @@ from torch import Tensor, nn
 from . import _library
 from ._numerics import get_numerics
 from .fx.sources import AttributeSource, InputSource, Source
-from .recipes import NormRecipe, Recipe, Restructured, Unusable, check_device
+from .recipes import Fold, NormRecipe, Recipe, Restructured, Unusable, check_device
 
 Staleness = Literal["content", "version"]
 
 _PLAIN = {Tensor, nn.Parameter, type(None)}
 
 
-@dataclass(frozen=True)
-class Constants:
-    """One consistent set of what the recipes make: ``_packed_i`` and ``_shift_i``, and so on."""
-
-    values: dict[str, Tensor]
-    weight_dtypes: tuple[torch.dtype, ...]
-
-
 def constant_names(recipe: Recipe | NormRecipe, index: int) -> list[str]:
     """What the constants are called that a graph's recipe ``index`` makes."""
     return [f"_{name}_{index}" for name in recipe.names]
+
+
+def live_names(index: int) -> tuple[str, str, str]:
+    """Names of the weight as it is, the scale and the algorithm of recipe ``index``."""
+    return f"_weight_{index}", f"_scale_{index}", f"_algorithm_{index}"
+
+
+def packed_index(name: str) -> int | None:
+    """The recipe whose packed weight is called ``name``; None if it is something else."""
+    prefix, _, digits = name.rpartition("_")
+    return int(digits) if prefix == "_packed" and digits.isdigit() else None
+
+
+class Constants:
+    """What a graph reads at one call: ``_packed_i``, ``_shift_i`` and so on, for recipe i.
+
+    Args:
+        recipes: of the constants.
+        weights: the leading tensor of each, for a convolution its weight.
+        folds: what the vectors of each come to.
+        images: how many images the call is for; None to pack for calls of any size.
+        packed: the packed weights that are kept between calls, by recipe; added to.
+        keys: what tells that a kept one is up to date, None for those not to be kept.
+    """
+
+    def __init__(
+        self,
+        recipes: Sequence[Recipe | NormRecipe],
+        weights: Sequence[Tensor],
+        folds: Sequence[Fold],
+        images: int | None,
+        packed: dict[int, tuple[Any, Tensor]],
+        keys: Sequence[Any],
+    ) -> None:
+        self._packed = packed
+        self._keys = keys
+        self._recipes = recipes
+        self._weights = weights
+        self._folds = folds
+        self._images = images
+
+    @property
+    def weight_dtypes(self) -> list[torch.dtype]:
+        """Of each recipe's weight."""
+        return [weight.dtype for weight in self._weights]
+
+    def kept(self) -> dict[str, Any]:
+        """All but the packed weights, by name: what is there already."""
+        values: dict[str, Any] = {}
+        for i, (recipe, weight, fold) in enumerate(
+            zip(self._recipes, self._weights, self._folds, strict=True)
+        ):
+            values.update((f"_{name}_{i}", value) for name, value in fold.kept.items())
+            if isinstance(recipe, Recipe):
+                live = weight, fold.scale, recipe.algorithm(self._images)
+                values.update(zip(live_names(i), live, strict=True))
+        return values
+
+    def pack(self, index: int) -> Tensor:
+        """The packed weight of recipe ``index``: made now, unless one is kept."""
+        recipe, weight = self._recipes[index], self._weights[index]
+        assert isinstance(recipe, Recipe)
+        scale, key = self._folds[index].scale, self._keys[index]
+        if key is None:
+            return recipe.pack(weight, scale, self._images)
+        known, packed = self._packed.get(index, (None, None))
+        if packed is None or known != key:
+            # Not an inference tensor, whatever mode this call is made in: it outlives it.
+            with torch.inference_mode(False), torch.no_grad():
+                packed = recipe.pack(weight, scale, None)
+            self._packed[index] = key, packed
+        return packed
+
+    def all(self) -> dict[str, Tensor]:
+        """All of a graph's constants, by name."""
+        values = {}
+        for i, (recipe, fold) in enumerate(zip(self._recipes, self._folds, strict=True)):
+            for name in recipe.names:
+                value = self.pack(i) if name == "packed" else fold.kept[name]
+                values[f"_{name}_{i}"] = value
+        return values
 
 
 # How a tensor is found at each call: (a module's __dict__ or None for the root's, key, name).
@@ -54,24 +128,24 @@ def _slot(source: AttributeSource, root: nn.Module | None) -> _Slot:
 
 @dataclass(frozen=True)
 class _State:
-    """What was packed last, and from what."""
+    """What was folded last, and from what."""
 
-    settings: tuple[str, str]
-    """Backend, which decides on the layout, and numerics, which decide on the algorithm."""
+    backend: str
+    """Which decides on the hash."""
     stamp: list[Any]
-    result: Constants | Unusable
+    result: list[Fold] | Unusable
 
 
 class Packer:
-    """Keeps ``Constants`` up to date with the tensors that they are made of.
+    """Makes ``Constants`` of the tensors that they are made of, as these are at each call.
 
     Args:
         recipes: what to pack.
         root: the module that sources without a module are attributes of (it is not kept).
-        staleness: how changed weights are found. "content" hashes every byte; "version" compares
-            version counters and addresses, which is free and blind to ``p.data.mul_(2)``. The
-            vectors (biases, BatchNorm) are hashed either way: they are small, and training-mode
-            BatchNorm updates its statistics without counting versions.
+        staleness: "content" packs each weight where it is used; "version" keeps the packed weights
+            until a version counter or an address changes, which costs their memory, and is blind to
+            ``p.data.mul_(2)``. The vectors (biases, BatchNorm) are hashed either way: they are
+            small, and training-mode BatchNorm updates its statistics without counting versions.
     """
 
     def __init__(
@@ -82,36 +156,46 @@ class Packer:
     ) -> None:
         self._recipes = list(recipes)
         self._by_version = staleness == "version"
-        sources = dict.fromkeys(s for r in recipes for s in r.sources() if s is not None)
+        wanted = (s for r in recipes for s in (r.leading, *r.folded_sources()))
+        sources = dict.fromkeys(s for s in wanted if s is not None)
         attributes = [s for s in sources if isinstance(s, AttributeSource)]
         inputs = [s for s in sources if isinstance(s, InputSource)]
         self._slots = [_slot(source, root) for source in attributes]
         self._inputs = [source.index for source in inputs]
         ordered: list[Source] = [*attributes, *inputs]
         position: dict[Source | None, int] = {s: i for i, s in enumerate(ordered)}
-        self._positions = [
-            [position.get(source, -1) for source in recipe.sources()] for recipe in recipes
+        self._weights = [position[recipe.leading] for recipe in recipes]
+        self._folded = [
+            [position.get(source, -1) for source in recipe.folded_sources()] for recipe in recipes
         ]
+        used = dict.fromkeys(p for positions in self._folded for p in positions if p >= 0)
+        self._vectors = list(used)
         self._lock = threading.Lock()
         self._state: _State | None = None
+        self._packed: dict[int, tuple[Any, Tensor]] = {}
 
-    def constants(self, root: nn.Module | None, inputs: Sequence[Any] = ()) -> Constants:
-        """The packed weights of the parameters as they are now.
+    def constants(
+        self, root: nn.Module | None, inputs: Sequence[Any] = (), images: int | None = None
+    ) -> Constants:
+        """The constants of the parameters as they are now.
+
+        Args:
+            root: the module that sources without a module are attributes of.
+            inputs: what sources that are inputs read.
+            images: how many images the call is for; None to pack for calls of any size.
 
         Raises:
             Restructured: a parameter that there has to be is gone, or has another shape.
             Unusable: the kernels cannot run with the parameters.
         """
         tensors = self._read(root, inputs)
-        stamp = self._stamp(tensors)
-        settings = (_library.get_backend(), get_numerics())
-        state = self._state
-        if state is None or state.settings != settings or state.stamp != stamp:
-            with self._lock:
-                state = self._update(settings, stamp, tensors)
-        if isinstance(state.result, Unusable):
-            raise state.result
-        return state.result
+        weights = [
+            recipe.checked(tensors[position])
+            for recipe, position in zip(self._recipes, self._weights, strict=True)
+        ]
+        folds = self._fold(tensors, weights)
+        keys = self._keys(weights, folds) if self._by_version else [None] * len(weights)
+        return Constants(self._recipes, weights, folds, images, self._packed, keys)
 
     def _read(self, root: nn.Module | None, inputs: Sequence[Any]) -> list[Tensor | None]:
         try:
@@ -128,69 +212,74 @@ class Packer:
             check_device(tensors[0])
         return tensors
 
-    def _stamp(self, tensors: list[Tensor | None]) -> list[Any]:
-        """For each tensor, something that is another when the tensor is."""
-        stamp: list[Any] = [None] * len(tensors)
-        hashed = []
-        for index, tensor in enumerate(tensors):
-            if tensor is None:
-                continue
-            if self._by_version and tensor.dim() == 4 and not tensor.is_inference():
-                # With the tensor itself, so that no later one can have its id.
-                stamp[index] = _Version((tensor, tensor._version, tensor.data_ptr()))
-            else:
-                hashed.append(index)
-        hashes = torch.ops.fastres.content_hash.default([tensors[index] for index in hashed])
-        for index, value in zip(hashed, hashes, strict=True):
-            stamp[index] = value
-        return stamp
+    def _fold(self, tensors: list[Tensor | None], weights: list[Tensor]) -> list[Fold]:
+        backend = _library.get_backend()
+        stamp = self._stamp(tensors, weights)
+        state = self._state
+        if state is None or state.backend != backend or state.stamp != stamp:
+            with self._lock:
+                state = self._update(backend, stamp, tensors, weights)
+        if isinstance(state.result, Unusable):
+            raise state.result
+        return state.result
+
+    def _stamp(self, tensors: list[Tensor | None], weights: list[Tensor]) -> list[Any]:
+        """Something that is another when what the folds are made of is."""
+        given = [(p, tensor) for p in self._vectors if (tensor := tensors[p]) is not None]
+        hashes = torch.ops.fastres.content_hash.default([tensor for _, tensor in given])
+        return [*(p for p, _ in given), *hashes, *(weight.dtype for weight in weights)]
 
     def _update(
-        self, settings: tuple[str, str], stamp: list[Any], tensors: list[Tensor | None]
+        self,
+        backend: str,
+        stamp: list[Any],
+        tensors: list[Tensor | None],
+        weights: list[Tensor],
     ) -> _State:
         old = self._state
-        if old is not None and old.settings != settings:
-            old = None
-        if old is not None and old.stamp == stamp:  # another thread was faster
-            return old
-        result: Constants | Unusable
+        if old is not None and (old.backend, old.stamp) == (backend, stamp):
+            return old  # another thread was faster
+        result: list[Fold] | Unusable
         try:
             # Not inference tensors, whatever mode this call is made in: they outlive it.
             with torch.inference_mode(False), torch.no_grad():
-                result = self._pack(stamp, tensors, old)
+                result = [
+                    recipe.fold(weight, [None if p < 0 else tensors[p] for p in positions])
+                    for recipe, weight, positions in zip(
+                        self._recipes, weights, self._folded, strict=True
+                    )
+                ]
         except Unusable as error:
             result = error
-        state = self._state = _State(settings, stamp, result)
+        state = self._state = _State(backend, stamp, result)
         return state
 
-    def _pack(
-        self, stamp: list[Any], tensors: list[Tensor | None], old: _State | None
-    ) -> Constants:
-        values: dict[str, Tensor] = {}
-        dtypes = []
-        for index, recipe in enumerate(self._recipes):
-            positions = self._positions[index]
-            names = constant_names(recipe, index)
-            if (
-                old is not None
-                and isinstance(old.result, Constants)
-                and all(p < 0 or old.stamp[p] == stamp[p] for p in positions)
-            ):
-                values.update({name: old.result.values[name] for name in names})
-                dtypes.append(old.result.weight_dtypes[index])
-                continue
-            given = [None if p < 0 else tensors[p] for p in positions]
-            values.update(zip(names, recipe.pack(given), strict=True))
-            dtypes.append(given[0].dtype)  # type: ignore[union-attr]
-        return Constants(values, tuple(dtypes))
+    def _keys(self, weights: list[Tensor], folds: list[Fold]) -> list[Any]:
+        """For each recipe, what tells that a packed weight is up to date; None to keep none."""
+        settings = _library.get_backend(), get_numerics()
+        return [
+            None
+            if weight.is_inference()
+            else _Version((weight, weight._version, weight.data_ptr(), fold, settings))
+            for weight, fold in zip(weights, folds, strict=True)
+        ]
 
 
 class _Version(tuple[Any, ...]):
-    """A tensor's version. Compares the tensor by identity; a tuple would compare its elements."""
+    """A weight's version, with the weight itself and the fold, so that no later ones have their id.
+
+    Compares the tensor by identity; a tuple would compare its elements.
+    """
 
     __slots__ = ()
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Version) and self[0] is other[0] and self[1:] == other[1:]
+        return (
+            isinstance(other, _Version)
+            and self[0] is other[0]
+            and self[3] is other[3]
+            and self[1:3] == other[1:3]
+            and self[4] == other[4]
+        )
 
     __hash__ = None  # type: ignore[assignment]

@@ -25,7 +25,8 @@ from .fx.tracing import (
     untouchable_reason,
 )
 from .fx.watching import TraceFailed
-from .packing import Constants, Packer, Staleness
+from .live import live_form
+from .packing import Constants, Packer, Staleness, packed_index
 from .recipes import DTYPES, Recipe, Unusable
 
 
@@ -199,8 +200,9 @@ class Program:
         self._images = [(placeholders.index(node), recipes) for node, recipes in result.images]
         self._packer = Packer(result.recipes, root, staleness)
         self._telling_weight = _telling_weight(result)
-        self._channels_last = compile_graph(result.graph)
-        self._contiguous = compile_graph(contiguous_form(result.graph, reader))
+        graph = live_form(result.graph) if staleness == "content" else result.graph
+        self._channels_last = compile_graph(graph)
+        self._contiguous = compile_graph(contiguous_form(graph, reader))
         self._autocast = autocast
         self._foreign = foreign
 
@@ -220,7 +222,8 @@ class Program:
         for index, _ in self._images:
             if inputs[index].dim() != 4:
                 raise Unusable(f"input {index} has {inputs[index].dim()} dimensions")
-        constants = self._packer.constants(root, inputs)
+        images = inputs[self._images[0][0]].shape[0] if self._images else None
+        constants = self._packer.constants(root, inputs, images)
         self._check_dtypes(inputs, constants)
         function = self._contiguous
         if self._keeps_channels_last(root, inputs):
@@ -237,11 +240,12 @@ class Program:
         return weight is not None and is_channels_last(weight.read(root, inputs))
 
     def _check_dtypes(self, inputs: Sequence[Any], constants: Constants) -> None:
+        dtypes = constants.weight_dtypes
         for index, recipes in self._images:
             dtype = inputs[index].dtype
             if dtype not in DTYPES and recipes:
                 raise Unusable(f"there is no kernel for {dtype} inputs")
-            if not self._autocast and any(constants.weight_dtypes[r] != dtype for r in recipes):
+            if not self._autocast and any(dtypes[r] != dtype for r in recipes):
                 raise Unusable(f"weights and a {dtype} input differ in dtype")
 
 
@@ -308,11 +312,13 @@ def _telling_weight(result: FusedGraph) -> Source | None:
 class _Scope:
     """What a compiled graph calls ``self``: the constants, then the module's own attributes."""
 
-    __slots__ = ("__dict__", "_module")
+    __slots__ = ("__dict__", "_constants", "_module")
 
     def __init__(self, module: nn.Module, constants: Constants) -> None:
-        object.__setattr__(self, "__dict__", constants.values)
+        object.__setattr__(self, "__dict__", constants.kept())
         self._module = module
+        self._constants = constants
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._module, name)
+        index = packed_index(name)
+        return getattr(self._module, name) if index is None else self._constants.pack(index)

@@ -13,11 +13,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from . import ops as _ops  # noqa: F401  (defines torch.ops.fastres)
 from ._numerics import get_numerics
 from .fx.expressions import Expression, Factor
 from .fx.readings import Affine, Conv, Norm
 from .fx.sources import Source
-from .ops import pack_conv_weight
 
 #: Where a fused graph can run, and the dtypes of weights and activations.
 DEVICES = ("cpu",)
@@ -95,11 +95,27 @@ class AffineStep:
 Step = NormStep | AffineStep
 
 
+@dataclass(frozen=True, eq=False)
+class Fold:
+    """What a recipe's vectors come to."""
+
+    kept: dict[str, Tensor]
+    """Constants of the graph, by the recipe's names: [K], float32."""
+    scale: Tensor | None = None
+    """Of the weight, [K], float32; None for 1."""
+
+
+# Weights of more input times output channels, for less images, are not worth Winograd's transform
+# at each call.
+_WIDE = 128 * 128
+_MANY_IMAGES = 4
+
+
 @dataclass(frozen=True)
 class Recipe:
     """What a packed weight and its shift are made of. The bias may be None."""
 
-    #: What ``pack`` returns.
+    #: The graph's constants.
     names: ClassVar[tuple[str, ...]] = ("packed", "shift")
     weight: Source
     bias: Source | None
@@ -123,22 +139,37 @@ class Recipe:
             tuple(map(_step, steps)),
         )
 
-    def sources(self) -> list[Source | None]:
-        """All of them, in the order that ``pack`` takes their tensors."""
-        return [self.weight, self.bias, *(s for step in self.steps for s in step.sources())]
+    @property
+    def leading(self) -> Source:
+        """The tensor whose dtype has to be the input's."""
+        return self.weight
 
-    def pack(self, tensors: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
-        """The packed weight (1-D uint8) and the shift ([K], float32).
+    def folded_sources(self) -> list[Source | None]:
+        """All but the weight, in the order that ``fold`` takes their tensors."""
+        return [self.bias, *(s for step in self.steps for s in step.sources())]
 
-        The fold is done in float64 and rounded once.
+    def checked(self, weight: Tensor | None) -> Tensor:
+        """The weight.
+
+        Raises:
+            Unusable: it has a dtype, device or shape that the kernels do not take.
+        """
+        if weight is None:
+            raise Restructured("a convolution's weight is gone")
+        if weight.shape != self.weight_shape:
+            raise Restructured(f"a weight's shape became {list(weight.shape)}")
+        if weight.dtype not in DTYPES:
+            raise Unusable(f"there is no kernel for {weight.dtype} weights")
+        check_device(weight)
+        return weight
+
+    def fold(self, weight: Tensor, tensors: Sequence[Tensor | None]) -> Fold:
+        """What the bias and the steps come to, computed in float64 and rounded once.
 
         Raises:
             Unusable: a tensor has a dtype, device or shape that the kernels do not take.
         """
-        weight, bias, *rest = (None if tensor is None else tensor.detach() for tensor in tensors)
-        if weight is None:
-            raise Restructured("a convolution's weight is gone")
-        self._check(weight)
+        bias, *rest = (None if tensor is None else tensor.detach() for tensor in tensors)
         _check_vector(bias, weight)
         scale = torch.ones(weight.shape[0], dtype=torch.float64)
         shift = torch.zeros_like(scale) if bias is None else bias.double()
@@ -147,28 +178,36 @@ class Recipe:
             step_scale, step_shift = step.factors(rest[:count], weight)
             rest = rest[count:]
             scale, shift = scale * step_scale, shift * step_scale + step_shift
-        packed_scale = scale.float() if self.steps else None
-        packed = pack_conv_weight(weight, packed_scale, self.groups, self.algorithm())
-        return packed, shift.float()
+        return Fold({"shift": shift.float()}, scale.float() if self.steps else None)
 
-    def algorithm(self) -> str:
+    def pack(self, weight: Tensor, scale: Tensor | None, images: int | None) -> Tensor:
+        """The packed weight, 1-D uint8.
+
+        Args:
+            weight: a ``checked`` one.
+            scale: of its ``fold``.
+            images: how many images it is packed for; None for any number.
+        """
+        return torch.ops.fastres.pack_conv_weight.default(
+            weight, scale, self.groups, self.algorithm(images)
+        )
+
+    def algorithm(self, images: int | None = None) -> str:
         """What ``pack_conv_weight`` calls the algorithm to use, as numerics allow.
 
-        Winograd wins wherever there are a few vectors of channels to amortise its transforms:
-        1.3 to 2 times on every dense 3x3 of ResNet, from 56x56x64 to 7x7x512.
+        Winograd wins wherever there are a few vectors of channels to amortise its transforms: 1.3
+        to 2 times on every dense 3x3 of ResNet, from 56x56x64 to 7x7x512. The wide ones see so few
+        pixels that transforming their weights takes what a small batch would gain.
+
+        Args:
+            images: how many images a weight is packed for; None for any number.
         """
         out_channels, in_channels, *kernel = self.weight_shape
         dense = self.groups == 1 and self.unit_step and kernel == [3, 3]
-        if dense and min(out_channels, in_channels) >= 16 and get_numerics() == "fast":
-            return "winograd"
-        return "direct"
-
-    def _check(self, weight: Tensor) -> None:
-        if tuple(weight.shape) != self.weight_shape:
-            raise Restructured(f"a weight's shape became {list(weight.shape)}")
-        if weight.dtype not in DTYPES:
-            raise Unusable(f"there is no kernel for {weight.dtype} weights")
-        check_device(weight)
+        if not dense or min(out_channels, in_channels) < 16 or get_numerics() != "fast":
+            return "direct"
+        wide = out_channels * in_channels > _WIDE
+        return "direct" if wide and images is not None and images < _MANY_IMAGES else "winograd"
 
 
 @dataclass(frozen=True)
@@ -177,7 +216,7 @@ class NormRecipe:
 
     norm: NormStep
 
-    #: What ``pack`` returns: of ``(x - mean) * scale + bias``.
+    #: The graph's constants, of ``(x - mean) * scale + bias``.
     names: ClassVar[tuple[str, ...]] = ("mean", "scale", "bias")
 
     @classmethod
@@ -185,25 +224,39 @@ class NormRecipe:
         """The recipe of a BatchNorm with stored statistics."""
         return cls(_norm_step(norm))
 
-    def sources(self) -> list[Source | None]:
-        """All of them, in the order that ``pack`` takes their tensors."""
+    @property
+    def leading(self) -> Source:
+        """The tensor whose dtype has to be the input's."""
+        return self.norm.mean
+
+    def folded_sources(self) -> list[Source | None]:
+        """All of them, in the order that ``fold`` takes their tensors."""
         return self.norm.sources()
 
-    def pack(self, tensors: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
-        """Mean, scale and bias, [C], float32.
+    def checked(self, mean: Tensor | None) -> Tensor:
+        """The leading tensor.
 
         Raises:
-            Unusable: a tensor has a dtype, device or shape that the kernels do not take.
+            Unusable: it has a dtype that the kernels do not take.
         """
-        mean, _, _, beta = (None if tensor is None else tensor.detach() for tensor in tensors)
         if mean is None:
             raise Restructured("a BatchNorm's statistics are gone")
         if mean.dtype not in DTYPES:
             raise Unusable(f"there is no kernel for {mean.dtype} BatchNorms")
+        return mean
+
+    def fold(self, mean: Tensor, tensors: Sequence[Tensor | None]) -> Fold:
+        """Mean, scale and bias.
+
+        Raises:
+            Unusable: a tensor has a dtype, device or shape that the kernels do not take.
+        """
+        *_, beta = tensors
         scale, _ = self.norm.factors(tensors, mean)
-        bias = torch.zeros_like(scale) if beta is None else beta
+        bias = torch.zeros_like(scale) if beta is None else beta.detach()
         # Copies: the parameters may change before the next call looks at them.
-        return mean.to(torch.float32, copy=True), scale.float(), bias.to(torch.float32, copy=True)
+        values = (t.detach().to(torch.float32, copy=True) for t in (mean, scale, bias))
+        return Fold(dict(zip(self.names, values, strict=True)))
 
 
 def _norm_step(norm: Norm) -> NormStep:

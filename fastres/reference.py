@@ -248,6 +248,34 @@ def conv_bn_act(
     return channels_last(apply_act(y, act, act_slope).to(x.dtype))
 
 
+def live_conv_bn_act(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor | None,
+    shift: Tensor,
+    residual: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    algorithm: str,
+    act: str,
+    act_slope: float,
+) -> Tensor:
+    """``conv_bn_act`` of ``pack_conv_weight(weight, scale, groups, algorithm)``.
+
+    Args, Returns and Raises are theirs.
+    """
+    _checks.live_conv_bn_act_shape(
+        x, weight, scale, shift, residual, stride, padding, dilation, groups, algorithm, act
+    )
+    packed = pack_conv_weight(weight, scale, groups, algorithm)
+    return conv_bn_act(
+        x, packed, shift, residual, weight.shape[2:], stride, padding, dilation, groups, act,
+        act_slope,
+    )  # fmt: skip
+
+
 def grouped_bottleneck(
     x: Tensor,
     packed1: Tensor,

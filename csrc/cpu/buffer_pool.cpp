@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <iterator>
 #include <map>
 #include <mutex>
 #include <unordered_map>
@@ -45,6 +46,7 @@ class Pool {
     // The smallest that is large enough: its pages are there already.
     auto found = free_.lower_bound(bytes);
     if (found == free_.end()) {
+      drop_largest();
       const size_t size = rounded(bytes);
       void* buffer = map_aligned(size);
       if (buffer != nullptr) use(buffer, size);
@@ -77,6 +79,16 @@ class Pool {
     used_[buffer] = size;
     used_bytes_ += size;
     most_used_bytes_ = std::max(most_used_bytes_, used_bytes_);
+  }
+
+  // A larger buffer takes the place of one that proved too small: there are then as many as are
+  // used at a time, not one for every size.
+  void drop_largest() {
+    if (free_.empty()) return;
+    const auto largest = std::prev(free_.end());
+    munmap(largest->second, largest->first);
+    free_bytes_ -= largest->first;
+    free_.erase(largest);
   }
 
   std::mutex mutex_;

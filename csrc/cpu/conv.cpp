@@ -1,9 +1,11 @@
 #include "conv.h"
 
 #include <algorithm>
+#include <optional>
 
 #include "cache.h"
 #include "scratch.h"
+#include "weights.h"
 
 namespace fastres::cpu {
 namespace {
@@ -66,6 +68,7 @@ class Partition {
   }
 
   int64_t parts() const { return parts_; }
+  bool by_panels() const { return by_panels_; }
   Share share(int64_t i) const {
     if (by_panels_) return {{0, slices_}, even_range(panels_, parts_, i)};
     return {even_range(slices_, parts_, i), {0, panels_}};
@@ -98,13 +101,16 @@ class BandRunner {
         direct_output_(conv.out.type == StorageType::float32),
         direct_residual_(conv.residual.data == nullptr || conv.residual.is_float32_nhwc()) {}
 
+  bool needs_one_band(Range slices) const {
+    return slices.end <= std::min(slices_per_image(conv_), slices_in_cache());
+  }
+
   void run(Range slices) const {
     const int64_t per_image = slices_per_image(conv_);
     const int64_t slice_rows = rows_per_slice(conv_);
-    const int64_t slices_in_cache = std::max<int64_t>(1, rows_in_cache() / slice_rows);
     for (int64_t slice = slices.begin; slice < slices.end;) {
       const int64_t at = slice % per_image;
-      const int64_t count = std::min({slices_in_cache, per_image - at, slices.end - slice});
+      const int64_t count = std::min({slices_in_cache(), per_image - at, slices.end - slice});
       const int64_t h = at * slice_rows;
       run_band(slice / per_image, h, std::min(count * slice_rows, conv_.geometry.out.h - h));
       slice += count;
@@ -112,6 +118,10 @@ class BandRunner {
   }
 
  private:
+  int64_t slices_in_cache() const {
+    return std::max<int64_t>(1, rows_in_cache() / rows_per_slice(conv_));
+  }
+
   int64_t rows_in_cache() const {
     const ConvGeometry& g = conv_.geometry;
     int64_t bytes_per_row = g.stride.h * g.padded_width() * g.in_channels;
@@ -128,9 +138,31 @@ class BandRunner {
     band.input = input_band(n, h, rows);
     if (conv_.residual.data != nullptr) band.residual = residual_band(n, h, rows);
     band.output = direct_output_ ? direct(conv_.out, n, h) : output_scratch(rows);
-    conv_rows(kernels_, conv_.layer, band, panels_);
+    if (conv_.plain.data != nullptr) {
+      pack_and_convolve(band);
+    } else {
+      conv_rows(kernels_, conv_.layer, band, panels_);
+    }
     if (!direct_output_) {
       store_band(kernels_, band.output, conv_.out, n, h, rows, channels_.begin, channels_.end);
+    }
+  }
+
+  // Panel by panel: packed into the level-2 cache, used at once, while the next one is fetched.
+  void pack_and_convolve(const ConvBand& band) const {
+    ConvLayer layer = conv_.layer;
+    const PackedHeader& h = layer.header;
+    const int64_t plain_block = kChannelBlock * h.group_in_channels * h.taps();
+    for (int64_t panel = panels_.begin; panel < panels_.end; ++panel) {
+      const Range blocks = panel_blocks(kernels_, layer, panel);
+      float* packed = thread_scratch().weights.floats(blocks.size() * h.block_stride());
+      pack_blocks(kernels_, h, conv_.plain, blocks, packed);
+      layer.weights = packed;
+      layer.first_block = blocks.begin;
+      layer.upcoming =
+          panel + 1 < panels_.end ? conv_.plain.data + blocks.end * plain_block : nullptr;
+      layer.upcoming_floats = blocks.size() * plain_block;
+      conv_rows(kernels_, layer, band, {panel, panel + 1});
     }
   }
 
@@ -169,12 +201,26 @@ class BandRunner {
   const bool direct_residual_;
 };
 
+// Whether each panel is used once, by one thread: then it need not be kept.
+bool packs_by_panel(const Microkernels& kernels, const Conv& conv, const Partition& partition) {
+  const Share share = partition.share(0);
+  return partition.by_panels() && conv.layer.header.layout == PackedLayout::igemm &&
+         BandRunner(kernels, conv, share.panels).needs_one_band(share.slices);
+}
+
 }  // namespace
 
 void run_conv(const Microkernels& kernels, Conv conv) {
   if (conv.geometry.batch == 0) return;
   flatten_pixels(conv);
   const Partition partition(kernels, conv, thread_count());
+  std::optional<PooledFloats> packed;
+  if (conv.plain.data != nullptr && !packs_by_panel(kernels, conv, partition)) {
+    packed.emplace(conv.layer.header.payload_floats());
+    pack_payload(kernels, conv.layer.header, conv.plain, packed->data());
+    conv.layer.weights = packed->data();
+    conv.plain = {};
+  }
   parallel_parts(partition.parts(), [&](int64_t i) {
     const Share share = partition.share(i);
     BandRunner(kernels, conv, share.panels).run(share.slices);

@@ -80,8 +80,8 @@ void igemm_panel(const Microkernels& kernels, const ConvLayer& layer, ConvTile t
   const int64_t group = panel / per_group;
   const int64_t first = panel % per_group * kernels.panel_channels;
   t.input += group * h.group_in_channels;
-  t.weights +=
-      (group * h.blocks() + first / kChannelBlock) * h.block_stride() + first % kChannelBlock;
+  t.weights += (group * h.blocks() + first / kChannelBlock - layer.first_block) * h.block_stride() +
+               first % kChannelBlock;
   select_channels(t, group * h.group_out_channels() + first,
                   std::min(kernels.panel_channels, h.group_out_channels() - first));
   if (panel + 1 < last_panel) {
@@ -89,6 +89,9 @@ void igemm_panel(const Microkernels& kernels, const ConvLayer& layer, ConvTile t
     const int64_t blocks = (t.out_channels + kChannelBlock - 1) / kChannelBlock;
     t.next_weight_floats = std::max<int64_t>(1, blocks) * h.block_stride();
     t.next_weights = t.weights + t.next_weight_floats;
+  } else {
+    t.next_weight_floats = layer.upcoming_floats;
+    t.next_weights = layer.upcoming;
   }
   kernels.igemm(t);
 }
@@ -111,6 +114,15 @@ Range panel_channels(const Microkernels& kernels, const ConvLayer& layer, Range 
     return panel / per_group * h.group_out_channels() + panel % per_group * kernels.panel_channels;
   };
   return {first_channel(panels.begin), first_channel(panels.end)};
+}
+
+Range panel_blocks(const Microkernels& kernels, const ConvLayer& layer, int64_t panel) {
+  const PackedHeader& h = layer.header;
+  const int64_t per_group = panels_per_group(kernels, layer);
+  const int64_t first = panel % per_group * kernels.panel_channels;
+  const int64_t channels = std::min(kernels.panel_channels, h.group_out_channels() - first);
+  const int64_t block = panel / per_group * h.blocks() + first / kChannelBlock;
+  return {block, block + (channels + kChannelBlock - 1) / kChannelBlock};
 }
 
 void conv_rows(const Microkernels& kernels, const ConvLayer& layer, ConvBand band, Range panels) {

@@ -16,7 +16,11 @@ namespace fastres::cpu {
 // Everything about a convolution that is not its data.
 struct ConvLayer {
   PackedHeader header;
-  const float* weights = nullptr;
+  const float* weights = nullptr;  // packed, from block `first_block` on
+  int64_t first_block = 0;
+  // What the caller will read after this: fetched meanwhile. Null for nothing.
+  const float* upcoming = nullptr;
+  int64_t upcoming_floats = 0;
   const float* shift = nullptr;
   Extent stride, dilation;
   Activation act = Activation::none;
@@ -27,6 +31,9 @@ struct ConvLayer {
 int64_t panel_count(const Microkernels& kernels, const ConvLayer& layer);
 // The output channels of a range of panels.
 Range panel_channels(const Microkernels& kernels, const ConvLayer& layer, Range panels);
+
+// The blocks of output channels of an igemm panel, in the packed weight's order.
+Range panel_blocks(const Microkernels& kernels, const ConvLayer& layer, int64_t panel);
 
 struct ConvBand {
   Band input;     // starts at the padded input pixel of the first output pixel's first tap

@@ -87,7 +87,8 @@ class LayerByLayer {
   void run(const ConvLayer& layer, const Image& in, Extent in_size, const Image& out,
            const Image& residual) const {
     const int64_t padding = layer.header.kernel_h == 3 ? 1 : 0;
-    run_conv(kernels_, {geometry_of(block_, layer, in_size, padding), layer, in, residual, out});
+    run_conv(kernels_,
+             {geometry_of(block_, layer, in_size, padding), layer, {}, in, residual, out});
   }
 
   const Microkernels& kernels_;

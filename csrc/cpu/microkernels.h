@@ -64,13 +64,15 @@ struct WinogradTiles {
   ptrdiff_t position_stride;
 };
 
-// The weights of up to sixteen output channels, `lane_stride` floats apart: each [channels][taps].
+// The weights of up to sixteen output channels, `lane_stride` floats apart: each [channels][taps],
+// or [taps][channels] where taps are outside.
 struct PackSource {
   const float* weight;
   ptrdiff_t lane_stride;
   int64_t lanes;
   int64_t channels;
   int64_t taps;
+  bool taps_outside;
   const float* scale;  // sixteen
 };
 

@@ -2,18 +2,21 @@
 
 #include <torch/csrc/stable/library.h>
 
+<<<<<<< HEAD
 #include <algorithm>
+=======
+#include <cstring>
+>>>>>>> c641d38 (Pack a weight while it convolves, so that no packed copy stands beside the parameter)
 #include <optional>
 #include <string>
 
 #include "allocate.h"
-#include "microkernels.h"
-#include "parallel.h"
-#include "tensor_image.h"
+#include "plain_tensor.h"
 
 namespace fastres::cpu {
 namespace {
 
+<<<<<<< HEAD
 constexpr const char* kOp = "pack_conv_weight";
 
 PackedHeader header_of(const Tensor& weight, int64_t groups, const std::string& algorithm) {
@@ -81,21 +84,19 @@ void pack(const float* weight, const float* scale, const PackedHeader& h, float*
   });
 }
 
+=======
+>>>>>>> c641d38 (Pack a weight while it convolves, so that no packed copy stands beside the parameter)
 Tensor pack_conv_weight(const Tensor& weight, const std::optional<Tensor>& scale, int64_t groups,
                         const std::string& algorithm) {
-  const PackedHeader header = header_of(weight, groups, algorithm);
-  const Tensor values = torch::stable::contiguous(torch::stable::to(weight, ScalarType::Float));
-  std::optional<Tensor> factors;
-  if (scale.has_value()) factors = float_vector(*scale, weight.size(0), "scale");
-
+  const CheckedWeight source = checked_weight(weight, scale, groups, algorithm, "pack_conv_weight");
+  const PackedHeader& header = source.header;
   const int64_t bytes = static_cast<int64_t>(sizeof(PackedHeader)) +
                         static_cast<int64_t>(sizeof(float)) * header.payload_floats();
   Tensor packed = empty_bytes(bytes, weight);
   auto* data = static_cast<char*>(packed.mutable_data_ptr());
   std::memcpy(data, &header, sizeof(header));
-  pack(values.const_data_ptr<float>(),
-       factors.has_value() ? factors->const_data_ptr<float>() : nullptr, header,
-       reinterpret_cast<float*>(data + sizeof(header)));
+  pack_payload(selected_microkernels(), header, source.plain,
+               reinterpret_cast<float*>(data + sizeof(header)));
   return packed;
 }
 

@@ -16,100 +16,148 @@ constexpr int kWinogradSide = 4;
 constexpr int64_t kChunkChannels = 16;
 constexpr int64_t kPieceRows = kChunkChannels * kWinogradTaps;
 
-// Exchanges the lanes of a and b so that each keeps one `step`-sized half of the other's pairs.
-template <int kStep>
-inline void exchange(Vec& a, Vec& b) {
+constexpr int kQuad = 4;  // lanes that the cheap shuffles stay within
+constexpr int kQuads = kLanes / kQuad;
+
+typedef float Quad __attribute__((vector_size(kQuad * sizeof(float))));
+typedef float UnalignedQuad
+    __attribute__((vector_size(kQuad * sizeof(float)), aligned(sizeof(float)), may_alias));
+
 #if defined(__clang__)
-  const Vec x = a, y = b;
+inline Vec shuffle(Vec a, Vec b, IntVec index) {
+  Vec out;
   for (int lane = 0; lane < kLanes; ++lane) {
-    const bool upper = (lane & kStep) != 0;
-    a[lane] = upper ? y[lane - kStep] : x[lane];
-    b[lane] = upper ? y[lane] : x[lane + kStep];
+    out[lane] = index[lane] < kLanes ? a[index[lane]] : b[index[lane] - kLanes];
   }
+  return out;
+}
 #else
-  IntVec low, high;
-  for (int lane = 0; lane < kLanes; ++lane) {
-    const bool upper = (lane & kStep) != 0;
-    low[lane] = upper ? kLanes + lane - kStep : lane;
-    high[lane] = upper ? kLanes + lane : lane + kStep;
-  }
-  const Vec x = a;
-  a = __builtin_shuffle(x, b, low);
-  b = __builtin_shuffle(x, b, high);
+inline Vec shuffle(Vec a, Vec b, IntVec index) { return __builtin_shuffle(a, b, index); }
 #endif
-}
 
-template <int kStep>
-inline void exchange_all(Vec* rows) {
-#pragma GCC unroll 16
-  for (int i = 0; i < kLanes; ++i) {
-    if ((i & kStep) == 0) exchange<kStep>(rows[i], rows[i + kStep]);
-  }
-}
+inline Quad load_quad(const float* p) { return *reinterpret_cast<const UnalignedQuad*>(p); }
 
-inline void transpose(Vec* rows) {
-  if constexpr (kLanes > 8) exchange_all<8>(rows);
-  if constexpr (kLanes > 4) exchange_all<4>(rows);
-  exchange_all<2>(rows);
-  exchange_all<1>(rows);
-}
-
-// `count` adjacent values of each channel, scaled, to [count][16].
-void transpose_values(const PackSource& s, int64_t first, int64_t count, float* out) {
-  for (int64_t i = 0; i < count; i += kLanes) {
-    const int64_t columns = std::min<int64_t>(kLanes, count - i);
-    for (int lane = 0; lane < kBlock; lane += kLanes) {
-      Vec rows[kLanes];
-#pragma GCC unroll 16
-      for (int l = 0; l < kLanes; ++l) {
-        const float* p = s.weight + (lane + l) * s.lane_stride + first + i;
-        if (lane + l >= s.lanes) {
-          rows[l] = Vec{};
-        } else {
-          rows[l] = (columns == kLanes ? load(p) : load_partial(p, columns)) * s.scale[lane + l];
-        }
-      }
-      transpose(rows);
-      for (int64_t c = 0; c < columns; ++c) store(out + (i + c) * kBlock + lane, rows[c]);
+// Four adjacent values of every fourth row: of row 4*q at p to quad q. The insertions are loads,
+// which leaves half of a transpose's shuffles. A template, so that widths there are not vanish.
+template <int kCount>
+inline auto load_quads(const float* p, ptrdiff_t row_stride) {
+  if constexpr (kCount == 1) {
+    return load_quad(p);
+  } else {
+    const auto low = load_quads<kCount / 2>(p, row_stride);
+    const auto high = load_quads<kCount / 2>(p + kCount / 2 * kQuad * row_stride, row_stride);
+    if constexpr (kCount == 2) {
+      return __builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7);
+    } else {
+      return __builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14,
+                                     15);
     }
   }
 }
 
-typedef double DoubleVec __attribute__((vector_size(kLanes * sizeof(double))));
+// Of each quad of a and b: a0 b0 a1 b1, or a2 b2 a3 b3.
+template <bool kUpper>
+inline Vec interleave(Vec a, Vec b) {
+  IntVec index;
+  for (int lane = 0; lane < kLanes; ++lane) {
+    const int from = lane / kQuad * kQuad + (kUpper ? 2 : 0) + lane % kQuad / 2;
+    index[lane] = lane % 2 == 0 ? from : kLanes + from;
+  }
+  return shuffle(a, b, index);
+}
+
+// Of each quad of a and b: a0 a1 b0 b1, or a2 a3 b2 b3.
+template <bool kUpper>
+inline Vec join_halves(Vec a, Vec b) {
+  IntVec index;
+  for (int lane = 0; lane < kLanes; ++lane) {
+    const int from = lane / kQuad * kQuad + (kUpper ? 2 : 0) + lane % 2;
+    index[lane] = lane % kQuad < 2 ? from : kLanes + from;
+  }
+  return shuffle(a, b, index);
+}
+
+// Fetches a cache line of each row, once per line.
+inline void prefetch_rows(const float* rows, ptrdiff_t row_stride, int64_t i) {
+  constexpr int64_t kLine = 16;
+  if (i % kLine != 0) return;
+#pragma GCC unroll 16
+  for (int l = 0; l < kLanes; ++l) __builtin_prefetch(rows + l * row_stride, 0, 2);
+}
+
+// kLanes rows by four columns at p, to four vectors of rows.
+inline void transpose(const float* p, ptrdiff_t row_stride, Vec* columns) {
+  Vec rows[kQuad];
+#pragma GCC unroll 4
+  for (int i = 0; i < kQuad; ++i) rows[i] = load_quads<kQuads>(p + i * row_stride, row_stride);
+  const Vec low01 = interleave<false>(rows[0], rows[1]);
+  const Vec low23 = interleave<false>(rows[2], rows[3]);
+  const Vec high01 = interleave<true>(rows[0], rows[1]);
+  const Vec high23 = interleave<true>(rows[2], rows[3]);
+  columns[0] = join_halves<false>(low01, low23);
+  columns[1] = join_halves<true>(low01, low23);
+  columns[2] = join_halves<false>(high01, high23);
+  columns[3] = join_halves<true>(high01, high23);
+}
+
+// The same for a block with fewer channels, and for the last columns.
+void transpose_values_slowly(const PackSource& s, int64_t first, int64_t count, float* out) {
+  for (int64_t i = 0; i < count; ++i) {
+    for (int64_t lane = 0; lane < kBlock; ++lane) {
+      out[i * kBlock + lane] =
+          lane < s.lanes ? s.weight[lane * s.lane_stride + first + i] * s.scale[lane] : 0.0F;
+    }
+  }
+}
+
+// `count` adjacent values of each channel, scaled, to [count][16]. Sixteen rows far apart, each as
+// short as a page, are more than the processor foresees: the next block's are fetched meanwhile.
+void transpose_values(const PackSource& s, int64_t first, int64_t count, float* out) {
+  const int64_t whole = s.lanes == kBlock ? count / kQuad * kQuad : 0;
+  for (int lane = 0; lane < kBlock; lane += kLanes) {
+    const Vec scale = load(s.scale + lane);
+    const float* rows = s.weight + lane * s.lane_stride + first;
+    for (int64_t i = 0; i < whole; i += kQuad) {
+      Vec columns[kQuad];
+      transpose(rows + i, s.lane_stride, columns);
+#pragma GCC unroll 4
+      for (int c = 0; c < kQuad; ++c) {
+        store(out + (i + c) * kBlock + lane, columns[c] * scale);
+      }
+      prefetch_rows(rows + i + kBlock * s.lane_stride, s.lane_stride, i);
+    }
+  }
+  transpose_values_slowly(s, first + whole, count - whole, out + whole * kBlock);
+}
 
 // G g of F(2, 3) along one axis.
-inline void transform_axis(const DoubleVec g[3], DoubleVec out[kWinogradSide]) {
-  const DoubleVec even = (g[0] + g[2]) / 2.0;
-  const DoubleVec odd = g[1] / 2.0;
+inline void transform_axis(const Vec g[3], Vec out[kWinogradSide]) {
+  const Vec even = (g[0] + g[2]) * 0.5F;
+  const Vec odd = g[1] * 0.5F;
   out[0] = g[0];
   out[1] = even + odd;
   out[2] = even - odd;
   out[3] = g[2];
 }
 
-// One input channel: nine vectors of unscaled taps to sixteen.
-inline void transform_kernel(const float* taps, const float* scale, float* out,
+// One input channel: nine vectors of taps, `tap_stride` floats apart, to sixteen.
+inline void transform_kernel(const float* taps, ptrdiff_t tap_stride, float* out,
                              ptrdiff_t position_stride) {
-  const DoubleVec factor = __builtin_convertvector(load(scale), DoubleVec);
-  DoubleVec columns[3][kWinogradSide];
+  Vec columns[3][kWinogradSide];
 #pragma GCC unroll 3
   for (int col = 0; col < 3; ++col) {
-    DoubleVec g[3];
-#pragma GCC unroll 3
-    for (int row = 0; row < 3; ++row) {
-      g[row] = __builtin_convertvector(load(taps + (row * 3 + col) * kBlock), DoubleVec) * factor;
-    }
+    const Vec g[3] = {load(taps + col * tap_stride), load(taps + (3 + col) * tap_stride),
+                      load(taps + (6 + col) * tap_stride)};
     transform_axis(g, columns[col]);
   }
 #pragma GCC unroll 4
   for (int row = 0; row < kWinogradSide; ++row) {
-    const DoubleVec g[3] = {columns[0][row], columns[1][row], columns[2][row]};
-    DoubleVec u[kWinogradSide];
+    const Vec g[3] = {columns[0][row], columns[1][row], columns[2][row]};
+    Vec u[kWinogradSide];
     transform_axis(g, u);
 #pragma GCC unroll 4
     for (int col = 0; col < kWinogradSide; ++col) {
-      store(out + (row * kWinogradSide + col) * position_stride,
-            __builtin_convertvector(u[col], Vec));
+      store(out + (row * kWinogradSide + col) * position_stride, u[col]);
     }
   }
 }
@@ -117,7 +165,9 @@ inline void transform_kernel(const float* taps, const float* scale, float* out,
 }  // namespace
 
 void pack_direct(const PackSource& s, float* block) {
-  if (s.taps == 1) return transpose_values(s, 0, s.channels, block);
+  if (s.taps == 1 || s.taps_outside) {
+    return transpose_values(s, 0, s.taps * s.channels, block);
+  }
   // Rows of sixteen output channels go from [C][taps] to [taps][C], by way of the level-1 cache.
   alignas(64) float piece[kPieceRows * kBlock];
   const int64_t count = s.channels * s.taps;
@@ -139,15 +189,20 @@ void pack_direct(const PackSource& s, float* block) {
 
 void pack_winograd(const PackSource& s, float* block, ptrdiff_t position_stride) {
   alignas(64) float piece[kPieceRows * kBlock];
-  const float ones[kBlock] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
-  PackSource unscaled = s;  // the scale is applied in double precision, with the transform
-  unscaled.scale = ones;
   for (int64_t c = 0; c < s.channels; c += kChunkChannels) {
     const int64_t channels = std::min(kChunkChannels, s.channels - c);
-    transpose_values(unscaled, c * kWinogradTaps, channels * kWinogradTaps, piece);
+    if (s.taps_outside) {
+      for (int64_t tap = 0; tap < kWinogradTaps; ++tap) {
+        transpose_values(s, tap * s.channels + c, channels, piece + tap * channels * kBlock);
+      }
+    } else {
+      transpose_values(s, c * kWinogradTaps, channels * kWinogradTaps, piece);
+    }
+    const ptrdiff_t tap_stride = s.taps_outside ? channels * kBlock : kBlock;
+    const ptrdiff_t channel_stride = s.taps_outside ? kBlock : kWinogradTaps * kBlock;
     for (int64_t i = 0; i < channels; ++i) {
       for (int lane = 0; lane < kBlock; lane += kLanes) {
-        transform_kernel(piece + i * kWinogradTaps * kBlock + lane, s.scale + lane,
+        transform_kernel(piece + i * channel_stride + lane, tap_stride,
                          block + (c + i) * kBlock + lane, position_stride);
       }
     }

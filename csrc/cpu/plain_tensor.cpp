@@ -1,0 +1,75 @@
+#include "plain_tensor.h"
+
+#include <torch/csrc/stable/ops.h>
+
+#include <limits>
+
+namespace fastres::cpu {
+namespace {
+
+PackedHeader header_of(const Tensor& weight, int64_t groups, const std::string& algorithm,
+                       const char* op) {
+  check(weight.dim() == 4, op, ": weight must be 4-D [K, C/groups, R, S], got shape ",
+        shape_string(weight));
+  for (int64_t d = 0; d < 4; ++d) {
+    check(weight.size(d) > 0 && weight.size(d) <= std::numeric_limits<int32_t>::max(), op,
+          ": weight must have positive sizes, got ", shape_string(weight));
+  }
+  check(groups > 0 && weight.size(0) % groups == 0, op, ": groups must be positive and divide the ",
+        weight.size(0), " output channels, got ", groups);
+  check(is_storage_type(weight.scalar_type()), op,
+        ": weight must be float32, bfloat16 or float16 (float64 goes to fastres.reference), got ",
+        torch::headeronly::toString(weight.scalar_type()));
+  PackedHeader header;
+  header.out_channels = static_cast<int32_t>(weight.size(0));
+  header.group_in_channels = static_cast<int32_t>(weight.size(1));
+  header.kernel_h = static_cast<int32_t>(weight.size(2));
+  header.kernel_w = static_cast<int32_t>(weight.size(3));
+  header.groups = static_cast<int32_t>(groups);
+  if (algorithm == "winograd") {
+    check(weight.size(2) == 3 && weight.size(3) == 3 && groups == 1, op,
+          ": algorithm 'winograd' needs a dense 3x3 weight, got shape ", shape_string(weight),
+          " with ", groups, " groups");
+    header.layout = PackedLayout::winograd;
+    return header;
+  }
+  check(algorithm == "direct", op, ": algorithm must be 'direct' or 'winograd', got '", algorithm,
+        "'");
+  header.layout = uses_lanes_layout(header.group_out_channels(), weight.size(1), groups)
+                      ? PackedLayout::lanes
+                      : PackedLayout::igemm;
+  return header;
+}
+
+Tensor float_vector(const Tensor& values, int64_t count, const char* op, const char* name) {
+  check_cpu(values, op, name);
+  check(values.dim() == 1 && values.size(0) == count, op, ": ", name, " must have shape [", count,
+        "], got ", shape_string(values));
+  return torch::stable::contiguous(torch::stable::to(values, ScalarType::Float));
+}
+
+bool is_channels_last(const Tensor& weight) {
+  const int64_t c = weight.size(1), s = weight.size(3);
+  return weight.stride(1) == 1 && weight.stride(3) == c && weight.stride(2) == s * c &&
+         weight.stride(0) == weight.size(2) * s * c;
+}
+
+}  // namespace
+
+CheckedWeight checked_weight(const Tensor& weight, const std::optional<Tensor>& scale,
+                             int64_t groups, const std::string& algorithm, const char* op) {
+  CheckedWeight result;
+  result.header = header_of(weight, groups, algorithm, op);
+  Tensor values = torch::stable::to(weight, ScalarType::Float);
+  result.plain.channels_last = !values.is_contiguous() && is_channels_last(values);
+  if (!result.plain.channels_last) values = torch::stable::contiguous(values);
+  result.plain.data = values.const_data_ptr<float>();
+  result.kept.push_back(values);
+  if (scale.has_value()) {
+    result.kept.push_back(float_vector(*scale, weight.size(0), op, "scale"));
+    result.plain.scale = result.kept.back().const_data_ptr<float>();
+  }
+  return result;
+}
+
+}  // namespace fastres::cpu

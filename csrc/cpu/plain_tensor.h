@@ -1,0 +1,25 @@
+// From a weight tensor to what is packed.
+
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "../checks.h"
+#include "plain_weight.h"
+
+namespace fastres::cpu {
+
+// A weight [K, C/groups, R, S] of any storage dtype and strides, and its scale, checked.
+struct CheckedWeight {
+  PackedHeader header;
+  PlainWeight plain;
+  std::vector<Tensor> kept;  // converted or made contiguous
+};
+
+// `algorithm` is "direct" or "winograd".
+CheckedWeight checked_weight(const Tensor& weight, const std::optional<Tensor>& scale,
+                             int64_t groups, const std::string& algorithm, const char* op);
+
+}  // namespace fastres::cpu

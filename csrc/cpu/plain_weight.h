@@ -1,0 +1,31 @@
+// A weight as the user has it, and how it is packed.
+
+#pragma once
+
+#include <cstdint>
+
+#include "../packed_weight.h"
+#include "microkernels.h"
+#include "parallel.h"
+
+namespace fastres::cpu {
+
+// Float32 [K][C/groups][R][S] or, channels_last, [K][R][S][C/groups].
+struct PlainWeight {
+  const float* data = nullptr;
+  bool channels_last = false;
+  const float* scale = nullptr;  // [K]; null for 1
+};
+
+// Blocks of sixteen output channels in the whole packed weight.
+int64_t block_count(const PackedHeader& header);
+
+// Packs blocks of the direct layouts, one after the other from `target` on.
+void pack_blocks(const Microkernels& kernels, const PackedHeader& header, const PlainWeight& weight,
+                 Range blocks, float* target);
+
+// Packs the whole weight on all threads.
+void pack_payload(const Microkernels& kernels, const PackedHeader& header,
+                  const PlainWeight& weight, float* payload);
+
+}  // namespace fastres::cpu
