@@ -159,6 +159,7 @@ def conv_bn_act_shape(
     act: str,
     *,
     read_packed: bool,
+    op: str = "conv_bn_act",
 ) -> Shape:
     """Checks the arguments of ``conv_bn_act`` and returns its output's shape [N, K, OH, OW].
 
@@ -167,7 +168,6 @@ def conv_bn_act_shape(
     Raises:
         ValueError: names the argument, what it is and what it has to be.
     """
-    op = "conv_bn_act"
     _require_input(op, x, groups)
     _require_ints(op, "kernel_size", kernel_size, 2, 1)
     _require_ints(op, "stride", stride, 2, 1)
@@ -223,7 +223,7 @@ def live_conv_bn_act_shape(
     packed = weight.new_empty(0, dtype=torch.uint8)
     return conv_bn_act_shape(
         x, packed, shift, residual, kernel_size, stride, padding, dilation, groups, act,
-        read_packed=False,
+        read_packed=False, op=op,
     )  # fmt: skip
 
 

@@ -260,26 +260,28 @@ class Packer:
         return [
             None
             if weight.is_inference()
-            else _Version((weight, weight._version, weight.data_ptr(), fold, settings))
+            else _Version(weight, weight._version, weight.data_ptr(), fold, settings)
             for weight, fold in zip(weights, folds, strict=True)
         ]
 
 
-class _Version(tuple[Any, ...]):
-    """A weight's version, with the weight itself and the fold, so that no later ones have their id.
+@dataclass(frozen=True, eq=False)
+class _Version:
+    """What a packed weight was made of; with the objects, so that no later ones have their id."""
 
-    Compares the tensor by identity; a tuple would compare its elements.
-    """
-
-    __slots__ = ()
+    weight: Tensor
+    version: int
+    address: int
+    fold: Fold
+    settings: tuple[str, str]
 
     def __eq__(self, other: object) -> bool:
         return (
             isinstance(other, _Version)
-            and self[0] is other[0]
-            and self[3] is other[3]
-            and self[1:3] == other[1:3]
-            and self[4] == other[4]
+            and self.weight is other.weight  # by identity: == would compare elements
+            and self.fold is other.fold
+            and (self.version, self.address) == (other.version, other.address)
+            and self.settings == other.settings
         )
 
     __hash__ = None  # type: ignore[assignment]

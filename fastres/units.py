@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,11 +11,6 @@ from .fx.effects import Effects
 from .fx.readings import Affine, Conv, Norm
 
 NO_ACT = ("none", 0.01)
-
-# A block's operator reads its weights once per band of rows, so they have to stay in the level-2
-# cache. Blocks of more weights than this come where images are small; there an operator for each
-# convolution is as fast, and takes each weight once.
-_MAX_BLOCK_WEIGHTS = 512 << 10
 
 
 @dataclass
@@ -120,8 +114,6 @@ def find_blocks(units: list[Unit], effects: Effects) -> list[Block]:
     for unit in units:
         block = _block_ending_at(unit, by_last)
         if block is None or any(id(member) in used for member in block.units):
-            continue
-        if sum(math.prod(member.conv.weight_shape) for member in block.units) > _MAX_BLOCK_WEIGHTS:
             continue
         first, last = block.units[0], block.last
         reads = [block.units[0].nodes[0], *(u.nodes[0] for u in block.units[3:])]

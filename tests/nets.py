@@ -48,8 +48,8 @@ def runs_fused(model: nn.Module, *inputs: Any) -> bool:
     """Whether a call of the model runs an operator of fastres."""
     with torch.no_grad(), torch.profiler.profile() as profile:
         model(*inputs)
-    return any(event.name.startswith("fastres::conv") or "bottleneck" in event.name
-               for event in profile.events())  # fmt: skip
+    convolutions = ("fastres::conv_", "fastres::live_conv_", "fastres::grouped_bottleneck")
+    return any(event.name.startswith(convolutions) for event in profile.events())
 
 
 @torch.no_grad()

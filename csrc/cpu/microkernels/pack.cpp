@@ -130,34 +130,48 @@ void transpose_values(const PackSource& s, int64_t first, int64_t count, float* 
   transpose_values_slowly(s, first + whole, count - whole, out + whole * kBlock);
 }
 
+// Sums of a few float32 values are exact in double: the transform rounds once, at its end.
+typedef double DoubleVec __attribute__((vector_size(kLanes * sizeof(double))));
+
+inline void widen(const float* p, DoubleVec& out) {
+  out = __builtin_convertvector(load(p), DoubleVec);
+}
+
 // G g of F(2, 3) along one axis.
-inline void transform_axis(const Vec g[3], Vec out[kWinogradSide]) {
-  const Vec even = (g[0] + g[2]) * 0.5F;
-  const Vec odd = g[1] * 0.5F;
+inline void transform_axis(const DoubleVec g[3], DoubleVec out[kWinogradSide]) {
+  const DoubleVec even = (g[0] + g[2]) * 0.5;
+  const DoubleVec odd = g[1] * 0.5;
   out[0] = g[0];
   out[1] = even + odd;
   out[2] = even - odd;
   out[3] = g[2];
 }
 
-// One input channel: nine vectors of taps, `tap_stride` floats apart, to sixteen.
-inline void transform_kernel(const float* taps, ptrdiff_t tap_stride, float* out,
-                             ptrdiff_t position_stride) {
-  Vec columns[3][kWinogradSide];
+// One input channel: nine vectors of unscaled taps, `tap_stride` floats apart, to sixteen.
+inline void transform_kernel(const float* taps, ptrdiff_t tap_stride, const float* scale,
+                             float* out, ptrdiff_t position_stride) {
+  DoubleVec factor;
+  widen(scale, factor);
+  DoubleVec columns[3][kWinogradSide];
 #pragma GCC unroll 3
   for (int col = 0; col < 3; ++col) {
-    const Vec g[3] = {load(taps + col * tap_stride), load(taps + (3 + col) * tap_stride),
-                      load(taps + (6 + col) * tap_stride)};
+    DoubleVec g[3];
+#pragma GCC unroll 3
+    for (int row = 0; row < 3; ++row) {
+      widen(taps + (row * 3 + col) * tap_stride, g[row]);
+      g[row] *= factor;
+    }
     transform_axis(g, columns[col]);
   }
 #pragma GCC unroll 4
   for (int row = 0; row < kWinogradSide; ++row) {
-    const Vec g[3] = {columns[0][row], columns[1][row], columns[2][row]};
-    Vec u[kWinogradSide];
+    const DoubleVec g[3] = {columns[0][row], columns[1][row], columns[2][row]};
+    DoubleVec u[kWinogradSide];
     transform_axis(g, u);
 #pragma GCC unroll 4
     for (int col = 0; col < kWinogradSide; ++col) {
-      store(out + (row * kWinogradSide + col) * position_stride, u[col]);
+      store(out + (row * kWinogradSide + col) * position_stride,
+            __builtin_convertvector(u[col], Vec));
     }
   }
 }
@@ -187,8 +201,11 @@ void pack_direct(const PackSource& s, float* block) {
   }
 }
 
-void pack_winograd(const PackSource& s, float* block, ptrdiff_t position_stride) {
+void pack_winograd(const PackSource& source, float* block, ptrdiff_t position_stride) {
   alignas(64) float piece[kPieceRows * kBlock];
+  const float ones[kBlock] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+  PackSource s = source;  // the scale is applied with the transform
+  s.scale = ones;
   for (int64_t c = 0; c < s.channels; c += kChunkChannels) {
     const int64_t channels = std::min(kChunkChannels, s.channels - c);
     if (s.taps_outside) {
@@ -202,7 +219,7 @@ void pack_winograd(const PackSource& s, float* block, ptrdiff_t position_stride)
     const ptrdiff_t channel_stride = s.taps_outside ? kBlock : kWinogradTaps * kBlock;
     for (int64_t i = 0; i < channels; ++i) {
       for (int lane = 0; lane < kBlock; lane += kLanes) {
-        transform_kernel(piece + i * channel_stride + lane, tap_stride,
+        transform_kernel(piece + i * channel_stride + lane, tap_stride, source.scale + lane,
                          block + (c + i) * kBlock + lane, position_stride);
       }
     }

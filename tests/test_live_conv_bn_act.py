@@ -1,0 +1,162 @@
+"""live_conv_bn_act is conv_bn_act of a packed weight: the same bits, errors and dtypes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conv_case import (
+    DTYPES,
+    FACTORS,
+    PATHS,
+    ConvCase,
+    Inputs,
+    eager,
+    exact,
+    fused,
+    magnitude,
+    make_inputs,
+    same,
+)
+
+import fastres
+from fastres import ops, reference
+
+pytestmark = pytest.mark.usefixtures("kernels")
+
+# Small images with many channels: threads share the channels, and pack a panel at a time.
+PANELS: dict[str, ConvCase] = {
+    "1x1 of 1024": same(1024, 160, 1, h=5, w=5, n=1),
+    "1x1 to 17": same(520, 17, 1, h=7, w=7, n=1),
+    "1x1 to 1000": same(64, 1000, 1, h=2, w=3, n=1),
+    "3x3 of 256": same(256, 136, h=7, w=7, n=1),
+    "3x3/2": same(128, 200, 3, 2, h=9, w=7, n=1),
+    "groups of 16": same(512, 512, groups=32, h=7, w=7, n=1),
+    "groups of 24": same(96, 96, groups=4, h=3, w=3, n=1),
+    "groups of 33 to 40": same(66, 80, groups=2, h=3, w=3, n=1),
+    "two images": same(512, 96, h=7, w=7),
+}
+CASES = PATHS | PANELS
+EVERY_CASE = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+
+
+def live(case: ConvCase, inputs: Inputs, act: str = "none") -> torch.Tensor:
+    arguments = case.arguments()
+    del arguments["kernel_size"]
+    return ops.live_conv_bn_act(
+        inputs.x, inputs.weight, inputs.scale, inputs.shift, inputs.residual, **arguments,
+        algorithm=case.algorithm, act=act, act_slope=0.2,
+    )  # fmt: skip
+
+
+@EVERY_CASE
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_same_bits_as_packed(case, dtype, set_threads):
+    inputs = make_inputs(case, dtype, residual_layout="nchw")
+    for threads in (1, 2, 3):
+        set_threads(threads)
+        expected = fused(case, inputs, "relu")
+        out = live(case, inputs, "relu")
+        assert torch.equal(out, expected)
+        assert out.stride() == expected.stride()
+
+
+@EVERY_CASE
+def test_channels_last_weights_and_others(case):
+    inputs = make_inputs(case)
+    expected = fused(case, inputs)
+    weight = inputs.weight
+    padded = torch.full((*weight.shape[:3], weight.shape[3] + 1), float("nan"))
+    padded[..., :-1] = weight
+    for other in (reference.channels_last(weight), padded[..., :-1]):
+        assert torch.equal(live(case, inputs._replace(weight=other)), expected)
+
+
+def test_accurate(assert_accurate):
+    case = PANELS["3x3 of 256"]
+    inputs = make_inputs(case)
+    assert_accurate(
+        live(case, inputs),
+        eager(case, inputs),
+        exact(case, inputs),
+        factor=FACTORS["direct"],
+        magnitude=lambda: magnitude(case, inputs),
+    )
+
+
+def test_float64_goes_to_the_reference():
+    case = PATHS["3x3 groups of 4"]
+    inputs = Inputs(*(None if t is None else t.double() for t in make_inputs(case)))
+    assert torch.equal(live(case, inputs), fused(case, inputs))
+
+
+def test_scale_and_shift_are_optional():
+    case = PATHS["1x1"]
+    inputs = make_inputs(case)
+    plain = inputs._replace(scale=torch.ones(case.k), shift=torch.zeros(case.k))
+    assert torch.equal(ops.live_conv_bn_act(inputs.x, inputs.weight), live(case, plain))
+
+
+def test_empty_batch():
+    x = torch.empty(0, 4, 5, 5)
+    assert ops.live_conv_bn_act(x, torch.ones(6, 4, 3, 3)).shape == (0, 6, 3, 3)
+
+
+def test_follows_the_weight():
+    weight, x = torch.randn(32, 16, 1, 1), torch.randn(1, 16, 4, 4)
+    before = ops.live_conv_bn_act(x, weight)
+    weight.mul_(2)
+    assert torch.equal(ops.live_conv_bn_act(x, weight), before * 2)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"weight": torch.ones(8, 3, 3, 3)}, ValueError, "weight"),
+        ({"weight": torch.ones(8, 4, 3)}, ValueError, "weight must be 4-D"),
+        ({"weight": torch.ones(8, 4, 3, 3).long()}, TypeError, "weight must be"),
+        ({"scale": torch.ones(7)}, ValueError, "scale must have shape"),
+        ({"shift": torch.ones(7)}, ValueError, "shift must have shape"),
+        ({"residual": torch.ones(1, 8, 5, 5)}, ValueError, "residual must have the output's shape"),
+        ({"groups": 3}, ValueError, "groups"),
+        ({"stride": 0}, ValueError, "stride"),
+        ({"algorithm": "fft"}, ValueError, "algorithm must be"),
+        ({"algorithm": "winograd", "stride": 2}, ValueError, "stride"),
+        ({"act": "tanh"}, ValueError, "act must be"),
+        ({"weight": torch.ones(8, 4, 3, 3, requires_grad=True)}, ValueError, "requires grad"),
+    ],
+)
+def test_errors_name_the_argument(change, error, message):
+    arguments = {"x": torch.ones(1, 4, 6, 6), "weight": torch.ones(8, 4, 3, 3)} | change
+    with pytest.raises(error, match=f"live_conv_bn_act: .*{message}"):
+        ops.live_conv_bn_act(**arguments)
+
+
+def test_opcheck():
+    arguments = (
+        *(torch.randn(2, 8, 6, 5), torch.randn(16, 8, 3, 3), torch.rand(16), torch.randn(16)),
+        *(torch.randn(2, 16, 6, 5), [1, 1], [1, 1, 1, 1], [1, 1], 1, "winograd", "relu", 0.0),
+    )
+    torch.library.opcheck(torch.ops.fastres.live_conv_bn_act.default, arguments)
+
+
+def test_autocast_casts_input_and_residual_and_not_the_vectors():
+    case = PATHS["3x3"]
+    inputs = make_inputs(case, residual_layout="nchw")
+    with torch.autocast("cpu", torch.bfloat16):
+        out = live(case, inputs)
+    assert out.dtype == torch.bfloat16
+    cast = inputs._replace(x=inputs.x.bfloat16(), residual=inputs.residual.bfloat16())
+    assert torch.equal(out, live(case, cast))
+
+
+def test_small_batches_keep_the_weights_of_wide_convolutions_as_they_are(set_threads):
+    """What accelerate packs at each call, it packs as that call is best served."""
+    torch.manual_seed(0)
+    conv = torch.nn.Conv2d(160, 160, 3, padding=1)
+    model = fastres.accelerate(torch.nn.Sequential(conv).eval())
+    image = torch.randn(1, 160, 7, 7)
+    with torch.inference_mode():
+        alone, among = model(image), model(image.expand(8, -1, -1, -1))[:1]
+    direct = ops.live_conv_bn_act(image, conv.weight.detach(), None, conv.bias.detach(), padding=1)
+    assert torch.equal(alone, direct)
+    torch.testing.assert_close(among, direct, rtol=1e-4, atol=1e-4)
