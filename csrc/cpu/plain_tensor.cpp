@@ -2,24 +2,12 @@
 
 #include <torch/csrc/stable/ops.h>
 
-#include <limits>
-
 namespace fastres::cpu {
 namespace {
 
 PackedHeader header_of(const Tensor& weight, int64_t groups, const std::string& algorithm,
                        const char* op) {
-  check(weight.dim() == 4, op, ": weight must be 4-D [K, C/groups, R, S], got shape ",
-        shape_string(weight));
-  for (int64_t d = 0; d < 4; ++d) {
-    check(weight.size(d) > 0 && weight.size(d) <= std::numeric_limits<int32_t>::max(), op,
-          ": weight must have positive sizes, got ", shape_string(weight));
-  }
-  check(groups > 0 && weight.size(0) % groups == 0, op, ": groups must be positive and divide the ",
-        weight.size(0), " output channels, got ", groups);
-  check(is_storage_type(weight.scalar_type()), op,
-        ": weight must be float32, bfloat16 or float16 (float64 goes to fastres.reference), got ",
-        torch::headeronly::toString(weight.scalar_type()));
+  check_weight_to_pack(weight, groups, algorithm, op);
   PackedHeader header;
   header.out_channels = static_cast<int32_t>(weight.size(0));
   header.group_in_channels = static_cast<int32_t>(weight.size(1));
@@ -27,14 +15,9 @@ PackedHeader header_of(const Tensor& weight, int64_t groups, const std::string& 
   header.kernel_w = static_cast<int32_t>(weight.size(3));
   header.groups = static_cast<int32_t>(groups);
   if (algorithm == "winograd") {
-    check(weight.size(2) == 3 && weight.size(3) == 3 && groups == 1, op,
-          ": algorithm 'winograd' needs a dense 3x3 weight, got shape ", shape_string(weight),
-          " with ", groups, " groups");
     header.layout = PackedLayout::winograd;
     return header;
   }
-  check(algorithm == "direct", op, ": algorithm must be 'direct' or 'winograd', got '", algorithm,
-        "'");
   header.layout = uses_lanes_layout(header.group_out_channels(), weight.size(1), groups)
                       ? PackedLayout::lanes
                       : PackedLayout::igemm;
