@@ -20,7 +20,7 @@ PACKAGE_ROOT = Path(fastres.__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))
 
-from benchmarks import contestants, layers, memory, peers, shapes  # noqa: E402
+from benchmarks import contestants, layers, memory, peers, shapes, train_peers  # noqa: E402
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnext50_32x4d", "wide_resnet50_2"])
@@ -218,3 +218,24 @@ def test_memory_is_measured_in_a_process_of_its_own(model, monkeypatch, capsys):
     captured = capsys.readouterr()
     assert "without fastres: MODEL: there is no file 'absent.py'" in captured.err
     assert captured.out.splitlines()[-1].split()[-1] == "-"
+
+
+def test_training_steps_are_compared(tmp_path, capsys):
+    json_file, markdown = tmp_path / "steps.json", tmp_path / "steps.md"
+    options = ["--rounds", "1", "--threads", "1", "--batch", "2", "--size", "32", "--no-layer"]
+    names = ["eager", "eager channels_last", "fastres", "fastres save", "fastres bf16"]
+    cases = ["--cases", "resnet18, 3x3 stem", "--only", *names]
+    files = ["--json", str(json_file), "--markdown", str(markdown)]
+    assert train_peers.main([*options, *cases, *files]) == 0
+    (step,) = json.loads(json_file.read_text())["steps"]
+    assert list(step["milliseconds"]) == names
+    assert step["saved"]["fastres save"] < step["saved"]["fastres"] < step["saved"]["eager"]
+    assert step["skipped"] == {}
+    assert "best peer / fastres" in markdown.read_text()
+    assert "2 threads" not in capsys.readouterr().out
+
+
+def test_a_contestant_that_computes_something_else_is_named(monkeypatch):
+    monkeypatch.setattr(train_peers, "_USUAL_DIFFERENCE", 0.0)
+    options = ["--rounds", "1", "--batch", "2", "--size", "32", "--no-layer"]
+    assert train_peers.main([*options, "--cases", "resnet18, 3x3 stem", "--only", "eager"]) == 1
