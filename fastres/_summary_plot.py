@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import _plots
+from ._structure_plot import draw_structure
 
 if TYPE_CHECKING:
     from .summary import Layer, Summary
@@ -33,10 +34,16 @@ _MIN_NAMED_SECTION = 0.03
 
 
 def draw(summary: Summary, path: Path) -> None:
-    """One bar a layer, in the order in which they run, coloured by what the layer is."""
-    figure, axes = _plots.new_figure(
-        max(8.0, min(0.07 * len(summary.layers), 18.0)), 6.0, rows=2, sharex=True
-    )
+    """The network's blocks, if it has any, and one bar a layer, coloured by what the layer is."""
+    width = max(8.0, min(0.07 * len(summary.layers), 18.0))
+    structure = summary.structure
+    if structure is not None and structure.blocks:
+        ratios = {"height_ratios": [0.7, 1, 1]}
+        figure, (top, *axes) = _plots.new_figure(width, 8.0, rows=3, gridspec_kw=ratios)
+        draw_structure(top, structure)
+    else:
+        figure, axes = _plots.new_figure(width, 6.0, rows=2)
+        top = axes[0]
     kinds = [_category(layer) for layer in summary.layers]
     panels = (
         (axes[0], [layer.macs / 1e6 for layer in summary.layers], "million multiply-accumulates"),
@@ -47,15 +54,16 @@ def draw(summary: Summary, path: Path) -> None:
         axis.set_ylabel(label)
         axis.margins(x=0.005)
         _name_sections(axis, summary.layers)
-    axes[0].set_title(
-        f"{summary.model}, input {'x'.join(map(str, summary.input_shape))}: "
+    top.set_title(
+        f"{summary.model}, input {'x'.join(map(str, summary.input_shape))}\n"
         f"{summary.macs / 1e9:.2f} GMACs, {summary.parameters / 1e6:.1f} M parameters, "
         f"{summary.bytes / 2**20:.0f} MiB moved if nothing is fused",
         loc="left",
         fontsize=11,
         pad=18,
     )
-    axes[1].set_xticks([])
+    for axis in axes:
+        axis.set_xticks([])
     _add_legend(figure, summary, kinds)
     _plots.save(figure, path)
 

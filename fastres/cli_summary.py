@@ -16,9 +16,11 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser = commands.add_parser(
         "summary",
         help="list a model's layers: shapes, parameters, operations, bytes, fusion",
-        description="Lists the layers of a model in the order in which they run: output shape, "
-        "parameters, multiply-accumulates, bytes moved, and what fastres.accelerate fuses each "
-        "into.",
+        description="Shows a model's chain of resolutions, its residual blocks (basic or "
+        "bottleneck, v1, v1.5 or v2, identity or convolution as shortcut), the memory of its "
+        "activations in inference and training, and its layers in the order in which they run: "
+        "output shape, parameters, multiply-accumulates, bytes moved, and what fastres.accelerate "
+        "fuses each into.",
     )
     parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     parser.add_argument(

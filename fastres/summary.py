@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from ._activation_memory import ActivationMemory, activation_memory
 from ._table import format_table
 from .accelerate import restore
 from .fuse import Fused
 from .report import explain
+from .structure import ResidualBlock, Structure, structure_of
 
 __all__ = ["Layer", "Summary", "summarize"]
 
@@ -55,6 +57,10 @@ class Summary:
     layers: tuple[Layer, ...]
     parameters: int
     parameter_bytes: int
+    memory: ActivationMemory | None = None
+    """Of activations, of the model that fuses nothing; None where it has to compute to run."""
+    structure: Structure | None = None
+    """Resolutions and residual blocks; None where the model cannot be traced as a whole."""
 
     @property
     def macs(self) -> int:
@@ -69,6 +75,10 @@ class Summary:
     def to_dict(self) -> dict[str, Any]:
         """Everything, ready for JSON."""
         return {**asdict(self), "macs": self.macs, "bytes": self.bytes}
+
+    def layers_of(self, block: ResidualBlock) -> list[Layer]:
+        """The layers of a residual block, its shortcut's among them."""
+        return [layer for layer in self.layers if layer.name.startswith(f"{block.name}.")]
 
     def plot(self, path: str | os.PathLike[str]) -> None:
         """Draws operations and bytes layer by layer into the file ``path`` (.png, .svg, .pdf)."""
@@ -97,11 +107,44 @@ class Summary:
         counts = Counter(operator.split()[0] for operator in operators)
         fused = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
         return (
-            f"{self.model}, input {'x'.join(map(str, self.input_shape))}\n\n{table}\n\n"
+            f"{self.model}, input {'x'.join(map(str, self.input_shape))}\n"
+            f"{self._describe_structure()}\n{table}\n\n"
             f"{self.parameters / 1e6:,.2f} M parameters ({self.parameter_bytes / 2**20:,.1f} MiB), "
             f"{self.macs / 1e9:,.3f} GMACs, {self.bytes / 2**20:,.1f} MiB moved if nothing is fused"
             f"\nfastres.accelerate makes {fused or 'no fused operators'}"
         )
+
+    def _describe_structure(self) -> str:
+        """The chain of resolutions, the blocks, and what the activations take."""
+        parts = []
+        if self.structure is not None and len(self.structure.chain) > 1:
+            parts.append(f"{self.structure}\n")
+        if self.structure is not None and self.structure.blocks:
+            parts.append(f"\n{self._block_table(self.structure)}\n")
+        if self.memory is not None:
+            parts.append(
+                f"\nactivations: {self.memory.inference / 2**20:,.1f} MiB at most at one moment of "
+                f"inference, {self.memory.training / 2**20:,.1f} MiB kept for the backward pass in "
+                "training (fusing nothing)\n"
+            )
+        return "".join(parts)
+
+    def _block_table(self, structure: Structure) -> str:
+        rows = []
+        for block in structure.blocks:
+            layers = self.layers_of(block)
+            rows.append(
+                [
+                    block.name,
+                    f"{block.kind} {block.version or structure.version}".strip(),
+                    block.shortcut,
+                    "x".join(map(str, block.output_shape)),
+                    f"{sum(layer.parameters for layer in layers):,}",
+                    f"{sum(layer.macs for layer in layers) / 1e6:,.1f}",
+                ]
+            )
+        header = ["block", "kind", "shortcut", "output", "parameters", "MMACs"]
+        return format_table(header, rows, left=3)
 
 
 def summarize(
@@ -118,12 +161,15 @@ def summarize(
         RuntimeError, ValueError, TypeError: whatever the model says to an input of that shape.
     """
     layers = _record(model, input_shape)
+    on_meta = restore(copy.deepcopy(model)).to("meta").eval()
     return Summary(
         model=name or type(model).__name__,
         input_shape=tuple(input_shape),
         layers=tuple(_with_fusions(layers, explain(model).fused)),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         parameter_bytes=sum(_bytes(parameter) for parameter in model.parameters()),
+        memory=activation_memory(on_meta, input_shape),
+        structure=structure_of(on_meta, input_shape),
     )
 
 
