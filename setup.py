@@ -135,6 +135,12 @@ class CudaToolkit:
         return [str(folder) for folder in folders if (folder / "libcudart_static.a").is_file()]
 
 
+def nvcc_wheels() -> list[Path]:
+    """Compilers from pip's nvidia-cuda-nvcc, of an isolated build and of the environment itself."""
+    folders = dict.fromkeys(map(Path, [*sys.path, sysconfig.get_path("purelib")]))
+    return [nvcc for folder in folders for nvcc in sorted(folder.glob("nvidia/cu*/bin/nvcc"))]
+
+
 def find_cuda() -> tuple[CudaToolkit | None, str]:
     """Returns (toolkit, "") or (None, what was looked for)."""
     variables = [name for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
@@ -142,8 +148,7 @@ def find_cuda() -> tuple[CudaToolkit | None, str]:
     on_path = shutil.which("nvcc")
     looked.append(("on PATH", Path(on_path or "nvcc")))
     looked.append(("the usual place", USUAL_CUDA_HOME / "bin" / "nvcc"))
-    wheels = [nvcc for path in sys.path for nvcc in Path(path).glob("nvidia/cu*/bin/nvcc")]
-    looked += [("from pip's wheels", nvcc) for nvcc in wheels]
+    looked += [("pip's nvidia-cuda-nvcc", nvcc) for nvcc in nvcc_wheels()]
     for _, nvcc in looked:
         toolkit = CudaToolkit.of(nvcc) if nvcc.is_file() else None
         if toolkit is not None:

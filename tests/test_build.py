@@ -30,6 +30,7 @@ def setup_py(monkeypatch) -> ModuleType:
 def no_toolkit(setup_py, monkeypatch, tmp_path) -> None:
     """A machine without CUDA."""
     monkeypatch.setattr(setup_py, "USUAL_CUDA_HOME", tmp_path / "nowhere")
+    monkeypatch.setattr(setup_py, "nvcc_wheels", list)
     monkeypatch.setattr(setup_py.shutil, "which", lambda name: None if name == "nvcc" else name)
 
 
@@ -73,6 +74,25 @@ def test_the_real_toolkit_behind_a_wrapper_is_found(setup_py, toolkit, tmp_path)
 def test_cuda_home_comes_before_the_path(setup_py, toolkit, monkeypatch):
     monkeypatch.setenv("CUDA_HOME", str(toolkit))
     assert setup_py.find_cuda() == (setup_py.CudaToolkit(toolkit, "13.0"), "")
+
+
+def test_the_toolkit_in_pips_wheels_is_found(setup_py, toolkit, monkeypatch, tmp_path):
+    folder = tmp_path / "site-packages" / "nvidia" / "cu13"
+    folder.parent.mkdir(parents=True)
+    toolkit.rename(folder)
+    write_script(
+        folder / "bin" / "nvcc",
+        f'case "$1" in --version) echo "release 13.0, V13.0.88";;'
+        f' --dryrun) echo "#\\$ TOP={folder}/bin/.." >&2;; esac',
+    )
+    (folder / "lib").mkdir()
+    (folder / "lib" / "libcudart_static.a").touch()
+    monkeypatch.setattr(setup_py, "USUAL_CUDA_HOME", tmp_path / "nowhere")
+    monkeypatch.setattr(setup_py.shutil, "which", lambda name: None)
+    monkeypatch.setattr(setup_py.sys, "path", [str(tmp_path / "site-packages")])
+    found, problem = setup_py.find_cuda()
+    assert found == setup_py.CudaToolkit(folder, "13.0"), problem
+    assert found.library_folders() == [str(folder / "lib")]
 
 
 def test_an_nvcc_without_headers_is_no_toolkit(setup_py, toolkit):

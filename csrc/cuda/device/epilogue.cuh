@@ -106,6 +106,9 @@ struct TileEpilogue {
 
   // This thread's columns of a per-channel vector.
   __device__ void vector(const float* from, float missing, float (&v)[kVec<E>]) const {
+    if (from != nullptr && whole && column() < columns) {
+      return load_floats(from + channel0 + column(), v);
+    }
 #pragma unroll
     for (int i = 0; i < kVec<E>; ++i) {
       v[i] = from != nullptr && column() + i < columns ? from[channel0 + column() + i] : missing;

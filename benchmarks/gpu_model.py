@@ -1,0 +1,202 @@
+"""What the CUDA kernels would do on a GPU, counted without one: ``python -m benchmarks.gpu_model``.
+
+Every different convolution of a network is launched as on a GPU and emulated by ptxemu, whole
+grids, float16, batch 1. Printed per layer: DRAM bytes over those that have to move, useful over
+issued tensor-core operations, the part of shared-memory wavefronts that are bank conflicts, 32-byte
+sectors per global request (16 is a warp's 16-byte accesses with nothing wasted; less is padding and
+per-channel vectors), resident warps on an A100, and the roofline time on an A100 and an H100.
+Training's bytes are counted by hand, per tensor that an operator reads or writes, beside those of
+the operators that PyTorch runs one after the other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT / "tests"))
+
+import cuda_emulation  # noqa: E402
+
+from .shapes import DEFAULT_MODELS, ConvShape, conv_calls  # noqa: E402
+
+ptxemu = cuda_emulation.ptxemu
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """Peaks of a GPU, from NVIDIA's data sheets: dense float16 tensor cores, and memory."""
+
+    name: str
+    arch: str
+    flops: float
+    bytes_per_s: float
+
+    def seconds(self, flops: float, data: float) -> float:
+        """The roofline's time."""
+        return max(flops / self.flops, data / self.bytes_per_s)
+
+
+GPUS = (
+    Gpu("A100 80GB SXM", "sm_80", 312e12, 2039e9),
+    Gpu("H100 SXM", "sm_90", 989e12, 3350e9),
+)
+
+
+@dataclass(frozen=True)
+class Count:
+    """What one layer's launch does."""
+
+    kernel: str
+    bytes: int
+    compulsory: int
+    issued: int
+    useful: int
+    excess_wavefronts: float
+    load_sectors: float
+    store_sectors: float
+    occupancy: float
+
+    def row(self, shape: ConvShape, calls: int) -> list[str]:
+        """The layer's line of the table."""
+        times = [gpu.seconds(self.issued, self.bytes) * 1e6 for gpu in GPUS]
+        return [
+            str(shape),
+            str(calls),
+            self.kernel.removeprefix("fastres_").removesuffix("_f16"),
+            f"{self.bytes / self.compulsory:.2f}",
+            f"{self.useful / self.issued:.2f}",
+            f"{self.excess_wavefronts:.1%}",
+            f"{self.load_sectors:.1f}, {self.store_sectors:.1f}",
+            f"{self.occupancy:.0%}",
+            *(f"{time:.1f}" for time in times),
+        ]
+
+
+HEADER = ["layer", "calls", "kernel", "DRAM", "useful", "conflicts"]
+HEADER += ["sectors: load, store", "occupancy"]
+HEADER += [f"{gpu.name}, us" for gpu in GPUS]
+
+
+def count(shape: ConvShape, batch: int = 1) -> Count:
+    """Emulates conv_bn_act of one layer."""
+    k, groups = shape.out_channels, shape.groups
+    x = torch.randn(batch, shape.in_channels, shape.height, shape.width).half()
+    weight = torch.randn(k, shape.in_channels // groups, shape.kernel, shape.kernel)
+    residual = None
+    if shape.residual:
+        residual = torch.randn(batch, k, shape.out_height, shape.out_width).half()
+    device = cuda_emulation.Device(check=False)
+    packed = device.pack_conv_weight(weight, None, groups)
+    device = cuda_emulation.Device(check=False, counters=True)
+    square = (shape.kernel,) * 2, (shape.stride,) * 2, (shape.padding,) * 4, (1, 1)
+    device.conv_bn_act(x, packed, torch.zeros(k), residual, *square, groups, shape.act, 0.0)
+
+    (stats,), ((kernel, _, block, shared),) = device.stats, device.launches
+    compulsory = (shape.bytes(batch) // 4) * 2 + 4 * k
+    return Count(
+        kernel=kernel,
+        bytes=stats["dram_read_bytes_min"] + stats["dram_write_bytes_min"],
+        compulsory=compulsory - _unread(shape, batch),
+        issued=stats["tensor_flops"],
+        useful=shape.flops(batch),
+        excess_wavefronts=stats["bank_conflicts"] / stats["shared_wavefronts"],
+        load_sectors=stats["global_load_sectors_per_request"],
+        store_sectors=stats["global_store_sectors_per_request"],
+        occupancy=_occupancy(kernel, block, shared),
+    )
+
+
+def _unread(shape: ConvShape, batch: int) -> int:
+    """Input bytes that no tap reaches: all but one of stride * stride pixels for a 1x1."""
+    if shape.kernel >= shape.stride:
+        return 0
+    pixels = shape.height * shape.width - shape.out_height * shape.out_width
+    return 2 * batch * shape.in_channels * pixels
+
+
+def _occupancy(kernel: str, block: int, shared: int) -> float:
+    file = cuda_emulation.KERNELS / cuda_emulation.kernel_file(kernel)
+    registers = ptxemu.resources(file, arch="sm_80")[kernel]["registers"]
+    return ptxemu.occupancy(registers, shared, block, "sm_80")["occupancy"]
+
+
+def training_bytes(shape: ConvShape, batch: int) -> tuple[int, int]:
+    """(fused, unfused) bytes of a layer's forward and backward in float16.
+
+    Unfused: convolution, BatchNorm in training (forward and backward read their input twice), ReLU
+    in place, the addition, and their gradients. Fused: conv_stats (input, weight, output),
+    conv_stats_backward (data gradient: gradient, output, weight, input twice; weight gradient:
+    gradient, output, input, weight) and affine_add_act. Where a shortcut joins, autograd adds two
+    gradients in both.
+    """
+    x = batch * shape.in_channels * shape.height * shape.width
+    y = batch * shape.out_channels * shape.out_height * shape.out_width
+    w = shape.out_channels * (shape.in_channels // shape.groups) * shape.kernel**2
+    fused = (x + w + y) + (2 * y + w + 2 * x) + (2 * y + x + w)
+    batch_norm, relu = (3 + 5) * y, (2 + 3) * y if shape.act != "none" else 0
+    unfused = (x + w + y) + (y + w + x) + (y + x + w) + batch_norm + relu
+    if shape.residual:
+        fused += (3 + 5) * y + 3 * y
+        unfused += 3 * y + 3 * y
+    return 2 * fused, 2 * unfused
+
+
+def unfused_bytes(shape: ConvShape, batch: int) -> int:
+    """Bytes of inference one operator after the other: convolution, BatchNorm, addition, ReLU."""
+    y = 2 * batch * shape.out_channels * shape.out_height * shape.out_width
+    fused = shape.bytes(batch) // 2
+    return fused + 2 * y + (2 * y if shape.residual else 0) + (2 * y if shape.act != "none" else 0)
+
+
+def report(model: str) -> list[str]:
+    """The table of one network, in Markdown."""
+    calls = Counter(conv_calls(model))
+    lines = [f"### {model}", "", "| " + " | ".join(HEADER) + " |", "| --- " * len(HEADER) + "|"]
+    totals = [0.0] * (2 * len(GPUS))
+    for shape, times in calls.items():
+        counted = count(shape)
+        lines.append("| " + " | ".join(counted.row(shape, times)) + " |")
+        print(lines[-1], file=sys.stderr, flush=True)
+        apart = unfused_bytes(shape, 1)
+        for i, gpu in enumerate(GPUS):
+            totals[2 * i] += times * gpu.seconds(counted.issued, counted.bytes)
+            # The same convolution, and its epilogue in passes of their own.
+            passes = (apart - shape.bytes(1) // 2) / gpu.bytes_per_s
+            totals[2 * i + 1] += times * (gpu.seconds(counted.issued, counted.bytes) + passes)
+    lines += ["", "Roofline of the convolutions and what follows them, batch 1, float16:"]
+    for i, gpu in enumerate(GPUS):
+        fused, apart = totals[2 * i : 2 * i + 2]
+        lines.append(
+            f"- {gpu.name}: {fused * 1e6:.0f} us fused, {apart * 1e6:.0f} us one after the other"
+        )
+    sums = [training_bytes(shape, 32) for shape in calls.elements()]
+    fused, apart = (sum(column) for column in zip(*sums, strict=True))
+    lines.append(
+        f"- a training step at batch 32 moves {fused / 1e9:.2f} GB fused and {apart / 1e9:.2f} GB "
+        f"one after the other: {fused / apart:.3f} of them"
+    )
+    return [*lines, ""]
+
+
+def main() -> None:
+    """Prints the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", nargs="+", default=list(DEFAULT_MODELS))
+    parser.add_argument("--markdown", type=Path, help="file to write the tables to as well")
+    arguments = parser.parse_args()
+    torch.manual_seed(0)
+    lines = [line for model in arguments.models for line in report(model)]
+    print("\n".join(lines))
+    if arguments.markdown:
+        arguments.markdown.write_text("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()

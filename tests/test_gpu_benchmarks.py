@@ -1,0 +1,49 @@
+"""What the GPU benchmarks say where there is no GPU, and what they run where there is one."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import fastres
+
+ROOT = Path(__file__).resolve().parent.parent
+if str(ROOT) not in sys.path:
+    sys.path.append(str(ROOT))
+
+from benchmarks import gpu, gpu_model, shapes  # noqa: E402
+
+
+def test_without_a_gpu_the_gpu_benchmark_says_so(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["gpu"])
+    gpu.main()
+    assert "no GPU" in capsys.readouterr().out
+
+
+def test_what_the_gpu_benchmark_runs_is_checked_and_tabulated():
+    shape = shapes.ConvShape(8, 8, 3, 1, 1, 2, 5, 5, residual=False, act="relu")
+    before = fastres.get_backend()
+    calls = gpu.layer_calls(shape, 1, "cpu", ["reference"])
+    with torch.inference_mode():
+        model = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+        calls |= gpu.inference_calls(model, torch.randn(1, 3, 8, 8), ["reference"])
+        times = gpu.in_turn(calls, 2, timer=lambda call: 2.0 if call() is not None else 0.0)
+    fastres.set_backend(before)
+    assert times == {"eager": 2.0, "reference": 2.0}
+    assert "| layer | 2.000 (1.00x) | 2.000 (1.00x) |" in gpu.table("Title", {"layer": times})
+
+
+@pytest.mark.skipif(not gpu_model.cuda_emulation.HAS_NVCC, reason="needs nvcc")
+def test_the_gpu_model_counts_what_a_layer_does():
+    shape = shapes.ConvShape(128, 128, 3, 1, 1, 32, 16, 16, residual=True, act="relu")
+    counted = gpu_model.count(shape)
+    assert counted.kernel == "fastres_grouped_conv_4_f16"
+    assert 1.0 <= counted.bytes / counted.compulsory <= 1.15
+    assert 0.25 <= counted.useful / counted.issued < 0.5
+    assert counted.excess_wavefronts <= 0.05
+    assert counted.store_sectors == 16
+    fused, apart = gpu_model.training_bytes(shape, 32)
+    assert fused < apart
