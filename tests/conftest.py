@@ -116,48 +116,6 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     yield from _use(request.param)
 
 
-@pytest.fixture(scope="module")
-def triton_kernels() -> Iterator[None]:
-    """Runs a test on the Triton kernels, on tensors that are made on the GPU by default.
-
-    Where there is no GPU, Triton's interpreter runs them on the CPU.
-    """
-    before = _library.get_backend()
-    with pytest.MonkeyPatch.context() as patch:
-        if torch.cuda.is_available():
-            torch.set_default_device("cuda")
-        else:
-            patch.setenv("TRITON_INTERPRET", "1")
-        _library._find_triton()
-        _library.set_backend("triton")
-        yield
-    torch.set_default_device(None)
-    _library.set_backend(before)
-    _library._find_triton()
-
-
-@pytest.fixture(scope="module")
-def cuda_kernels() -> Iterator[None]:
-    """Runs a test on the CUDA kernels, on tensors that are made on the GPU by default.
-
-    Where there is no GPU, ptxemu runs their PTX on the CPU.
-    """
-    if "cuda" in _library.available_backends():
-        before = _library.get_backend()
-        torch.set_default_device("cuda")
-        _library.set_backend("cuda")
-        yield
-        torch.set_default_device(None)
-        _library.set_backend(before)
-        return
-    import cuda_emulation
-
-    if not cuda_emulation.HAS_NVCC:
-        pytest.skip("there is neither a GPU nor an nvcc")
-    with cuda_emulation.emulated_operators():
-        yield
-
-
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)

@@ -6,13 +6,10 @@ GPU's, and launching a kernel compiles it, and at most emulates it.
 
 from __future__ import annotations
 
-import importlib
-import os
 import re
 import subprocess
-import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 from unittest import mock
@@ -24,8 +21,6 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.autotuner import Autotuner
 from triton.runtime.jit import JITFunction
-
-import fastres.triton
 
 # Bytes of shared memory that one block can have: CUDA C++ Programming Guide, compute capabilities.
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
@@ -58,25 +53,6 @@ class _Target:
 
     def get_current_stream(self, device: int) -> int:
         return 0
-
-
-@contextmanager
-def offline_operators() -> Iterator[Callable[[str], Callable[..., Any]]]:
-    """``fastres.triton.operator`` of a copy of the package that is not interpreted."""
-
-    def take() -> dict[str, Any]:
-        names = [name for name in sys.modules if name.split(".")[:2] == ["fastres", "triton"]]
-        return {name: sys.modules.pop(name) for name in names}
-
-    others = take()
-    try:
-        with mock.patch.dict(os.environ):
-            os.environ.pop("TRITON_INTERPRET", None)
-            yield importlib.import_module("fastres.triton").operator
-    finally:
-        take()
-        sys.modules.update(others)
-        fastres.triton = others["fastres.triton"]
 
 
 @contextmanager

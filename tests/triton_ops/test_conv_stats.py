@@ -7,8 +7,6 @@ import torch
 from conv_case import ACTIVATIONS, DTYPES, LAYOUTS, same
 from training_case import CASES, KINDS, check_statistics, eager, fused, make_inputs
 
-pytestmark = pytest.mark.usefixtures("triton_kernels")
-
 # Groups, strides, padding and dilation go the same way as in test_conv_bn_act.py.
 NAMES = (
     "3x3 wide",

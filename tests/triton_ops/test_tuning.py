@@ -7,8 +7,6 @@ from itertools import product
 import pytest
 import torch
 
-pytestmark = pytest.mark.usefixtures("triton_kernels")
-
 WIDTHS = (1, 3, 16, 24, 64, 100, 256, 2048)
 
 

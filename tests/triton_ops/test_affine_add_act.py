@@ -7,8 +7,6 @@ import torch
 from affine_case import SHAPES, SHORTCUTS, check, fused, gradients, make_inputs
 from conv_case import ACTIVATIONS, DTYPES, LAYOUTS
 
-pytestmark = pytest.mark.usefixtures("triton_kernels")
-
 EVERY_SHORTCUT = pytest.mark.parametrize("shortcut", SHORTCUTS)
 
 

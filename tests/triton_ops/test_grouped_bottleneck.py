@@ -6,8 +6,6 @@ import pytest
 from bottleneck_case import BLOCKS, block_arguments, check_block, fused_block, make_block
 from conv_case import ACTIVATIONS, DTYPES
 
-pytestmark = pytest.mark.usefixtures("triton_kernels")
-
 NAMES = (
     "one channel", "ResNet", "ResNet, winograd", "ResNet, /2", "ResNeXt 4", "ResNeXt 8",
     "ResNeXt 16", "ResNeXt 32, /2", "depthwise", "groups of 6, /2", "dilated", "dilated, /2",

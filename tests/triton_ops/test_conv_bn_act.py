@@ -19,8 +19,6 @@ from conv_case import (
 
 from fastres import _packed, ops, reference
 
-pytestmark = pytest.mark.usefixtures("triton_kernels")
-
 # One of each way that channels are laid on tiles, and of each way that taps are.
 KINDS = ("1x1", "1x1/2", "3x3 wide", "3x3 groups of 4", "3x3 groups of 1, /2", "groups of 6")
 # Winograd's algorithm is the CPU's: here those cases are the same convolutions again.

@@ -17,8 +17,6 @@ from training_case import (
     make_inputs,
 )
 
-pytestmark = pytest.mark.usefixtures("triton_kernels")
-
 # Without the largest, which take the interpreter seconds and no other path.
 LARGE = ("3x3 of 512", "1x1 of 2048", "7x7/2 stem", "3x3 groups of 4, /2", "3x3 groups of 32")
 SMALL = {name: case for name, case in CASES.items() if name not in LARGE}

@@ -11,9 +11,12 @@ import pytest
 import torch
 from conv_case import ConvCase, same
 from torch import Tensor
-from triton_offline import SHARED_LIMIT, TENSOR_CORE, Compiled, offline_operators, on_gpu
 
 from fastres import _packed, reference, training_reference
+from fastres.triton import operator
+
+pytest.importorskip("triton")
+from triton_offline import SHARED_LIMIT, TENSOR_CORE, Compiled, on_gpu
 
 # Layers of ResNet-50 and ResNeXt-50: what is tuned for, in their alignment and sizes.
 LAYERS = {
@@ -30,12 +33,6 @@ TRAINED = [
     (80, "3x3/2", torch.float32),
 ]
 EVERY_ARCH = pytest.mark.parametrize("arch", TENSOR_CORE)
-
-
-@pytest.fixture(scope="module")
-def operator():
-    with offline_operators() as found:
-        yield found
 
 
 def image(case: ConvCase, dtype: torch.dtype) -> Tensor:
@@ -85,7 +82,7 @@ def check(kernels: list[Compiled], arch: int) -> None:
     [*((name, torch.float16) for name in LAYERS), ("3x3", torch.bfloat16)],
     ids=str,
 )
-def test_inference_uses_tensor_cores(operator, arch, name, dtype):
+def test_inference_uses_tensor_cores(arch, name, dtype):
     with on_gpu(arch) as kernels:
         infer(operator("conv_bn_act"), LAYERS[name], image(LAYERS[name], dtype))
     check(kernels, arch)
@@ -97,7 +94,7 @@ def test_inference_uses_tensor_cores(operator, arch, name, dtype):
 
 
 @pytest.mark.parametrize(("arch", "name", "dtype"), TRAINED, ids=str)
-def test_training(operator, arch, name, dtype):
+def test_training(arch, name, dtype):
     with on_gpu(arch) as kernels:
         train(operator, LAYERS[name], image(LAYERS[name], dtype))
     check(kernels, arch)
@@ -112,7 +109,7 @@ def test_training(operator, arch, name, dtype):
 
 @EVERY_ARCH
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
-def test_block_ends(operator, arch, dtype):
+def test_block_ends(arch, dtype):
     y, vectors = image(LAYERS["1x1"], dtype), (torch.ones(256),) * 3
     with on_gpu(arch) as kernels:
         operator("affine_add_act")(y, *vectors, y, *vectors, "relu", 0.0)
@@ -134,7 +131,7 @@ EMULATED = {
 
 
 @pytest.mark.parametrize("case", EMULATED.values(), ids=EMULATED.keys())
-def test_emulated_inference(operator, case):
+def test_emulated_inference(case):
     pytest.importorskip("ptxemu")
     x = image(case, torch.float16)
     with on_gpu(80, emulate=True):
@@ -146,7 +143,7 @@ def test_emulated_inference(operator, case):
 
 
 @pytest.mark.parametrize("name", ["1x1", "3x3 groups of 4", "3x3/2 groups of 8"])
-def test_emulated_training(operator, name):
+def test_emulated_training(name):
     pytest.importorskip("ptxemu")
     case = EMULATED[name]
     x = image(case, torch.float16)

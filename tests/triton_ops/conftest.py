@@ -1,0 +1,30 @@
+"""Runs the tests of this folder on the Triton kernels.
+
+On a GPU, where there is one. Elsewhere under TRITON_INTERPRET=1, in a process of their own: Triton
+decides at its first import whether it interprets. tests/test_triton.py starts that process.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from fastres import _library
+
+if not torch.cuda.is_available() and "TRITON_INTERPRET" not in os.environ:
+    collect_ignore_glob = ["test_*.py"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def triton_kernels() -> Iterator[None]:
+    """Chooses the backend, and the GPU for tensors that are made without a device."""
+    before = _library.get_backend()
+    if torch.cuda.is_available():
+        torch.set_default_device("cuda")
+    _library.set_backend("triton")
+    yield
+    torch.set_default_device(None)
+    _library.set_backend(before)
