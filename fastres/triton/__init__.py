@@ -1,6 +1,7 @@
 """The operators in Triton: the same stems and signatures as the schemas in csrc/ops.cpp.
 
-    pack_conv_weight, conv_bn_act, grouped_bottleneck      operators of inference
+    pack_conv_weight, conv_bn_act, live_conv_bn_act,       operators of inference
+    grouped_bottleneck
     conv_stats, conv_stats_backward, affine_add_act        operators of training
     fprop, dgrad, wgrad                                    implicit GEMM, with prologue and epilogue
     moments                                                second stages of per-channel sums
@@ -21,6 +22,7 @@ from typing import Any
 OPERATORS = {
     "pack_conv_weight": "pack_conv_weight",
     "conv_bn_act": "conv_bn_act",
+    "live_conv_bn_act": "live_conv_bn_act",
     "grouped_bottleneck": "grouped_bottleneck",
     "conv_stats": "conv_stats",
     "conv_stats_backward": "conv_stats_backward",

@@ -68,11 +68,13 @@ def empty_channels_last(like: Tensor, shape: Sequence[int]) -> Tensor:
     return like.new_empty_strided((n, c, h, w), (h * w * c, 1, w * c, c))
 
 
-def weight_operand(weight: Tensor, groups: int, dtype: torch.dtype) -> Operand:
-    """The operand of a convolution with ``weight`` [K, C/groups, R, S] of any strides."""
+def weight_operand(
+    weight: Tensor, groups: int, dtype: torch.dtype, scale: Tensor | None = None
+) -> Operand:
+    """The operand of a convolution with ``weight * scale``, [K, C/groups, R, S] of any strides."""
     k, cg, r, s = weight.shape
     values = _empty_values(weight, (k, cg, r, s), groups, dtype)
-    tiles = pack_values(weight, None, groups, values)
+    tiles = pack_values(weight, scale, groups, values)
     return Operand(values, k, cg * groups, (r, s), tiles)
 
 

@@ -114,6 +114,16 @@ def test_weights_that_other_backends_packed(name, layout):
     torch.testing.assert_close(out, fused(case, inputs))
 
 
+@EVERY_KIND
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_live_weight_gives_the_same_bits(case, dtype):
+    inputs = make_inputs(case, dtype, residual_layout="nchw")
+    arguments = case.arguments()
+    del arguments["kernel_size"]
+    out = ops.live_conv_bn_act(*inputs, **arguments, act="relu")
+    assert torch.equal(out, fused(case, inputs, "relu"))
+
+
 @EVERY_PATH
 def test_packs_what_the_reference_packs(case):
     inputs = make_inputs(case, torch.bfloat16)
