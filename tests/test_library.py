@@ -101,6 +101,25 @@ def test_the_backend_can_be_set_from_outside():
     assert "ValueError: set_backend: unknown backend 'tpu', expected one of auto" in ran.stderr
 
 
+@pytest.mark.parametrize(
+    ("loaded", "name", "kernels"),
+    [
+        (("cpu",), "auto", {"cpu": "cpu"}),
+        (("cpu", "triton"), "auto", {"cpu": "cpu", "cuda": "triton"}),
+        (("cpu", "cuda", "triton"), "auto", {"cpu": "cpu", "cuda": "cuda"}),
+        (("cpu", "cuda", "triton"), "cuda", {"cpu": "cpu", "cuda": "cuda"}),
+        (("cpu", "cuda", "triton"), "triton", {"cpu": "cpu", "cuda": "triton"}),
+        (("cpu", "cuda"), "reference", {"cpu": "reference", "cuda": "reference"}),
+        ((), "auto", {}),
+    ],
+    ids=str,
+)
+def test_the_best_kernels_for_a_device_are_chosen(monkeypatch, loaded, name, kernels):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(_library._state, "loaded", dict.fromkeys(loaded, ""))
+    assert _library._kernels_of(name) == kernels
+
+
 def test_triton_can_be_forced_from_outside_and_is_imported_when_it_runs():
     pytest.importorskip("triton")
     code = (
