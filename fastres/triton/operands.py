@@ -24,7 +24,7 @@ from .._packed import (
     read_header,
     uses_lanes_layout,
 )
-from .tiles import INTERPRETED
+from .tiles import INTERPRETED, narrow
 
 _PACK_BLOCK = 1 << 16 if INTERPRETED.value else 1024  # the interpreter takes its time per program
 
@@ -154,4 +154,4 @@ def pack_kernel(
     value = tl.load(weight + offset, mask=valid, other=0).to(tl.float32)
     if scale is not None:
         value *= tl.load(scale + k, mask=valid, other=0)
-    tl.store(out + i, value.to(out.dtype.element_ty), mask=i < size)
+    tl.store(out + i, narrow(value, out.dtype.element_ty), mask=i < size)
