@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from .fx.names import FUSED
 from .packing import live_names, packed_index
 from .recipes import NormRecipe, Recipe
 
@@ -41,7 +42,6 @@ def live_form(graph: fx.Graph, recipes: Sequence[Recipe | NormRecipe]) -> fx.Gra
                 live = _bottleneck(copy, *node.args)
             else:
                 continue
-        live.meta = node.meta
         node.replace_all_uses_with(live)
         copy.erase_node(node)
     for node in reversed(list(copy.nodes)):
@@ -74,13 +74,15 @@ def _conv(
     index = packed_index(str(packed.target))
     assert index is not None
     weight, scale, algorithm = (graph.create_node("get_attr", name) for name in live_names(index))
-    return graph.call_function(
+    node = graph.call_function(
         torch.ops.fastres.live_conv_bn_act.default,
         (
             *(x, weight, scale, shift, residual, stride, padding, dilation, groups),
             *(algorithm, act, act_slope),
         ),
     )
+    node.meta[FUSED] = "live_conv_bn_act"
+    return node
 
 
 def _bottleneck(

@@ -17,6 +17,7 @@ from conv_case import (
     make_inputs,
     same,
 )
+from torchvision.models.resnet import Bottleneck
 
 import fastres
 from fastres import ops, reference
@@ -160,3 +161,17 @@ def test_small_batches_keep_the_weights_of_wide_convolutions_as_they_are(set_thr
     direct = ops.live_conv_bn_act(image, conv.weight.detach(), None, conv.bias.detach(), padding=1)
     assert torch.equal(alone, direct)
     torch.testing.assert_close(among, direct, rtol=1e-4, atol=1e-4)
+
+
+def test_no_activation_changes_its_memory_format_on_the_way():
+    """A copy to NCHW before a convolution would double its time."""
+    blocks = [Bottleneck(1024, 256) for _ in range(2)]  # of too many weights for one operator
+    model = fastres.accelerate(torch.nn.Sequential(*blocks).eval())
+    image = torch.randn(1, 1024, 7, 7)
+    with torch.inference_mode():
+        model(image)
+        with torch.profiler.profile() as profile:
+            model(image)
+    names = [event.name for event in profile.events()]
+    assert names.count("fastres::live_conv_bn_act") == 6
+    assert names.count("aten::copy_") <= 1  # of the output
