@@ -9,8 +9,6 @@ from conv_case import ACTIVATIONS, DTYPES
 
 from fastres import ops
 
-pytestmark = pytest.mark.usefixtures("cuda_kernels")
-
 # Channels that are whole chunks and that are not, more of them than a block has threads for.
 SHAPES = ((2, 17, 5, 7), (1, 1, 1, 1), (3, 64, 13, 9), (1, 1032, 3, 2), (2, 8, 31, 47))
 

@@ -18,8 +18,6 @@ from conv_case import (
 
 from fastres import _packed, ops, reference
 
-pytestmark = pytest.mark.usefixtures("cuda_kernels")
-
 # One of each kernel: whole chunks of channels, single elements, each width of group.
 KINDS = ("3x3 wide", "3x3/2", "3x3 groups of 4, /2", "3x3 groups of 8", "3x3 groups of 16",
          "3x3 groups of 32", "7x7/2 stem, 17 channels", "groups of 24")  # fmt: skip

@@ -15,8 +15,6 @@ from training_case import (
     make_inputs,
 )
 
-pytestmark = pytest.mark.usefixtures("cuda_kernels")
-
 KINDS = ("3x3 wide", "1x1/2", "3x3 groups of 4, /2", "3x3 groups of 8", "3x3 groups of 16, /2",
          "3x3 groups of 32", "groups of 24", "3x3 dilated, /2")  # fmt: skip
 EVERY_KIND = pytest.mark.parametrize("case", [CASES[name] for name in KINDS], ids=KINDS)

@@ -7,8 +7,6 @@ import torch
 from bottleneck_case import BLOCKS, check_block, make_block
 from conv_case import DTYPES
 
-pytestmark = pytest.mark.usefixtures("cuda_kernels")
-
 DIRECT = {name: case for name, case in BLOCKS.items() if case.algorithm == "direct"}
 
 
