@@ -355,6 +355,7 @@ def test_scales_and_offsets_fold(forward, operations, x, assert_accurate):
 def test_scales_of_another_dtype_stay(x):
     model = Function(lambda m, x: m.conv(x) * m.scale, conv=nn.Conv2d(8, 8, 3).bfloat16())
     model.scale = nn.Parameter(torch.rand(8, 1, 1))
+    model.eval()
     with torch.no_grad():
         eager = model(x.bfloat16())
         out = fastres.accelerate(model)(x.bfloat16())
