@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 
 import pytest
 import torch
@@ -210,6 +211,20 @@ def test_forwards_that_are_more_than_a_graph(inner):
         assert fused[2].log == [1, 2, 3]
 
 
+@pytest.fixture(params=["alone", "beside another thread"])
+def threads(request):
+    """As in a script, and as in a notebook or with a progress bar."""
+    done = threading.Event()
+    others = [] if request.param == "alone" else [threading.Thread(target=done.wait)]
+    for other in others:
+        other.start()
+    yield
+    done.set()
+    for other in others:
+        other.join()
+
+
+@pytest.mark.usefixtures("threads")
 def test_tracing_leaves_no_trace():
     model = randomised(nn.Sequential(conv_bn(3, 8), _Counts(), _Random()))
     state = torch.get_rng_state()

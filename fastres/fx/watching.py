@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class TraceFailed(Exception):
@@ -21,12 +22,13 @@ class TraceFailed(Exception):
 def watch(module: nn.Module) -> Iterator[None]:
     """Raises TraceFailed if the body draws random numbers or changes the module's attributes.
 
-    Puts both back as they were.
+    PyTorch's operators that would draw are not run. Other draws, and the attributes, are put back.
     """
     before = _Attributes(module)
     states = _random_states()
     try:
-        yield
+        with _NoDraws():
+            yield
     finally:
         drew = _restore_random_states(states)
         changed = before.restore()
@@ -34,6 +36,21 @@ def watch(module: nn.Module) -> Iterator[None]:
         raise TraceFailed("it draws random numbers")
     if changed is not None:
         raise TraceFailed(f"its forward assigns its attribute {changed!r}")
+
+
+class _NoDraws(TorchDispatchMode):
+    """Raises in place of an operator that draws random numbers, in this thread alone.
+
+    Taking a draw back is no substitute: it would take back what other threads drew meanwhile, and
+    there nearly always are others, such as a progress bar's.
+    """
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            raise TraceFailed("it draws random numbers")
+        return func(*args, **(kwargs or {}))
 
 
 def _random_states() -> tuple[Any, ...]:
