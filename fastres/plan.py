@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from .fuse import FusedGraph, fuse
-from .fx.codegen import compile_graph
+from .fx.codegen import Scope, compile_graph
 from .fx.effects import Effects
 from .fx.layout import chooses_format, restore_contiguous
 from .fx.names import FUSED, is_trusted
@@ -231,7 +231,7 @@ class Program:
         # The user's code may need the kernels of autograd, without which the operators are faster.
         guard = torch.no_grad() if self._foreign else torch._C._AutoDispatchBelowAutograd()
         with guard:
-            return function(_Scope(root, constants), *inputs)
+            return function(_scope(root, constants), *inputs)
 
     def _keeps_channels_last(self, root: nn.Module, inputs: Sequence[Any]) -> bool:
         if any(is_channels_last(inputs[index]) for index in self._data):
@@ -247,6 +247,14 @@ class Program:
                 raise Unusable(f"there is no kernel for {dtype} inputs")
             if not self._autocast and any(dtypes[r] != dtype for r in recipes):
                 raise Unusable(f"weights and a {dtype} input differ in dtype")
+
+
+def _scope(root: nn.Module, constants: Constants) -> Scope:
+    def otherwise(name: str) -> Any:
+        index = packed_index(name)
+        return getattr(root, name) if index is None else constants.pack(index)
+
+    return Scope(constants.kept(), otherwise)
 
 
 class Plan:
@@ -307,18 +315,3 @@ def _telling_weight(result: FusedGraph) -> Source | None:
         if channels > 1 and height * width > 1:
             return recipe.weight
     return None
-
-
-class _Scope:
-    """What a compiled graph calls ``self``: the constants, then the module's own attributes."""
-
-    __slots__ = ("__dict__", "_constants", "_module")
-
-    def __init__(self, module: nn.Module, constants: Constants) -> None:
-        object.__setattr__(self, "__dict__", constants.kept())
-        self._module = module
-        self._constants = constants
-
-    def __getattr__(self, name: str) -> Any:
-        index = packed_index(name)
-        return getattr(self._module, name) if index is None else self._constants.pack(index)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
-from .fx.codegen import compile_graph
+from .fx.codegen import Scope, compile_graph
 from .fx.sources import Source
 from .fx.tracing import Pattern, Trace, trace
 from .plan import contiguous_form, image_input, is_channels_last, plain_reader, reader_of
@@ -60,9 +61,7 @@ class TrainingPlan:
         self._spec = fusion.trace.out_spec
         self._autocast = autocast
         self._convs = [x if isinstance(x, ConvLayer) else None for x in fusion.result.layers]
-        self._values: dict[str, Any] = {
-            layer_name(i): layer for i, layer in enumerate(fusion.result.layers)
-        }
+        self._layers = {layer_name(i): layer for i, layer in enumerate(fusion.result.layers)}
         placeholders = [node for node in graph.nodes if node.op == "placeholder"]
         self._images = [(placeholders.index(node), ids) for node, ids in fusion.result.images]
         self._telling_weight = _telling_weight(fusion.result)
@@ -84,7 +83,8 @@ class TrainingPlan:
         function = self._contiguous
         if self._keeps_channels_last(module, tensors):
             function = self._channels_last
-        leaves = function(_Scope(module, self._values), *tensors)
+        scope = Scope({**self._layers, ROOT: module}, partial(getattr, module))
+        leaves = function(scope, *tensors)
         return leaves[0] if self._spec.is_leaf() else self._spec.unflatten(leaves)
 
     def _check(self, module: nn.Module, tensors: Sequence[Tensor]) -> None:
@@ -113,14 +113,3 @@ def _telling_weight(result: TrainingGraph) -> Source | None:
             if channels > 1 and height * width > 1:
                 return layer.conv.weight
     return None
-
-
-class _Scope:
-    """What a compiled graph calls ``self``: the layers and the root, then the root's attributes."""
-
-    def __init__(self, module: nn.Module, values: dict[str, Any]) -> None:
-        self.__dict__.update(values)
-        self.__dict__[ROOT] = module
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__[ROOT], name)
