@@ -46,11 +46,11 @@ struct Cursor {
   bool first;  // nothing has been summed yet
 };
 
-// Adds the products of `channels` adjacent input values to the total. Not inlined: the compiler
-// would give registers to the total and spill the accumulators.
+// Adds the products of `runs` rows of taps, `channels` adjacent input values each, to the total.
+// Not inlined: the compiler would give registers to the total and spill the accumulators.
 template <int kPixels, int kVecs>
-[[gnu::noinline]] void multiply_run(const ConvTile& t, int64_t channels, Cursor& at,
-                                    Accumulators<kPixels, kVecs>& total) {
+[[gnu::noinline]] void multiply_runs(const ConvTile& t, int64_t runs, int64_t channels, Cursor& at,
+                                     Accumulators<kPixels, kVecs>& total) {
   constexpr int kPointers = (kPixels + kPixelsPerPointer - 1) / kPixelsPerPointer;
   const ptrdiff_t pixel_stride = t.input_pixel_stride;
   const ptrdiff_t block_stride = t.weight_block_stride;
@@ -60,24 +60,29 @@ template <int kPixels, int kVecs>
   const float* pointers[kPointers];
 #pragma GCC unroll 8
   for (int g = 0; g < kPointers; ++g) pointers[g] = at.input + kPixelsPerPointer * g * pixel_stride;
-  for (int64_t c = 0; c < channels; ++c) {
-    __builtin_prefetch(prefetch.at, 0, 2);
-    prefetch.at += prefetch.step;
-    Vec w[kVecs];
+  const ptrdiff_t next_run = t.tap_row_stride - channels;
+  for (int64_t run = 0; run < runs; ++run) {
+    for (int64_t c = 0; c < channels; ++c) {
+      __builtin_prefetch(prefetch.at, 0, 2);
+      prefetch.at += prefetch.step;
+      Vec w[kVecs];
 #pragma GCC unroll 2
-    for (int j = 0; j < kVecs; ++j) {
-      w[j] = load(weights + (j / kVecsPerBlock) * block_stride + (j % kVecsPerBlock) * kLanes);
-    }
+      for (int j = 0; j < kVecs; ++j) {
+        w[j] = load(weights + (j / kVecsPerBlock) * block_stride + (j % kVecsPerBlock) * kLanes);
+      }
 #pragma GCC unroll 16
-    for (int i = 0; i < kPixels; ++i) {
-      const Vec x =
-          broadcast(pointers[i / kPixelsPerPointer][(i % kPixelsPerPointer) * pixel_stride]);
+      for (int i = 0; i < kPixels; ++i) {
+        const Vec x =
+            broadcast(pointers[i / kPixelsPerPointer][(i % kPixelsPerPointer) * pixel_stride]);
 #pragma GCC unroll 2
-      for (int j = 0; j < kVecs; ++j) acc[i][j] += x * w[j];
-    }
-    weights += 16;
+        for (int j = 0; j < kVecs; ++j) acc[i][j] += x * w[j];
+      }
+      weights += 16;
 #pragma GCC unroll 8
-    for (int g = 0; g < kPointers; ++g) ++pointers[g];
+      for (int g = 0; g < kPointers; ++g) ++pointers[g];
+    }
+#pragma GCC unroll 8
+    for (int g = 0; g < kPointers; ++g) pointers[g] += next_run;
   }
   at.weights = weights;
   at.prefetch = prefetch;
@@ -95,12 +100,20 @@ template <int kPixels, int kVecs>
 inline void multiply(const ConvTile& t, const float* input, Prefetch prefetch,
                      Accumulators<kPixels, kVecs>& total) {
   Cursor at{input, t.weights, prefetch, true};
+  if (t.tap_cols == 1 && t.channels <= kProductsPerSum) {
+    const int64_t runs_per_sum = kProductsPerSum / t.channels;
+    for (int64_t r = 0; r < t.tap_rows; r += runs_per_sum) {
+      at.input = input + r * t.tap_row_stride;
+      multiply_runs(t, std::min(runs_per_sum, t.tap_rows - r), t.channels, at, total);
+    }
+    return;
+  }
   for (int64_t r = 0; r < t.tap_rows; ++r) {
     for (int64_t s = 0; s < t.tap_cols; ++s) {
       const float* tap = input + r * t.tap_row_stride + s * t.tap_col_stride;
       for (int64_t c = 0; c < t.channels; c += kProductsPerSum) {
         at.input = tap + c;
-        multiply_run(t, std::min(kProductsPerSum, t.channels - c), at, total);
+        multiply_runs(t, 1, std::min(kProductsPerSum, t.channels - c), at, total);
       }
     }
   }
