@@ -9,6 +9,17 @@
 namespace fastres::cpu {
 namespace {
 
+int64_t bytes(const ConvLayer& layer) {
+  return layer.header.payload_floats() * static_cast<int64_t>(sizeof(float));
+}
+
+// Whether the block's weights stay in the level-2 cache from one band to the next.
+bool weights_stay_in_cache(const Bottleneck& block) {
+  int64_t all = bytes(block.reduce) + bytes(block.spatial) + bytes(block.expand);
+  if (block.down.has_value()) all += bytes(*block.down);
+  return all <= level2_cache_bytes();
+}
+
 // One thread's walk down the rows of one image.
 class BandWalker {
  public:
@@ -20,6 +31,7 @@ class BandWalker {
         padded_width_(block.in.w + 2 * block.dilation.w),
         inner1_row_(padded_width_ * channels1_),
         inner2_row_(block.out.w * channels2_),
+        small_weights_(weights_stay_in_cache(block)),
         direct_input_(block.x.is_float32_nhwc()),
         direct_output_(block.y.type == StorageType::float32) {}
 
@@ -36,11 +48,13 @@ class BandWalker {
       const int64_t row = first + 2 * pair.begin;
       const int64_t rows = std::min(2 * pair.size(), last - row);
       computed = advance(n, row, rows, computed);
-      run_band(n, row, rows);
+      run_band(n, row, rows, i + 1 < bands ? computed : block_.in.h);
     }
   }
 
  private:
+  static int64_t row_floats(const Image& image) { return image.width * image.channels; }
+
   int64_t inner_rows(int64_t rows) const {
     return (rows - 1) * block_.stride.h + 2 * block_.dilation.h + 1;
   }
@@ -48,7 +62,11 @@ class BandWalker {
   int64_t rows_in_cache() const {
     const int64_t floats = level2_cache_bytes() / 2 / static_cast<int64_t>(sizeof(float));
     const int64_t halo = 2 * block_.dilation.h * inner1_row_;
-    const int64_t per_row = block_.stride.h * inner1_row_ + inner2_row_;
+    int64_t per_row = block_.stride.h * inner1_row_ + inner2_row_;
+    // With the weights there the rows of x stay until the shortcut needs them, and there is room
+    // for the rows that are fetched meanwhile. Larger weights are read less often by higher bands.
+    if (small_weights_)
+      per_row += 2 * (block_.stride.h * row_floats(block_.x) + row_floats(block_.y));
     return std::clamp<int64_t>((floats - halo) / per_row, 2, block_.out.h + 1);
   }
 
@@ -69,12 +87,14 @@ class BandWalker {
                    static_cast<size_t>(kept * inner1_row_) * sizeof(float));
     }
     last_rows_offset_ = (end - begin) * inner1_row_;
-    fill_inner1(n, std::max(begin, computed), end, buffer + kept * inner1_row_);
+    const ConvLayer reduce = fetching(block_.reduce, block_.y, n, row, row + rows);
+    fill_inner1(reduce, n, std::max(begin, computed), end, buffer + kept * inner1_row_);
     return end;
   }
 
   // Inner rows [begin, end) to `target`; those outside the image are padding.
-  void fill_inner1(int64_t n, int64_t begin, int64_t end, float* target) const {
+  void fill_inner1(const ConvLayer& reduce, int64_t n, int64_t begin, int64_t end,
+                   float* target) const {
     // Of these rows, [above, below) are inside the image; either end may be all there is.
     const int64_t rows = end - begin;
     const int64_t above = std::clamp<int64_t>(-begin, 0, rows);
@@ -94,10 +114,11 @@ class BandWalker {
     band.pixels = block_.in.w;
     band.input = input_rows(n, begin + above, band.rows, thread_scratch().input);
     band.output = {inside + border, inner1_row_, channels1_};
-    run(block_.reduce, band);
+    run(reduce, band);
   }
 
-  void run_band(int64_t n, int64_t row, int64_t rows) const {
+  // `next_row` is the first row of x that the band after this one reads first.
+  void run_band(int64_t n, int64_t row, int64_t rows, int64_t next_row) const {
     ConvBand spatial;
     spatial.rows = rows;
     spatial.pixels = block_.out.w;
@@ -110,7 +131,8 @@ class BandWalker {
     expand.input = spatial.output;
     expand.output = output_rows(n, row, rows);
     expand.residual = shortcut(n, row, rows, expand.output);
-    run(block_.expand, expand);
+    const int64_t next_rows = rows * block_.stride.h;
+    run(fetching(block_.expand, block_.x, n, next_row, next_row + next_rows), expand);
     if (!direct_output_) {
       store_band(kernels_, expand.output, block_.y, n, row, rows, 0, block_.y.channels);
     }
@@ -147,6 +169,19 @@ class BandWalker {
     return {thread_scratch().output.floats(rows * row_stride), row_stride, y.channels};
   }
 
+  // The layer, made to fetch rows [begin, end) of an image while it computes. Their lines are far
+  // apart in the order in which tiles read and write them, too far for the processor to foresee.
+  ConvLayer fetching(ConvLayer layer, const Image& image, int64_t n, int64_t begin,
+                     int64_t end) const {
+    end = std::min(end, image.height);
+    const bool spare_time = small_weights_ && bytes(layer) <= level2_cache_bytes() / 4;
+    if (spare_time && image.is_float32_nhwc() && begin < end) {
+      layer.upcoming = reinterpret_cast<const float*>(image.at(n, begin, 0));
+      layer.upcoming_floats = (end - begin) * image.stride_h;
+    }
+    return layer;
+  }
+
   void run(const ConvLayer& layer, const ConvBand& band) const {
     conv_rows(kernels_, layer, band, {0, panel_count(kernels_, layer)});
   }
@@ -158,6 +193,7 @@ class BandWalker {
   const int64_t padded_width_;
   const int64_t inner1_row_;
   const int64_t inner2_row_;
+  const bool small_weights_;
   const bool direct_input_;
   const bool direct_output_;
   int64_t last_rows_offset_ = 0;

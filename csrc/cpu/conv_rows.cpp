@@ -74,7 +74,7 @@ int64_t panels_per_group(const Microkernels& kernels, const ConvLayer& layer) {
 }
 
 void igemm_panel(const Microkernels& kernels, const ConvLayer& layer, ConvTile t, int64_t panel,
-                 int64_t last_panel) {
+                 Range panels) {
   const PackedHeader& h = layer.header;
   const int64_t per_group = panels_per_group(kernels, layer);
   const int64_t group = panel / per_group;
@@ -84,14 +84,15 @@ void igemm_panel(const Microkernels& kernels, const ConvLayer& layer, ConvTile t
                first % kChannelBlock;
   select_channels(t, group * h.group_out_channels() + first,
                   std::min(kernels.panel_channels, h.group_out_channels() - first));
-  if (panel + 1 < last_panel) {
+  if (layer.upcoming != nullptr) {
+    const Range part = even_range(layer.upcoming_floats, panels.size(), panel - panels.begin);
+    t.next_weights = layer.upcoming + part.begin;
+    t.next_weight_floats = part.size();
+  } else if (panel + 1 < panels.end) {
     // A panel's blocks follow each other in memory, and so do panels.
     const int64_t blocks = (t.out_channels + kChannelBlock - 1) / kChannelBlock;
     t.next_weight_floats = std::max<int64_t>(1, blocks) * h.block_stride();
     t.next_weights = t.weights + t.next_weight_floats;
-  } else {
-    t.next_weight_floats = layer.upcoming_floats;
-    t.next_weights = layer.upcoming;
   }
   kernels.igemm(t);
 }
@@ -139,7 +140,7 @@ void conv_rows(const Microkernels& kernels, const ConvLayer& layer, ConvBand ban
     return kernels.lanes(t, layer.header.group_in_channels);
   }
   for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
-    igemm_panel(kernels, layer, t, panel, panels.end);
+    igemm_panel(kernels, layer, t, panel, panels);
   }
 }
 

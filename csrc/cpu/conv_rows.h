@@ -18,7 +18,8 @@ struct ConvLayer {
   PackedHeader header;
   const float* weights = nullptr;  // packed, from block `first_block` on
   int64_t first_block = 0;
-  // What the caller will read after this: fetched meanwhile. Null for nothing.
+  // What will be read or written after this: fetched meanwhile, instead of the weights of the panel
+  // after each. Null for nothing.
   const float* upcoming = nullptr;
   int64_t upcoming_floats = 0;
   const float* shift = nullptr;
