@@ -147,17 +147,17 @@ inline void check_residual(const Tensor& residual, const Tensor& x, const ConvGe
 
 // The arguments of pack_conv_weight.
 inline void check_weight_to_pack(const Tensor& weight, int64_t groups, const std::string& algorithm,
-                                 const char* op) {
-  check(weight.dim() == 4, op, ": weight must be 4-D [K, C/groups, R, S], got shape ",
+                                 const char* op, const char* name = "weight") {
+  check(weight.dim() == 4, op, ": ", name, " must be 4-D [K, C/groups, R, S], got shape ",
         shape_string(weight));
   for (int64_t d = 0; d < 4; ++d) {
-    check(weight.size(d) > 0 && weight.size(d) <= std::numeric_limits<int32_t>::max(), op,
-          ": weight must have positive sizes, got ", shape_string(weight));
+    check(weight.size(d) > 0 && weight.size(d) <= std::numeric_limits<int32_t>::max(), op, ": ",
+          name, " must have positive sizes, got ", shape_string(weight));
   }
   check(groups > 0 && weight.size(0) % groups == 0, op, ": groups must be positive and divide the ",
         weight.size(0), " output channels, got ", groups);
-  check(is_storage_type(weight.scalar_type()), op,
-        ": weight must be float32, bfloat16 or float16 (float64 goes to fastres.reference), got ",
+  check(is_storage_type(weight.scalar_type()), op, ": ", name,
+        " must be float32, bfloat16 or float16 (float64 goes to fastres.reference), got ",
         torch::headeronly::toString(weight.scalar_type()));
   check(algorithm == "direct" || algorithm == "winograd", op,
         ": algorithm must be 'direct' or 'winograd', got '", algorithm, "'");

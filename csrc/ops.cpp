@@ -40,6 +40,13 @@ STABLE_TORCH_LIBRARY(fastres, m) {
       "Tensor packed3, Tensor shift3, Tensor? packed_down, Tensor? shift_down, int[2] stride, "
       "int[2] dilation, int groups, str act) -> Tensor");
 
+  // The same of weights that may be others at each call; algorithm is of weight2.
+  m.def(
+      "live_bottleneck(Tensor x, Tensor weight1, Tensor? scale1, Tensor shift1, Tensor weight2, "
+      "Tensor? scale2, Tensor shift2, Tensor weight3, Tensor? scale3, Tensor shift3, "
+      "Tensor? weight_down, Tensor? scale_down, Tensor? shift_down, int[2] stride, "
+      "int[2] dilation, int groups, str algorithm, str act) -> Tensor");
+
   // Training. The convolution of act((x - in_mean) * in_scale + in_bias), padded with zeros after
   // that, and of its output per channel the mean and the sum of squared deviations from it. Without
   // in_mean, in_scale and in_bias the input is act(x).

@@ -7,7 +7,7 @@ Works on symbolic sizes, and reads no data unless told to read the packed weight
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -197,13 +197,14 @@ def live_conv_bn_act_shape(
     groups: int,
     algorithm: str,
     act: str,
+    *,
+    op: str = "live_conv_bn_act",
 ) -> Shape:
     """Checks the arguments of ``live_conv_bn_act`` and returns its output's shape [N, K, OH, OW].
 
     Raises:
         ValueError: names the argument, what it is and what it has to be.
     """
-    op = "live_conv_bn_act"
     pack_conv_weight_check(weight, scale, groups, algorithm, op)
     _require_input(op, x, groups)
     _require_same_device(op, x, weight=weight, shift=shift)
@@ -295,6 +296,68 @@ def grouped_bottleneck_shape(
             f"{op}: without packed_down the output {list(shape)} must have x's shape {_shape(x)}"
         )
     return shape
+
+
+def live_bottleneck_shape(
+    x: Tensor,
+    weight1: Tensor,
+    scale1: Tensor | None,
+    shift1: Tensor,
+    weight2: Tensor,
+    scale2: Tensor | None,
+    shift2: Tensor,
+    weight3: Tensor,
+    scale3: Tensor | None,
+    shift3: Tensor,
+    weight_down: Tensor | None,
+    scale_down: Tensor | None,
+    shift_down: Tensor | None,
+    stride: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    algorithm: str,
+    act: str,
+) -> Shape:
+    """Checks the arguments of ``live_bottleneck``, returns its output's shape [N, K3, OH, OW].
+
+    Raises:
+        ValueError: names the convolution, its argument, what it is and what it has to be.
+    """
+    op, one, none = "live_bottleneck", (1, 1), (0, 0, 0, 0)
+    _require_ints(op, "stride", stride, 2, 1)
+    _require_ints(op, "dilation", dilation, 2, 1)
+    (vertical, horizontal) = dilation
+    padding = (vertical, vertical, horizontal, horizontal)
+    for name, weight, size in (
+        ("weight1", weight1, one),
+        ("weight2", weight2, (3, 3)),
+        ("weight3", weight3, one),
+        ("weight_down", weight_down, one),
+    ):
+        if weight is not None and (weight.dim() != 4 or tuple(weight.shape[2:]) != size):
+            raise ValueError(
+                f"{op}: {name} must be 4-D with a {size[0]}x{size[1]} kernel, got {_shape(weight)}"
+            )
+
+    def out(conv: str, x: Tensor, *rest: Any) -> Tensor:
+        return x.new_empty(live_conv_bn_act_shape(x, *rest, op=f"{op}: {conv}"))
+
+    shortcut = x
+    if (weight_down is None) != (shift_down is None):
+        raise ValueError(f"{op}: weight_down and shift_down must be given together")
+    if weight_down is not None and shift_down is not None:
+        shortcut = out(
+            *("shortcut", x, weight_down, scale_down, shift_down, None),
+            *(stride, none, one, 1, "direct", act),
+        )
+    h = out("conv1", x, weight1, scale1, shift1, None, one, none, one, 1, "direct", act)
+    h = out(
+        *("conv2", h, weight2, scale2, shift2, None),
+        *(stride, padding, dilation, groups, algorithm, act),
+    )
+    h = out("conv3", h, weight3, scale3, shift3, shortcut, one, none, one, 1, "direct", act)
+    n, c, height, width = h.shape
+    return n, c, height, width
 
 
 def pack_conv_weight_check(

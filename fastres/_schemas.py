@@ -24,6 +24,12 @@ SCHEMAS: dict[str, str] = {
         "Tensor shift2, Tensor packed3, Tensor shift3, Tensor? packed_down, Tensor? shift_down, "
         "int[2] stride, int[2] dilation, int groups, str act) -> Tensor"
     ),
+    "live_bottleneck": (
+        "live_bottleneck(Tensor x, Tensor weight1, Tensor? scale1, Tensor shift1, "
+        "Tensor weight2, Tensor? scale2, Tensor shift2, Tensor weight3, Tensor? scale3, "
+        "Tensor shift3, Tensor? weight_down, Tensor? scale_down, Tensor? shift_down, "
+        "int[2] stride, int[2] dilation, int groups, str algorithm, str act) -> Tensor"
+    ),
     "conv_stats": (
         "conv_stats(Tensor x, Tensor? in_mean, Tensor? in_scale, Tensor? in_bias, str in_act, "
         "float in_act_slope, Tensor weight, int[2] stride, int[4] padding, int[2] dilation, "

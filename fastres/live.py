@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,34 +9,17 @@ from torch import fx
 
 from .fx.names import FUSED
 from .packing import live_names, packed_index
-from .recipes import NormRecipe, Recipe
-
-# A bottleneck's operator reads its packed weights once per band of rows, so they have to stay in
-# the level-2 cache. Blocks of more weights come where images are small: there an operator for each
-# convolution is as fast, and takes each weight once.
-_MAX_BLOCK_WEIGHTS = 512 << 10
-
-_NO_PADDING, _UNIT, _SLOPE = [0, 0, 0, 0], [1, 1], 0.01
 
 
-def live_form(graph: fx.Graph, recipes: Sequence[Recipe | NormRecipe]) -> fx.Graph:
-    """A copy of a fused graph in which convolutions pack their weights while they run.
-
-    Bottlenecks of few weights stay: theirs are packed before, in no time.
-
-    Args:
-        graph: the fused graph.
-        recipes: of its constants.
-    """
+def live_form(graph: fx.Graph) -> fx.Graph:
+    """A copy of a fused graph in which convolutions pack their weights while they run."""
     copy = fx.Graph()
     copy.output(copy.graph_copy(graph, val_map={}))
     for node in list(copy.nodes):
         with copy.inserting_before(node):
             if node.target is torch.ops.fastres.conv_bn_act.default:
                 live = _conv(copy, *node.args)
-            elif node.target is torch.ops.fastres.grouped_bottleneck.default and (
-                _weights(node, recipes) > _MAX_BLOCK_WEIGHTS
-            ):
+            elif node.target is torch.ops.fastres.grouped_bottleneck.default:
                 live = _bottleneck(copy, *node.args)
             else:
                 continue
@@ -48,13 +29,6 @@ def live_form(graph: fx.Graph, recipes: Sequence[Recipe | NormRecipe]) -> fx.Gra
         if node.op == "get_attr" and not node.users:
             copy.erase_node(node)
     return copy
-
-
-def _weights(block: fx.Node, recipes: Sequence[Recipe | NormRecipe]) -> int:
-    """Elements of all weights of a bottleneck."""
-    indices = [packed_index(str(node.target)) for node in block.all_input_nodes]
-    chosen = [recipes[index] for index in indices if index is not None]
-    return sum(math.prod(recipe.weight_shape) for recipe in chosen if isinstance(recipe, Recipe))
 
 
 def _conv(
@@ -71,9 +45,7 @@ def _conv(
     act: Any,
     act_slope: Any,
 ) -> fx.Node:
-    index = packed_index(str(packed.target))
-    assert index is not None
-    weight, scale, algorithm = (graph.create_node("get_attr", name) for name in live_names(index))
+    weight, scale, algorithm = _live(graph, packed)
     node = graph.call_function(
         torch.ops.fastres.live_conv_bn_act.default,
         (
@@ -101,20 +73,25 @@ def _bottleneck(
     groups: Any,
     act: Any,
 ) -> fx.Node:
-    def pointwise(
-        x: fx.Node, packed: fx.Node, shift: fx.Node, residual: fx.Node | None, step: Any, act: Any
-    ) -> fx.Node:
-        return _conv(
-            graph, x, packed, shift, residual, None, step, _NO_PADDING, _UNIT, 1, act, _SLOPE
-        )
-
-    shortcut = x
-    if packed_down is not None and shift_down is not None:
-        shortcut = pointwise(x, packed_down, shift_down, None, stride, "none")
-    inner = pointwise(x, packed1, shift1, None, _UNIT, act)
-    (vertical, horizontal) = dilation
-    padding = [vertical, vertical, horizontal, horizontal]
-    inner = _conv(
-        graph, inner, packed2, shift2, None, None, stride, padding, dilation, groups, act, _SLOPE
+    weight1, scale1, _ = _live(graph, packed1)
+    weight2, scale2, algorithm = _live(graph, packed2)
+    weight3, scale3, _ = _live(graph, packed3)
+    weight_down = scale_down = None
+    if packed_down is not None:
+        weight_down, scale_down, _ = _live(graph, packed_down)
+    node = graph.call_function(
+        torch.ops.fastres.live_bottleneck.default,
+        (
+            *(x, weight1, scale1, shift1, weight2, scale2, shift2, weight3, scale3, shift3),
+            *(weight_down, scale_down, shift_down, stride, dilation, groups, algorithm, act),
+        ),
     )
-    return pointwise(inner, packed3, shift3, shortcut, _UNIT, act)
+    node.meta[FUSED] = "live_bottleneck"
+    return node
+
+
+def _live(graph: fx.Graph, packed: fx.Node) -> tuple[fx.Node, ...]:
+    """The weight as it is, its scale and the algorithm, in place of a packed weight."""
+    index = packed_index(str(packed.target))
+    assert index is not None
+    return tuple(graph.create_node("get_attr", name) for name in live_names(index))

@@ -34,7 +34,7 @@ from ._arguments import (
 from ._autocast import register_autocast
 from ._gradients import Conv, act_grad, bottleneck_convs, needs_preactivation, shift_grad
 from ._packed import PackedHeader
-from .live_ops import live_conv_bn_act
+from .live_ops import live_bottleneck, live_conv_bn_act
 from .training_ops import affine_add_act, conv_stats
 
 __all__ = [
@@ -43,6 +43,7 @@ __all__ = [
     "conv_bn_act",
     "conv_stats",
     "grouped_bottleneck",
+    "live_bottleneck",
     "live_conv_bn_act",
     "pack_conv_weight",
     "resolve_padding",

@@ -200,7 +200,7 @@ class Program:
         self._images = [(placeholders.index(node), recipes) for node, recipes in result.images]
         self._packer = Packer(result.recipes, root, staleness)
         self._telling_weight = _telling_weight(result)
-        graph = live_form(result.graph, result.recipes) if staleness == "content" else result.graph
+        graph = live_form(result.graph) if staleness == "content" else result.graph
         self._channels_last = compile_graph(graph)
         self._contiguous = compile_graph(contiguous_form(graph, reader))
         self._autocast = autocast

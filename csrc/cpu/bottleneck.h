@@ -5,23 +5,29 @@
 #include <optional>
 
 #include "conv_rows.h"
+#include "plain_weight.h"
 
 namespace fastres::cpu {
+
+// A convolution whose weights may still have to be packed.
+struct BottleneckLayer : ConvLayer {
+  PlainWeight plain;  // in place of `weights`; data is null for none
+};
 
 struct Bottleneck {
   int64_t batch = 0;
   Extent in, out;
   Extent stride, dilation;
-  ConvLayer reduce;   // 1x1
-  ConvLayer spatial;  // 3x3, padding == dilation
-  ConvLayer expand;   // 1x1
-  std::optional<ConvLayer> down;
+  BottleneckLayer reduce;   // 1x1
+  BottleneckLayer spatial;  // 3x3, padding == dilation
+  BottleneckLayer expand;   // 1x1
+  std::optional<BottleneckLayer> down;
   Image x;
   Image y;  // dense NHWC
 };
 
 // Depth-first: each thread takes a band of output rows through all convolutions, so that the inner
-// activations never leave its level-2 cache.
+// activations never leave its level-2 cache. All layers are packed.
 void run_depth_first(const Microkernels& kernels, const Bottleneck& block);
 
 }  // namespace fastres::cpu

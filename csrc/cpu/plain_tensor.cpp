@@ -6,8 +6,8 @@ namespace fastres::cpu {
 namespace {
 
 PackedHeader header_of(const Tensor& weight, int64_t groups, const std::string& algorithm,
-                       const char* op) {
-  check_weight_to_pack(weight, groups, algorithm, op);
+                       const char* op, const char* name) {
+  check_weight_to_pack(weight, groups, algorithm, op, name);
   PackedHeader header;
   header.out_channels = static_cast<int32_t>(weight.size(0));
   header.group_in_channels = static_cast<int32_t>(weight.size(1));
@@ -40,9 +40,10 @@ bool is_channels_last(const Tensor& weight) {
 }  // namespace
 
 CheckedWeight checked_weight(const Tensor& weight, const std::optional<Tensor>& scale,
-                             int64_t groups, const std::string& algorithm, const char* op) {
+                             int64_t groups, const std::string& algorithm, const char* op,
+                             const char* name) {
   CheckedWeight result;
-  result.header = header_of(weight, groups, algorithm, op);
+  result.header = header_of(weight, groups, algorithm, op, name);
   Tensor values = torch::stable::to(weight, ScalarType::Float);
   result.plain.channels_last = !values.is_contiguous() && is_channels_last(values);
   if (!result.plain.channels_last) values = torch::stable::contiguous(values);

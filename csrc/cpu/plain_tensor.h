@@ -18,8 +18,9 @@ struct CheckedWeight {
   std::vector<Tensor> kept;  // converted or made contiguous
 };
 
-// `algorithm` is "direct" or "winograd".
+// `algorithm` is "direct" or "winograd"; `name` is the weight's in messages.
 CheckedWeight checked_weight(const Tensor& weight, const std::optional<Tensor>& scale,
-                             int64_t groups, const std::string& algorithm, const char* op);
+                             int64_t groups, const std::string& algorithm, const char* op,
+                             const char* name = "weight");
 
 }  // namespace fastres::cpu

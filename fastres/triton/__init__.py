@@ -1,7 +1,7 @@
 """The operators in Triton: the same stems and signatures as the schemas in csrc/ops.cpp.
 
     pack_conv_weight, conv_bn_act, live_conv_bn_act,       operators of inference
-    grouped_bottleneck
+    grouped_bottleneck, live_bottleneck
     conv_stats, conv_stats_backward, affine_add_act        operators of training
     fprop, dgrad, wgrad                                    implicit GEMM, with prologue and epilogue
     moments                                                second stages of per-channel sums
@@ -24,6 +24,7 @@ OPERATORS = {
     "conv_bn_act": "conv_bn_act",
     "live_conv_bn_act": "live_conv_bn_act",
     "grouped_bottleneck": "grouped_bottleneck",
+    "live_bottleneck": "live_bottleneck",
     "conv_stats": "conv_stats",
     "conv_stats_backward": "conv_stats_backward",
     "affine_add_act": "affine_add_act",

@@ -1,0 +1,172 @@
+#include "bottleneck_arguments.h"
+
+#include <optional>
+#include <vector>
+
+#include "allocate.h"
+#include "conv.h"
+#include "weights.h"
+
+namespace fastres::cpu {
+namespace {
+
+constexpr float kLeakySlope = 0.01F;
+
+ConvGeometry geometry_of(const Bottleneck& block, const ConvLayer& layer, Extent in,
+                         int64_t padding_scale, const char* op) {
+  ConvGeometry g;
+  const PackedHeader& h = layer.header;
+  g.batch = block.batch;
+  g.in_channels = int64_t{h.group_in_channels} * h.groups;
+  g.in = in;
+  g.out_channels = h.out_channels;
+  g.kernel = {h.kernel_h, h.kernel_w};
+  g.stride = layer.stride;
+  g.dilation = layer.dilation;
+  const int64_t pad_h = layer.dilation.h * padding_scale;
+  const int64_t pad_w = layer.dilation.w * padding_scale;
+  g.padding = {pad_h, pad_h, pad_w, pad_w};
+  g.groups = h.groups;
+  set_output_size(g, op);
+  return g;
+}
+
+// Layer by layer: for small images with large weights, where every thread of a depth-first order
+// would read all weights, and would compute much of the inner activation twice.
+class LayerByLayer {
+ public:
+  LayerByLayer(const Microkernels& kernels, const Bottleneck& block, const Tensor& x,
+               const char* op)
+      : kernels_(kernels), block_(block), x_(x), op_(op) {}
+
+  void run() const {
+    Tensor inner1 = inner(block_.reduce, block_.in);
+    run(block_.reduce, block_.x, block_.in, image_of(inner1), {});
+    Tensor inner2 = inner(block_.spatial, block_.out);
+    run(block_.spatial, image_of(inner1), block_.in, image_of(inner2), {});
+    if (!block_.down.has_value()) {
+      return run(block_.expand, image_of(inner2), block_.out, block_.y, block_.x);
+    }
+    Tensor shortcut = inner(*block_.down, block_.out);
+    run(*block_.down, block_.x, block_.in, image_of(shortcut), {});
+    run(block_.expand, image_of(inner2), block_.out, block_.y, image_of(shortcut));
+  }
+
+ private:
+  Tensor inner(const ConvLayer& layer, Extent size) const {
+    return empty_nhwc(block_.batch, layer.header.out_channels, size, ScalarType::Float, x_);
+  }
+
+  void run(const BottleneckLayer& layer, const Image& in, Extent in_size, const Image& out,
+           const Image& residual) const {
+    const int64_t padding = layer.header.kernel_h == 3 ? 1 : 0;
+    const ConvGeometry geometry = geometry_of(block_, layer, in_size, padding, op_);
+    run_conv(kernels_, {geometry, layer, layer.plain, in, residual, out});
+  }
+
+  const Microkernels& kernels_;
+  const Bottleneck& block_;
+  const Tensor& x_;
+  const char* op_;
+};
+
+// Depth-first saves the inner activations' way to the shared cache and back, and costs two things:
+// each thread computes the inner rows above and below its share, and reads all weights per band.
+bool prefers_depth_first(const Bottleneck& block) {
+  const double rows_per_thread =
+      static_cast<double>(block.batch * block.out.h) / static_cast<double>(thread_count());
+  const double halo_rows = 2.0 * static_cast<double>(block.dilation.h);
+  return rows_per_thread >= 6.0 * halo_rows && block.out.h * block.out.w >= 196;
+}
+
+// Packs what is not packed yet, into `packed`, which the layers then point into.
+void pack_layers(const Microkernels& kernels, Bottleneck& block,
+                 std::optional<PooledFloats>& packed) {
+  std::vector<BottleneckLayer*> layers;
+  int64_t floats = 0;
+  const auto collect = [&](BottleneckLayer& layer) {
+    if (layer.plain.data == nullptr) return;
+    layers.push_back(&layer);
+    floats += layer.header.payload_floats();
+  };
+  collect(block.reduce);
+  collect(block.spatial);
+  collect(block.expand);
+  if (block.down.has_value()) collect(*block.down);
+  if (layers.empty()) return;
+  float* target = packed.emplace(floats).data();
+  for (BottleneckLayer* layer : layers) {
+    pack_payload(kernels, layer->header, layer->plain, target);
+    layer->weights = target;
+    target += layer->header.payload_floats();
+  }
+}
+
+BottleneckLayer configured(const CheckedLayer& checked, Extent stride, Extent dilation,
+                           Activation act) {
+  BottleneckLayer layer = checked.layer;
+  layer.stride = stride;
+  layer.dilation = dilation;
+  layer.act = act;
+  layer.act_slope = kLeakySlope;
+  return layer;
+}
+
+}  // namespace
+
+void set_shift(CheckedLayer& checked, const Tensor& shift, const char* op, const char* name) {
+  check_cpu(shift, op, name);
+  check_shift(shift, checked.layer.header.out_channels, op, name);
+  checked.kept.push_back(torch::stable::contiguous(shift));
+  checked.layer.shift = checked.kept.back().const_data_ptr<float>();
+}
+
+Tensor bottleneck(const BottleneckArguments& a, int64_t groups, const WeightNames& names,
+                  const char* op) {
+  check_input(a.x, op);
+  Bottleneck block;
+  block.batch = a.x.size(0);
+  block.in = {a.x.size(2), a.x.size(3)};
+  block.stride = positive_pair(a.stride, op, "stride");
+  block.dilation = positive_pair(a.dilation, op, "dilation");
+  const Activation activation = activation_of(a.act, op);
+
+  check_packed(a.reduce.layer.header, {a.x.size(1), {1, 1}, 1}, op, names.reduce);
+  check_packed(a.spatial.layer.header, {a.reduce.layer.header.out_channels, {3, 3}, groups}, op,
+               names.spatial);
+  check_packed(a.expand.layer.header, {a.spatial.layer.header.out_channels, {1, 1}, 1}, op,
+               names.expand);
+  check_algorithm(a.spatial.layer.header, block.stride, block.dilation, op, names.spatial);
+  block.reduce = configured(a.reduce, {1, 1}, {1, 1}, activation);
+  block.spatial = configured(a.spatial, block.stride, block.dilation, activation);
+  block.expand = configured(a.expand, {1, 1}, {1, 1}, activation);
+
+  block.out = geometry_of(block, block.spatial, block.in, 1, op).out;
+  const int64_t out_channels = block.expand.header.out_channels;
+  if (a.down.has_value()) {
+    check_packed(a.down->layer.header, {a.x.size(1), {1, 1}, 1}, op, names.down);
+    check(a.down->layer.header.out_channels == out_channels, op, ": ", names.down,
+          " must have the ", out_channels, " output channels of ", names.expand, ", got ",
+          a.down->layer.header.out_channels);
+    block.down = configured(*a.down, block.stride, {1, 1}, Activation::none);
+  } else {
+    check(out_channels == a.x.size(1) && block.out.h == block.in.h && block.out.w == block.in.w, op,
+          ": without ", names.down, " the output [", block.batch, ", ", out_channels, ", ",
+          block.out.h, ", ", block.out.w, "] must have x's shape ", shape_string(a.x));
+  }
+
+  Tensor y = empty_nhwc(block.batch, out_channels, block.out, a.x.scalar_type(), a.x);
+  block.x = image_of(a.x);
+  block.y = image_of(y);
+  const Microkernels& kernels = selected_microkernels();
+  if (prefers_depth_first(block)) {
+    std::optional<PooledFloats> packed;
+    pack_layers(kernels, block, packed);
+    run_depth_first(kernels, block);
+  } else {
+    LayerByLayer(kernels, block, a.x, op).run();
+  }
+  return y;
+}
+
+}  // namespace fastres::cpu

@@ -1,0 +1,44 @@
+// What grouped_bottleneck and live_bottleneck do alike: everything but the weights.
+
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "bottleneck.h"
+#include "tensor_image.h"
+
+namespace fastres::cpu {
+
+// A layer whose weight is checked; keeps the tensors alive that it points into.
+struct CheckedLayer {
+  BottleneckLayer layer;
+  std::vector<Tensor> kept;
+};
+
+// Adds a shift to a layer, whose header tells how many channels it has.
+void set_shift(CheckedLayer& checked, const Tensor& shift, const char* op, const char* name);
+
+// The arguments that both have; of the layers the weights are checked by themselves.
+struct BottleneckArguments {
+  const Tensor& x;
+  const CheckedLayer& reduce;
+  const CheckedLayer& spatial;
+  const CheckedLayer& expand;
+  const std::optional<CheckedLayer>& down;
+  const std::vector<int64_t>& stride;
+  const std::vector<int64_t>& dilation;
+  const std::string& act;
+};
+
+// What the weight of each layer is called in messages.
+struct WeightNames {
+  const char *reduce, *spatial, *expand, *down;
+};
+
+// Checks that the layers fit together and runs the block.
+Tensor bottleneck(const BottleneckArguments& arguments, int64_t groups, const WeightNames& names,
+                  const char* op);
+
+}  // namespace fastres::cpu
