@@ -1,18 +1,15 @@
 """The benchmarks' baseline, its yardstick, and the report."""
 
 import json
-import os
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
+import child_process
 import pytest
 
-import fastres
-
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGE_ROOT = Path(fastres.__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))
 
@@ -77,13 +74,17 @@ def test_files_are_joined_and_the_later_one_counts(tmp_path):
 
 
 def _benchmark(tmp_path, *arguments):
-    environment = {**os.environ, "PYTHONPATH": str(PACKAGE_ROOT)}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     command += ["benchmarks/test_conv_bn_act.py", "--models", "resnext50_32x4d", "--threads", "1"]
     command += ["-k", "1024-1024_3x3_g32_7x7 or 512-512_3x3_g32_14x14"]
     command += ["--benchmark-max-time=0.05", f"--benchmark-storage={tmp_path}", *arguments]
     return subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+        command,
+        cwd=ROOT,
+        env=child_process.environment(),
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 
@@ -114,10 +115,14 @@ def test_the_stored_baseline_is_of_benchmarks_that_exist():
     names = {record["fullname"] for record in stored}
     assert len(names) == len(stored) > 100
     assert any(baseline.is_eager(record) for record in stored)
-    environment = {**os.environ, "PYTHONPATH": str(PACKAGE_ROOT)}
     command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "benchmarks"]
     collected = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+        command,
+        cwd=ROOT,
+        env=child_process.environment(),
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert names <= set(collected.stdout.splitlines())
 

@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import child_process
 import pytest
 import torch
 import torchvision
@@ -109,10 +110,14 @@ def test_winograd_is_timed_where_it_can_be_used():
 
 
 def _run(tmp_path, *arguments):
-    environment = {**os.environ, "PYTHONPATH": str(PACKAGE_ROOT)}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
     return subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+        command,
+        cwd=ROOT,
+        env=child_process.environment(),
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 

@@ -1,11 +1,10 @@
 """The command line, from MODEL and --image to exit codes and files."""
 
 import json
-import os
 import subprocess
 import sys
-from pathlib import Path
 
+import child_process
 import numpy
 import pytest
 import torch
@@ -370,13 +369,12 @@ def test_interrupting_is_no_crash(monkeypatch):
 
 def _run(*command, **options):
     # The package that these tests run on, whether it is installed or not.
-    environment = {**os.environ, "PYTHONPATH": str(Path(fastres.__file__).parent.parent)}
     return subprocess.run(
         [sys.executable, *command],
         capture_output=True,
         text=True,
         check=False,
-        env=environment,
+        env=child_process.environment(),
         **options,
     )
 
