@@ -1,5 +1,6 @@
 """Errors and times, measured the same way by every command and benchmark."""
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -34,20 +35,31 @@ def output_tensors(output: Any) -> list[Tensor]:
 def relative_error(output: Any, reference: Any) -> float:
     """``‖output - reference‖ / ‖reference‖`` over all tensors of both, computed in float64.
 
-    Infinite where shapes differ or a value is not finite in one alone.
+    Infinite where shapes differ or a value is not finite and the other one another.
     """
     difference = norm = 0.0
     for tensor, expected in _pairs(output, reference):
-        if tensor.shape != expected.shape or not torch.equal(
-            tensor.isfinite(), expected.isfinite()
-        ):
-            return float("inf")
-        exact = expected.detach().double().nan_to_num()
-        difference += float((tensor.detach().double().nan_to_num() - exact).square().sum())
-        norm += float(exact.square().sum())
+        if tensor.shape != expected.shape:
+            return math.inf
+        exact = expected.detach().double()
+        error = tensor.detach().double() - exact
+        norms = [float(torch.linalg.vector_norm(t)) for t in (error, exact)]
+        if not all(map(math.isfinite, norms)):
+            if not torch.equal(_not_finite(tensor), _not_finite(expected)):
+                return math.inf
+            finite = exact.isfinite()
+            norms = [float(torch.linalg.vector_norm(t[finite])) for t in (error, exact)]
+        difference += norms[0] ** 2
+        norm += norms[1] ** 2
     if norm == 0:
-        return 0.0 if difference == 0 else float("inf")
+        return 0.0 if difference == 0 else math.inf
     return (difference / norm) ** 0.5
+
+
+def _not_finite(tensor: Tensor) -> Tensor:
+    """0 where ``tensor`` is finite, 1 where it is no number, infinities where it has them."""
+    wide = tensor.detach().double()
+    return wide.masked_fill(wide.isfinite(), 0).nan_to_num(1.0, math.inf, -math.inf)
 
 
 def max_abs_difference(output: Any, reference: Any) -> float:

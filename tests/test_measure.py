@@ -22,9 +22,11 @@ def test_relative_error_is_over_all_tensors():
         (torch.ones(2), torch.ones(3)),
         (torch.ones(2), [torch.ones(2), torch.ones(2)]),
         (torch.tensor([1.0, math.nan]), torch.ones(2)),
+        (torch.tensor([1.0, math.nan]), torch.tensor([1.0, math.inf])),
+        (torch.tensor([1.0, -math.inf]), torch.tensor([1.0, math.inf])),
         (torch.ones(2), torch.zeros(2)),
     ],
-    ids=["shape", "count", "not finite", "zero"],
+    ids=["shape", "count", "not finite", "not a number", "other infinity", "zero"],
 )
 def test_what_cannot_be_compared_is_infinitely_wrong(output, exact):
     assert _measure.relative_error(output, exact) == math.inf
@@ -34,6 +36,12 @@ def test_the_same_nan_is_no_error():
     tensor = torch.tensor([1.0, math.nan, math.inf])
     assert _measure.relative_error(tensor, tensor.double()) == 0
     assert _measure.relative_error(torch.zeros(2), torch.zeros(2)) == 0
+
+
+def test_an_error_beside_an_infinity_counts():
+    exact = torch.tensor([3.0, 4.0, math.inf, math.nan])
+    output = torch.tensor([3.0, 4.5, math.inf, math.nan])
+    assert _measure.relative_error(output, exact) == pytest.approx(0.1)
 
 
 def test_max_abs_difference_takes_detections():
