@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from . import _library
-from .accelerate import State, is_accelerated
+from ._rebuilt import Rebuilt, Saving, measure
+from .accelerate import State, is_accelerated, restore
 from .fuse import Fused, Left
 from .fx.structure import STATE, eval_view, training_view
 from .plan import Fusion, walk, walk_with
@@ -39,8 +41,10 @@ class Report:
     """As ``fused``, where gradients are needed or the model is in training mode."""
     training_left: list[Left] = field(default_factory=list)
     """As ``left``, likewise."""
-    rebuilt: int = 0
-    """How many convolutions' outputs ``memory="save"`` computes again in backward."""
+    rebuilt: list[Rebuilt] = field(default_factory=list)
+    """Convolutions whose outputs ``memory="save"`` computes again in backward."""
+    saving: Saving | None = None
+    """What that comes to, if ``explain`` was told the input's shape."""
     shows_training: bool = False
     """Whether ``str`` lists the operators of training, too."""
 
@@ -51,15 +55,17 @@ class Report:
         lines += [f"in training: {_counted(self.training_fused, self.training_left)}"]
         if self.rebuilt:
             lines += [
-                f"  memory='save': keeps no output of {self.rebuilt} convolutions for backward, "
-                "which computes them again"
+                f"  memory='save': keeps no output of {len(self.rebuilt)} convolutions for "
+                f"backward, which computes them again: {_summed(self.saving)}"
             ]
         shown = self.training_fused if self.shows_training else []
         lines += _listed(shown, self.training_left)
         return "\n".join(lines)
 
 
-def explain(model: nn.Module, *, fuse_blocks: bool = True) -> Report:
+def explain(
+    model: nn.Module, *, fuse_blocks: bool = True, input_shape: Sequence[int] | None = None
+) -> Report:
     """Tells what ``accelerate`` does to a model, accelerated already or not.
 
     It tells of inference, in eval mode and without gradients, and of training: what happens in
@@ -69,13 +75,16 @@ def explain(model: nn.Module, *, fuse_blocks: bool = True) -> Report:
     Args:
         model: any module.
         fuse_blocks: as for ``accelerate``; an accelerated model's own choice goes first.
+        input_shape: of the model's one input, batch first, to tell how many bytes an image
+            ``memory="save"`` does not keep; for that a copy is run on the meta device.
 
     Returns:
         A report to print, or to read: ``fused``, ``left`` and ``notes``, and for training
-        ``training_fused`` and ``training_left``.
+        ``training_fused``, ``training_left``, ``rebuilt`` and ``saving``.
 
     Raises:
         TypeError: ``model`` is not a module.
+        ValueError: the model does not run with such an input, or not on the meta device.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"explain: model must be an nn.Module, got {type(model).__name__}")
@@ -92,9 +101,42 @@ def explain(model: nn.Module, *, fuse_blocks: bool = True) -> Report:
     parts = walk_with(
         view, lambda module, pattern: TrainingFusion(module, pattern, False, True, memory)
     )
-    for fusion in _walked(view, parts, report.training_fused, report.training_left):
-        report.rebuilt += fusion.result.rebuilt
+    walked = _walked(view, parts, report.training_fused, report.training_left)
+    for path, fusion in walked:
+        report.rebuilt += [
+            replace(one, module=_join(path, one.module)) for one in fusion.result.rebuilt
+        ]
+    if report.rebuilt and input_shape is not None:
+        plain = restore(copy.deepcopy(model))
+        report.rebuilt, report.saving = measure(plain, input_shape, report.rebuilt)
+        report.training_fused = _with_bytes(report.training_fused, report.rebuilt)
     return report
+
+
+def _with_bytes(fused: list[Fused], rebuilt: list[Rebuilt]) -> list[Fused]:
+    sizes = {one.module: one.bytes for one in rebuilt if one.bytes is not None}
+    return [
+        replace(f, detail=f"{f.detail}, {_mib(sizes[f.modules[0]])} an image not kept")
+        if f.op == "conv_stats" and f.modules[0] in sizes
+        else f
+        for f in fused
+    ]
+
+
+def _summed(saving: Saving | None) -> str:
+    if saving is None:
+        return "explain(model, input_shape=...) tells how many bytes that saves"
+    share = ""
+    if saving.eager_bytes is not None:
+        share = f" of the {_mib(saving.eager_bytes)} that eager keeps"
+    return (
+        f"{_mib(saving.bytes)} an image{share}, for multiply-adds that are "
+        f"{saving.extra_work:.1%} of a forward pass's"
+    )
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:.2f} MiB"
 
 
 def _walked(
@@ -102,7 +144,7 @@ def _walked(
     parts: Iterator[tuple[str, _Fusion | str]],
     fused: list[Fused],
     left: list[Left],
-) -> Iterator[_Fusion]:
+) -> Iterator[tuple[str, _Fusion]]:
     """Adds what happens to the parts of a model to two lists, and yields what could be traced."""
     for path, fusion in parts:
         if isinstance(fusion, str):
@@ -115,7 +157,7 @@ def _walked(
         )
         left.extend(Left(_join(path, m.module), m.reason) for m in fusion.result.left)
         left.extend(_opaque(view, path, fusion))
-        yield fusion
+        yield path, fusion
 
 
 def _counted(fused: list[Fused], left: list[Left]) -> str:

@@ -15,6 +15,7 @@ from typing import Literal
 
 from torch import fx
 
+from ._rebuilt import Rebuilt
 from .fuse import Fused, Left
 from .fx.cleaning import clean
 from .fx.effects import Effects
@@ -55,11 +56,8 @@ class TrainingGraph:
     left: list[Left] = field(default_factory=list)
     images: list[tuple[fx.Node, list[int]]] = field(default_factory=list)
     """Placeholders that must have 4 dimensions, and the layers whose dtype must be theirs."""
-
-    @property
-    def rebuilt(self) -> int:
-        """How many convolutions' outputs are computed again in backward."""
-        return sum(isinstance(layer, ConvLayer) and layer.rebuild for layer in self.layers)
+    rebuilt: list[Rebuilt] = field(default_factory=list)
+    """Convolutions whose outputs are computed again in backward."""
 
 
 @dataclass(eq=False)
@@ -295,10 +293,14 @@ class _Fuser:
             indices = self._needs.setdefault(placeholder, [])
             if needs_dtype:
                 indices.append(len(self._result.layers))
-        rebuild = self._saves and unit.norm is not None and _is_cheap(conv)
+        work = _multiply_adds(conv)
+        rebuild = self._saves and unit.norm is not None and work <= _CHEAP
         node = self._call(ConvLayer(conv, unit.norm, in_act, rebuild), position, self._value(x))
         names = tuple(label(n) for n in unit.nodes)
-        detail = describe(conv, unit.act[0]) + (", rebuilt in backward" if rebuild else "")
+        detail = describe(conv, unit.act[0])
+        if rebuild:
+            self._result.rebuilt.append(Rebuilt(names[0], work))
+            detail += f", rebuilt in backward: {work} multiply-adds a value"
         self._result.fused.append(Fused("conv_stats", names, detail))
         if unit.norm is None:
             self._replace(unit.value, node)
@@ -325,7 +327,7 @@ class _Fuser:
         self._replace(end.nodes[-1], node)
 
 
-def _is_cheap(conv: Conv) -> bool:
-    """Whether to compute a convolution's output again rather than keep it."""
+def _multiply_adds(conv: Conv) -> int:
+    """For one value of a convolution's output."""
     _, channels, height, width = conv.weight_shape
-    return channels * height * width <= _CHEAP
+    return channels * height * width

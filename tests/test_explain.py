@@ -129,9 +129,12 @@ def test_training():
         Left("layer2.0.bn2", "its BatchNorm follows no convolution"),
         Left("layer2.0.conv2", "has hooks"),
     ]
-    assert 0 < report.rebuilt < 11
+    assert 0 < len(report.rebuilt) < 11
     text = str(report)
     assert "in training: fuses 5 affine_add_act, 11 conv_stats; leaves 2 as they were" in text
-    assert f"memory='save': keeps no output of {report.rebuilt} convolutions" in text
-    assert "rebuilt in backward" in text
+    assert f"memory='save': keeps no output of {len(report.rebuilt)} convolutions" in text
+    assert "explain(model, input_shape=...) tells how many bytes that saves" in text
+    first = report.rebuilt[0]
+    assert (first.module, first.multiply_adds, first.bytes) == ("conv1", 27, None)
+    assert "3x3, stride 2, relu, rebuilt in backward: 27 multiply-adds a value)" in text
     assert "rebuilt in backward" not in str(fastres.explain(model.eval()))

@@ -65,6 +65,47 @@ def test_gradients_are_the_same_bits(make, autocast):
     assert saved_bytes(saving, x) < saved_bytes(keeping, x)
 
 
+@pytest.mark.parametrize("make", NETS.values(), ids=NETS.keys())
+def test_explain_tells_the_bytes_that_are_not_kept(make):
+    net = make().train()
+    eager = saved_bytes(net, x := torch.randn(3, 3, 21, 23))
+    saving = fastres.accelerate(copy.deepcopy(net), memory="save")
+    report = fastres.explain(saving, input_shape=x.shape)
+    keeping = fastres.accelerate(net)
+    assert report.saving is not None
+    assert report.saving.bytes * len(x) == saved_bytes(keeping, x) - saved_bytes(saving, x)
+    assert report.saving.bytes == sum(one.bytes for one in report.rebuilt)
+    assert report.saving.eager_bytes == eager // len(x)
+    told = [part for part in report.training_fused if "MiB an image not kept" in part.detail]
+    assert [part.modules[0] for part in told] == [one.module for one in report.rebuilt]
+    assert f"of the {eager / len(x) / 2**20:.2f} MiB that eager keeps" in str(report)
+
+
+def test_explain_tells_the_work_of_rebuilding():
+    net = nn.Sequential(*conv_bn(3, 8), nn.ReLU(), nn.Conv2d(8, 512, 1), *conv_bn(512, 4, 1))
+    report = fastres.explain(fastres.accelerate(net, memory="save"), input_shape=(2, 3, 9, 9))
+    assert [(one.module, one.multiply_adds) for one in report.rebuilt] == [("0", 27)]
+    assert report.saving.bytes == 8 * 81 * 4
+    work = 8 * 27, 512 * 8, 4 * 512
+    assert report.saving.extra_work == pytest.approx(work[0] / sum(work))
+
+
+def test_explain_shares_out_what_is_called_twice():
+    block = nn.Sequential(*conv_bn(4, 4), nn.ReLU())
+    net = nn.Sequential(*conv_bn(3, 4), nn.ReLU(), block, block).train()
+    saving = fastres.accelerate(copy.deepcopy(net), memory="save")
+    report = fastres.explain(saving, input_shape=(2, 3, 11, 7))
+    x = torch.randn(2, 3, 11, 7)
+    saved = saved_bytes(fastres.accelerate(net), x) - saved_bytes(saving, x)
+    assert report.saving.bytes * 2 == saved
+
+
+def test_explain_of_a_shape_that_the_model_refuses():
+    saving = fastres.accelerate(TinyNet(), memory="save")
+    with pytest.raises(ValueError, match=r"input_shape must be one .* got \(1, 4, 9, 9\): "):
+        fastres.explain(saving, input_shape=(1, 4, 9, 9))
+
+
 def test_rebuilds_once_each_and_updates_statistics_once():
     saving = fastres.accelerate(TinyNet().train(), memory="save")
     x = torch.randn(2, 3, 33, 31)
