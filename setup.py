@@ -289,6 +289,13 @@ def build_native_command(plan: Plan) -> type:
     class BuildNative(cpp_extension.BuildExtension):
         """torch's ninja build, with the microkernels compiled once per instruction set."""
 
+        def finalize_options(self) -> None:
+            super().finalize_options()
+            if self.editable_mode:  # setuptools would throw the objects away with a folder of /tmp
+                platform_tag = f"{self.plat_name}-{sys.implementation.cache_tag}"
+                build = Path(self.get_finalized_command("build").build_base)
+                self.build_temp = str(build / f"temp.{platform_tag}")
+
         def run(self) -> None:
             print(plan.describe(torch.__version__), flush=True)
             super().run()
