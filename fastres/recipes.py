@@ -107,7 +107,7 @@ class Fold:
 
 # Weights of more input times output channels, for less images, are not worth Winograd's transform
 # at each call.
-_WIDE = 128 * 128
+_WIDE = 256 * 256
 _MANY_IMAGES = 4
 
 

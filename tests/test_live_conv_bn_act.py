@@ -153,9 +153,9 @@ def test_autocast_casts_input_and_residual_and_not_the_vectors():
 def test_small_batches_keep_the_weights_of_wide_convolutions_as_they_are(set_threads):
     """What accelerate packs at each call, it packs as that call is best served."""
     torch.manual_seed(0)
-    conv = torch.nn.Conv2d(160, 160, 3, padding=1)
+    conv = torch.nn.Conv2d(320, 320, 3, padding=1)
     model = fastres.accelerate(torch.nn.Sequential(conv).eval())
-    image = torch.randn(1, 160, 7, 7)
+    image = torch.randn(1, 320, 7, 7)
     with torch.inference_mode():
         alone, among = model(image), model(image.expand(8, -1, -1, -1))[:1]
     direct = ops.live_conv_bn_act(image, conv.weight.detach(), None, conv.bias.detach(), padding=1)

@@ -6,6 +6,7 @@
 #include "cache.h"
 #include "scratch.h"
 #include "weights.h"
+#include "winograd.h"
 
 namespace fastres::cpu {
 namespace {
@@ -101,8 +102,11 @@ class BandRunner {
         direct_output_(conv.out.type == StorageType::float32),
         direct_residual_(conv.residual.data == nullptr || conv.residual.is_float32_nhwc()) {}
 
-  bool needs_one_band(Range slices) const {
-    return slices.end <= std::min(slices_per_image(conv_), slices_in_cache());
+  // Whether each panel of weights is used once.
+  bool uses_panels_once(Range slices) const {
+    if (slices.end > std::min(slices_per_image(conv_), slices_in_cache())) return false;
+    return conv_.layer.header.layout != PackedLayout::winograd ||
+           winograd_in_one_chunk(kernels_, conv_.layer, conv_.geometry.out.h, conv_.geometry.out.w);
   }
 
   void run(Range slices) const {
@@ -138,10 +142,12 @@ class BandRunner {
     band.input = input_band(n, h, rows);
     if (conv_.residual.data != nullptr) band.residual = residual_band(n, h, rows);
     band.output = direct_output_ ? direct(conv_.out, n, h) : output_scratch(rows);
-    if (conv_.plain.data != nullptr) {
-      pack_and_convolve(band);
-    } else {
+    if (conv_.plain.data == nullptr) {
       conv_rows(kernels_, conv_.layer, band, panels_);
+    } else if (conv_.layer.header.layout == PackedLayout::winograd) {
+      winograd_rows(kernels_, conv_.layer, conv_.plain, band, panels_);
+    } else {
+      pack_and_convolve(band);
     }
     if (!direct_output_) {
       store_band(kernels_, band.output, conv_.out, n, h, rows, channels_.begin, channels_.end);
@@ -204,8 +210,8 @@ class BandRunner {
 // Whether each panel is used once, by one thread: then it need not be kept.
 bool packs_by_panel(const Microkernels& kernels, const Conv& conv, const Partition& partition) {
   const Share share = partition.share(0);
-  return partition.by_panels() && conv.layer.header.layout == PackedLayout::igemm &&
-         BandRunner(kernels, conv, share.panels).needs_one_band(share.slices);
+  return partition.by_panels() && conv.layer.header.layout != PackedLayout::lanes &&
+         BandRunner(kernels, conv, share.panels).uses_panels_once(share.slices);
 }
 
 }  // namespace

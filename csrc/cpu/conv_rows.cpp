@@ -128,7 +128,7 @@ Range panel_blocks(const Microkernels& kernels, const ConvLayer& layer, int64_t 
 
 void conv_rows(const Microkernels& kernels, const ConvLayer& layer, ConvBand band, Range panels) {
   if (layer.header.layout == PackedLayout::winograd) {
-    return winograd_rows(kernels, layer, band, panels);
+    return winograd_rows(kernels, layer, {}, band, panels);
   }
   if (layer.header.taps() == 1) join_rows(layer, band);
   ConvTile t = tile_of(layer, band);

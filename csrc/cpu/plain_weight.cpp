@@ -43,6 +43,16 @@ void pack_blocks(const Microkernels& kernels, const PackedHeader& h, const Plain
   }
 }
 
+void pack_winograd_blocks(const Microkernels& kernels, const PackedHeader& h,
+                          const PlainWeight& weight, Range blocks, float* target,
+                          int64_t position_stride) {
+  for (int64_t block = blocks.begin; block < blocks.end; ++block) {
+    float factors[kChannelBlock];
+    kernels.pack_winograd(block_source(h, weight, block, factors), target, position_stride);
+    target += h.block_stride();
+  }
+}
+
 void pack_payload(const Microkernels& kernels, const PackedHeader& h, const PlainWeight& weight,
                   float* payload) {
   const int64_t blocks = block_count(h);
@@ -50,13 +60,11 @@ void pack_payload(const Microkernels& kernels, const PackedHeader& h, const Plai
                                    std::min(thread_count(), blocks));
   parallel_parts(parts, [&](int64_t part) {
     const Range range = even_range(blocks, parts, part);
-    if (h.layout != PackedLayout::winograd) {
-      return pack_blocks(kernels, h, weight, range, payload + range.begin * h.block_stride());
-    }
-    for (int64_t block = range.begin; block < range.end; ++block) {
-      float factors[kChannelBlock];
-      kernels.pack_winograd(block_source(h, weight, block, factors),
-                            payload + block * h.block_stride(), blocks * h.block_stride());
+    float* target = payload + range.begin * h.block_stride();
+    if (h.layout == PackedLayout::winograd) {
+      pack_winograd_blocks(kernels, h, weight, range, target, blocks * h.block_stride());
+    } else {
+      pack_blocks(kernels, h, weight, range, target);
     }
   });
 }

@@ -24,6 +24,12 @@ int64_t block_count(const PackedHeader& header);
 void pack_blocks(const Microkernels& kernels, const PackedHeader& header, const PlainWeight& weight,
                  Range blocks, float* target);
 
+// The same of Winograd's layout: blocks follow each other within each of the sixteen positions, and
+// positions are `position_stride` floats apart.
+void pack_winograd_blocks(const Microkernels& kernels, const PackedHeader& header,
+                          const PlainWeight& weight, Range blocks, float* target,
+                          int64_t position_stride);
+
 // Packs the whole weight on all threads.
 void pack_payload(const Microkernels& kernels, const PackedHeader& header,
                   const PlainWeight& weight, float* payload);

@@ -19,51 +19,65 @@ int64_t tile_rows_in_cache(int64_t tile_cols, int64_t channels) {
   return std::max<int64_t>(1, level2_cache_bytes() * 3 / 4 / bytes);
 }
 
-// The matrix product of one position: tiles x input channels times input x output channels.
-void multiply_position(const Microkernels& kernels, const ConvLayer& layer, ConvTile t,
-                       int64_t position, Range panels) {
+// One panel's transformed weights: sixteen matrices, [input channels][output channels] in blocks.
+struct PanelWeights {
+  const float* data;
+  int64_t position_stride;
+  // The next panel's, not transformed: fetched meanwhile. Null where these come from memory.
+  const float* upcoming = nullptr;
+  int64_t upcoming_floats = 0;
+};
+
+PanelWeights packed_panel(const Microkernels& kernels, const ConvLayer& layer, int64_t panel) {
   const PackedHeader& h = layer.header;
-  const float* weights = layer.weights + position * h.blocks() * h.block_stride();
-  float* products = t.output;
-  const int64_t first = panels.begin * kernels.panel_channels;
-  for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
-    const int64_t channel = panel * kernels.panel_channels;
-    t.weights = weights + channel / kChannelBlock * h.block_stride() + channel % kChannelBlock;
-    t.output = products + channel - first;
-    t.out_channels = std::min<int64_t>(kernels.panel_channels, h.out_channels - channel);
-    t.next_weight_floats = kernels.panel_channels / kChannelBlock * h.block_stride();
-    t.next_weights = panel + 1 < panels.end ? t.weights + t.next_weight_floats : nullptr;
-    kernels.igemm(t);
-  }
+  const int64_t channel = panel * kernels.panel_channels;
+  return {layer.weights + channel / kChannelBlock * h.block_stride() + channel % kChannelBlock,
+          h.blocks() * h.block_stride(), nullptr, 0};
+}
+
+// Transforms a panel's weights into the level-2 cache, right before they are used.
+PanelWeights live_panel(const Microkernels& kernels, const ConvLayer& layer,
+                        const PlainWeight& plain, int64_t panel) {
+  const PackedHeader& h = layer.header;
+  const Range blocks = panel_blocks(kernels, layer, panel);
+  const int64_t stride = blocks.size() * h.block_stride();
+  float* packed = thread_scratch().weights.floats(kWinogradPositions * stride);
+  pack_winograd_blocks(kernels, h, plain, blocks, packed, stride);
+  packed += panel * kernels.panel_channels % kChannelBlock;  // narrow panels share a block
+  const int64_t plain_channel = h.group_in_channels * h.taps();
+  const int64_t next = blocks.end * kChannelBlock;
+  if (next >= h.out_channels) return {packed, stride, packed, 0};
+  const int64_t channels = std::min(h.out_channels - next, blocks.size() * kChannelBlock);
+  return {packed, stride, plain.data + next * plain_channel, channels * plain_channel};
 }
 
 class Chunk {
  public:
-  Chunk(const ConvLayer& layer, const ConvBand& band, int64_t out_channels)
-      : tile_cols_((band.pixels + 1) / 2),
+  Chunk(const Microkernels& kernels, const ConvLayer& layer, int64_t pixels)
+      : tile_cols_((pixels + 1) / 2),
         in_channels_(layer.header.group_in_channels),
-        out_channels_(out_channels) {}
+        panel_channels_(kernels.panel_channels) {}
 
   int64_t rows_in_cache() const {
-    return 2 * tile_rows_in_cache(tile_cols_, in_channels_ + out_channels_);
+    return 2 * tile_rows_in_cache(tile_cols_, in_channels_ + panel_channels_);
   }
 
-  void run(const Microkernels& kernels, const ConvLayer& layer, const ConvBand& band,
-           Range panels) const {
+  // Transforms the input once, then takes each panel of output channels to its end.
+  void run(const Microkernels& kernels, const ConvLayer& layer, const PlainWeight& plain,
+           const ConvBand& band, Range panels) const {
     const int64_t tile_rows = (band.rows + 1) / 2;
-    const int64_t tiles = tile_rows * tile_cols_;
     const WinogradTiles input = buffer(thread_scratch().winograd_input, tile_rows, in_channels_);
-    const WinogradTiles products =
-        buffer(thread_scratch().winograd_output, tile_rows, out_channels_);
     kernels.winograd_input(input, band.input.data, band.input.row_stride, band.input.pixel_stride,
                            band.rows + kHalo, band.pixels + kHalo);
-    ConvTile t = product_tile(tiles);
-    for (int64_t position = 0; position < kWinogradPositions; ++position) {
-      t.input = input.transformed + position * input.position_stride;
-      t.output = products.transformed + position * products.position_stride;
-      multiply_position(kernels, layer, t, position, panels);
+    for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
+      const PanelWeights weights = plain.data != nullptr ? live_panel(kernels, layer, plain, panel)
+                                                         : packed_panel(kernels, layer, panel);
+      const Range channels = panel_channels(kernels, layer, {panel, panel + 1});
+      const WinogradTiles products =
+          buffer(thread_scratch().winograd_output, tile_rows, channels.size());
+      multiply(kernels, weights, input, products);
+      kernels.winograd_output(products, output_tile(layer, band, channels));
     }
-    kernels.winograd_output(products, output_tile(kernels, layer, band, panels));
   }
 
  private:
@@ -72,8 +86,28 @@ class Chunk {
     return {tile_rows, tile_cols_, channels, scratch.floats(kWinogradPositions * stride), stride};
   }
 
+  // For each position tiles x input channels times input x output channels.
+  void multiply(const Microkernels& kernels, const PanelWeights& weights,
+                const WinogradTiles& input, const WinogradTiles& products) const {
+    ConvTile t = product_tile(input.tile_rows * tile_cols_, products.channels);
+    for (int64_t position = 0; position < kWinogradPositions; ++position) {
+      t.input = input.transformed + position * input.position_stride;
+      t.weights = weights.data + position * weights.position_stride;
+      t.output = products.transformed + position * products.position_stride;
+      if (weights.upcoming != nullptr) {
+        const Range part = even_range(weights.upcoming_floats, kWinogradPositions, position);
+        t.next_weights = weights.upcoming + part.begin;
+        t.next_weight_floats = part.size();
+      } else if (position + 1 < kWinogradPositions) {
+        t.next_weights = t.weights + weights.position_stride;
+        t.next_weight_floats = panel_channels_ * in_channels_;
+      }
+      kernels.igemm(t);
+    }
+  }
+
   // A 1x1 convolution over the tiles, without shift or activation.
-  ConvTile product_tile(int64_t tiles) const {
+  ConvTile product_tile(int64_t tiles, int64_t out_channels) const {
     static constexpr float kZeros[64] = {};
     ConvTile t{};
     t.input_pixel_stride = in_channels_;
@@ -81,21 +115,20 @@ class Chunk {
     t.channels = in_channels_;
     t.weight_block_stride = in_channels_ * kChannelBlock;
     t.shift = kZeros;
-    t.output_pixel_stride = out_channels_;
+    t.output_pixel_stride = out_channels;
     t.rows = 1;
     t.pixels = tiles;
+    t.out_channels = out_channels;
     return t;
   }
 
-  static ConvTile output_tile(const Microkernels& kernels, const ConvLayer& layer,
-                              const ConvBand& band, Range panels) {
-    const int64_t first = panels.begin * kernels.panel_channels;
+  static ConvTile output_tile(const ConvLayer& layer, const ConvBand& band, Range channels) {
     ConvTile t{};
-    t.shift = layer.shift + first;
-    t.residual = band.residual.data != nullptr ? band.residual.data + first : nullptr;
+    t.shift = layer.shift + channels.begin;
+    t.residual = band.residual.data != nullptr ? band.residual.data + channels.begin : nullptr;
     t.residual_row_stride = band.residual.row_stride;
     t.residual_pixel_stride = band.residual.pixel_stride;
-    t.output = band.output.data + first;
+    t.output = band.output.data + channels.begin;
     t.output_row_stride = band.output.row_stride;
     t.output_pixel_stride = band.output.pixel_stride;
     t.rows = band.rows;
@@ -107,18 +140,23 @@ class Chunk {
 
   int64_t tile_cols_;
   int64_t in_channels_;
-  int64_t out_channels_;
+  int64_t panel_channels_;
 };
 
 }  // namespace
 
-void winograd_rows(const Microkernels& kernels, const ConvLayer& layer, ConvBand band,
-                   Range panels) {
-  const Chunk chunk(layer, band, panel_channels(kernels, layer, panels).size());
+bool winograd_in_one_chunk(const Microkernels& kernels, const ConvLayer& layer, int64_t rows,
+                           int64_t pixels) {
+  return rows <= Chunk(kernels, layer, pixels).rows_in_cache();
+}
+
+void winograd_rows(const Microkernels& kernels, const ConvLayer& layer, const PlainWeight& plain,
+                   ConvBand band, Range panels) {
+  const Chunk chunk(kernels, layer, band.pixels);
   const int64_t step = chunk.rows_in_cache();
   for (int64_t left = band.rows; left > 0; left -= step) {
     band.rows = std::min(step, left);
-    chunk.run(kernels, layer, band, panels);
+    chunk.run(kernels, layer, plain, band, panels);
     band.input.data += step * band.input.row_stride;
     if (band.residual.data != nullptr) band.residual.data += step * band.residual.row_stride;
     band.output.data += step * band.output.row_stride;

@@ -4,10 +4,17 @@
 #pragma once
 
 #include "conv_rows.h"
+#include "plain_weight.h"
 
 namespace fastres::cpu {
 
-void winograd_rows(const Microkernels& kernels, const ConvLayer& layer, ConvBand band,
-                   Range panels);
+// The layer's weights are packed, or `plain`, of which each panel is transformed right before use;
+// `plain.data` is null for none.
+void winograd_rows(const Microkernels& kernels, const ConvLayer& layer, const PlainWeight& plain,
+                   ConvBand band, Range panels);
+
+// Whether winograd_rows takes a band of this size at once, using each panel once.
+bool winograd_in_one_chunk(const Microkernels& kernels, const ConvLayer& layer, int64_t rows,
+                           int64_t pixels);
 
 }  // namespace fastres::cpu
