@@ -85,11 +85,25 @@ inline void prefetch_rows(const float* rows, ptrdiff_t row_stride, int64_t i) {
   for (int l = 0; l < kLanes; ++l) __builtin_prefetch(rows + l * row_stride, 0, 2);
 }
 
+#if defined(__AVX512F__)
+// All insertions from memory: none needs the one port that shuffles whole vectors.
+inline Vec load_row_quads(const float* p, ptrdiff_t row_stride) {
+  Vec rows = _mm512_castps128_ps512(load_quad(p));
+  rows = _mm512_insertf32x4(rows, load_quad(p + kQuad * row_stride), 1);
+  rows = _mm512_insertf32x4(rows, load_quad(p + 2 * kQuad * row_stride), 2);
+  return _mm512_insertf32x4(rows, load_quad(p + 3 * kQuad * row_stride), 3);
+}
+#else
+inline Vec load_row_quads(const float* p, ptrdiff_t row_stride) {
+  return load_quads<kQuads>(p, row_stride);
+}
+#endif
+
 // kLanes rows by four columns at p, to four vectors of rows.
 inline void transpose(const float* p, ptrdiff_t row_stride, Vec* columns) {
   Vec rows[kQuad];
 #pragma GCC unroll 4
-  for (int i = 0; i < kQuad; ++i) rows[i] = load_quads<kQuads>(p + i * row_stride, row_stride);
+  for (int i = 0; i < kQuad; ++i) rows[i] = load_row_quads(p + i * row_stride, row_stride);
   const Vec low01 = interleave<false>(rows[0], rows[1]);
   const Vec low23 = interleave<false>(rows[2], rows[3]);
   const Vec high01 = interleave<true>(rows[0], rows[1]);
