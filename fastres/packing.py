@@ -36,6 +36,19 @@ def live_names(index: int) -> tuple[str, str, str]:
     return f"_weight_{index}", f"_scale_{index}", f"_algorithm_{index}"
 
 
+def settled_constants(
+    recipes: Sequence[Recipe | NormRecipe], folds: Sequence[Fold], images: int | None
+) -> dict[str, Any]:
+    """What a graph reads beside weights, by name: shifts and affines, scales and algorithms."""
+    values: dict[str, Any] = {}
+    for i, (recipe, fold) in enumerate(zip(recipes, folds, strict=True)):
+        values.update((f"_{name}_{i}", value) for name, value in fold.kept.items())
+        if isinstance(recipe, Recipe):
+            _, scale, algorithm = live_names(i)
+            values[scale], values[algorithm] = fold.scale, recipe.algorithm(images)
+    return values
+
+
 def packed_index(name: str) -> int | None:
     """The recipe whose packed weight is called ``name``; None if it is something else."""
     prefix, _, digits = name.rpartition("_")
@@ -50,6 +63,8 @@ class Constants:
         weights: the leading tensor of each, for a convolution its weight.
         folds: what the vectors of each come to.
         images: how many images the call is for; None to pack for calls of any size.
+        weight_names: what the graph calls the weights as they are.
+        settled: what it reads beside them, of ``settled_constants``.
         packed: the packed weights that are kept between calls, by recipe; added to.
         keys: what tells that a kept one is up to date, None for those not to be kept.
     """
@@ -60,6 +75,8 @@ class Constants:
         weights: Sequence[Tensor],
         folds: Sequence[Fold],
         images: int | None,
+        weight_names: Sequence[str],
+        settled: dict[str, Any],
         packed: dict[int, tuple[Any, Tensor]],
         keys: Sequence[Any],
     ) -> None:
@@ -69,6 +86,8 @@ class Constants:
         self._weights = weights
         self._folds = folds
         self._images = images
+        self._weight_names = weight_names
+        self._settled = settled
 
     @property
     def weight_dtypes(self) -> list[torch.dtype]:
@@ -77,14 +96,8 @@ class Constants:
 
     def kept(self) -> dict[str, Any]:
         """All but the packed weights, by name: what is there already."""
-        values: dict[str, Any] = {}
-        for i, (recipe, weight, fold) in enumerate(
-            zip(self._recipes, self._weights, self._folds, strict=True)
-        ):
-            values.update((f"_{name}_{i}", value) for name, value in fold.kept.items())
-            if isinstance(recipe, Recipe):
-                live = weight, fold.scale, recipe.algorithm(self._images)
-                values.update(zip(live_names(i), live, strict=True))
+        values = dict(self._settled)
+        values.update(zip(self._weight_names, self._weights, strict=True))
         return values
 
     def pack(self, index: int) -> Tensor:
@@ -173,6 +186,8 @@ class Packer:
         self._lock = threading.Lock()
         self._state: _State | None = None
         self._packed: dict[int, tuple[Any, Tensor]] = {}
+        self._weight_names = [live_names(i)[0] for i in range(len(self._recipes))]
+        self._settled: tuple[Any, Any, dict[str, Any]] = None, None, {}
 
     def constants(
         self, root: nn.Module | None, inputs: Sequence[Any] = (), images: int | None = None
@@ -195,7 +210,18 @@ class Packer:
         ]
         folds = self._fold(tensors, weights)
         keys = self._keys(weights, folds) if self._by_version else [None] * len(weights)
-        return Constants(self._recipes, weights, folds, images, self._packed, keys)
+        settled = self._settled_for(folds, images)
+        names = self._weight_names
+        return Constants(self._recipes, weights, folds, images, names, settled, self._packed, keys)
+
+    def _settled_for(self, folds: list[Fold], images: int | None) -> dict[str, Any]:
+        """``settled_constants``, made again only for another fold, number of images or numerics."""
+        key = images, get_numerics()
+        known_folds, known_key, settled = self._settled
+        if known_folds is not folds or known_key != key:
+            settled = settled_constants(self._recipes, folds, images)
+            self._settled = folds, key, settled
+        return settled
 
     def _read(self, root: nn.Module | None, inputs: Sequence[Any]) -> list[Tensor | None]:
         try:
