@@ -46,10 +46,11 @@ struct Cursor {
   bool first;  // nothing has been summed yet
 };
 
-// Adds the products of `runs` rows of taps, `channels` adjacent input values each, to the total.
-// Not inlined: the compiler would give registers to the total and spill the accumulators.
+// Adds the products of rows x cols taps, `channels` adjacent input values each, to the total. Not
+// inlined: the compiler would give registers to the total and spill the accumulators.
 template <int kPixels, int kVecs>
-[[gnu::noinline]] void multiply_runs(const ConvTile& t, int64_t runs, int64_t channels, Cursor& at,
+[[gnu::noinline]] void multiply_taps(const ConvTile& t, int64_t rows, int64_t cols,
+                                     int64_t channels, Cursor& at,
                                      Accumulators<kPixels, kVecs>& total) {
   constexpr int kPointers = (kPixels + kPixelsPerPointer - 1) / kPixelsPerPointer;
   const ptrdiff_t pixel_stride = t.input_pixel_stride;
@@ -60,8 +61,9 @@ template <int kPixels, int kVecs>
   const float* pointers[kPointers];
 #pragma GCC unroll 8
   for (int g = 0; g < kPointers; ++g) pointers[g] = at.input + kPixelsPerPointer * g * pixel_stride;
-  const ptrdiff_t next_run = t.tap_row_stride - channels;
-  for (int64_t run = 0; run < runs; ++run) {
+  const ptrdiff_t next_col = t.tap_col_stride - channels;
+  const ptrdiff_t next_row = t.tap_row_stride - cols * t.tap_col_stride;
+  for (int64_t tap = 1; tap <= rows * cols; ++tap) {
     for (int64_t c = 0; c < channels; ++c) {
       __builtin_prefetch(prefetch.at, 0, 2);
       prefetch.at += prefetch.step;
@@ -81,8 +83,9 @@ template <int kPixels, int kVecs>
 #pragma GCC unroll 8
       for (int g = 0; g < kPointers; ++g) ++pointers[g];
     }
+    const ptrdiff_t step = next_col + (tap % cols == 0 ? next_row : 0);
 #pragma GCC unroll 8
-    for (int g = 0; g < kPointers; ++g) pointers[g] += next_run;
+    for (int g = 0; g < kPointers; ++g) pointers[g] += step;
   }
   at.weights = weights;
   at.prefetch = prefetch;
@@ -100,11 +103,12 @@ template <int kPixels, int kVecs>
 inline void multiply(const ConvTile& t, const float* input, Prefetch prefetch,
                      Accumulators<kPixels, kVecs>& total) {
   Cursor at{input, t.weights, prefetch, true};
-  if (t.tap_cols == 1 && t.channels <= kProductsPerSum) {
-    const int64_t runs_per_sum = kProductsPerSum / t.channels;
-    for (int64_t r = 0; r < t.tap_rows; r += runs_per_sum) {
+  const int64_t row_products = t.tap_cols * t.channels;
+  if (row_products <= kProductsPerSum) {
+    const int64_t rows_per_sum = kProductsPerSum / row_products;
+    for (int64_t r = 0; r < t.tap_rows; r += rows_per_sum) {
       at.input = input + r * t.tap_row_stride;
-      multiply_runs(t, std::min(runs_per_sum, t.tap_rows - r), t.channels, at, total);
+      multiply_taps(t, std::min(rows_per_sum, t.tap_rows - r), t.tap_cols, t.channels, at, total);
     }
     return;
   }
@@ -113,7 +117,7 @@ inline void multiply(const ConvTile& t, const float* input, Prefetch prefetch,
       const float* tap = input + r * t.tap_row_stride + s * t.tap_col_stride;
       for (int64_t c = 0; c < t.channels; c += kProductsPerSum) {
         at.input = tap + c;
-        multiply_runs(t, 1, std::min(kProductsPerSum, t.channels - c), at, total);
+        multiply_taps(t, 1, 1, std::min(kProductsPerSum, t.channels - c), at, total);
       }
     }
   }
