@@ -90,6 +90,10 @@ class Partition {
   int64_t parts_;
 };
 
+int64_t weight_bytes(const Conv& conv) {
+  return conv.layer.header.payload_floats() * static_cast<int64_t>(sizeof(float));
+}
+
 // Runs one thread's share in bands that stay in its level-2 cache.
 class BandRunner {
  public:
@@ -100,7 +104,11 @@ class BandRunner {
         channels_(panel_channels(kernels, conv.layer, panels)),
         direct_input_(conv.x.is_float32_nhwc() && !conv.geometry.padding.any()),
         direct_output_(conv.out.type == StorageType::float32),
-        direct_residual_(conv.residual.data == nullptr || conv.residual.is_float32_nhwc()) {}
+        direct_residual_(conv.residual.data == nullptr || conv.residual.is_float32_nhwc()),
+        fetches_output_(direct_output_ && conv.plain.data == nullptr &&
+                        conv.layer.header.layout == PackedLayout::igemm &&
+                        panels.size() == panel_count(kernels, conv.layer) &&
+                        weight_bytes(conv) <= level2_cache_bytes() / 4) {}
 
   // Whether each panel of weights is used once.
   bool uses_panels_once(Range slices) const {
@@ -114,10 +122,16 @@ class BandRunner {
     const int64_t slice_rows = rows_per_slice(conv_);
     for (int64_t slice = slices.begin; slice < slices.end;) {
       const int64_t at = slice % per_image;
-      const int64_t count = std::min({slices_in_cache(), per_image - at, slices.end - slice});
-      const int64_t h = at * slice_rows;
-      run_band(slice / per_image, h, std::min(count * slice_rows, conv_.geometry.out.h - h));
-      slice += count;
+      const int64_t left = std::min(per_image - at, slices.end - slice);
+      // Bands of equal height: the last one must not be a narrow remainder.
+      const int64_t bands = (left + slices_in_cache() - 1) / slices_in_cache();
+      for (int64_t i = 0; i < bands; ++i) {
+        const Range band = even_range(left, bands, i);
+        const int64_t h = (at + band.begin) * slice_rows;
+        run_band(slice / per_image, h,
+                 std::min(band.size() * slice_rows, conv_.geometry.out.h - h));
+      }
+      slice += left;
     }
   }
 
@@ -130,6 +144,7 @@ class BandRunner {
     const ConvGeometry& g = conv_.geometry;
     int64_t bytes_per_row = g.stride.h * g.padded_width() * g.in_channels;
     if (!direct_output_) bytes_per_row += g.out.w * g.out_channels;
+    if (fetches_output_) bytes_per_row += 2 * g.out.w * g.out_channels;
     if (!direct_residual_) bytes_per_row += g.out.w * g.out_channels;
     bytes_per_row *= static_cast<int64_t>(sizeof(float));
     return level2_cache_bytes() / 2 / bytes_per_row;
@@ -143,7 +158,7 @@ class BandRunner {
     if (conv_.residual.data != nullptr) band.residual = residual_band(n, h, rows);
     band.output = direct_output_ ? direct(conv_.out, n, h) : output_scratch(rows);
     if (conv_.plain.data == nullptr) {
-      conv_rows(kernels_, conv_.layer, band, panels_);
+      conv_rows(kernels_, fetching_output(n, h + rows, rows), band, panels_);
     } else if (conv_.layer.header.layout == PackedLayout::winograd) {
       winograd_rows(kernels_, conv_.layer, conv_.plain, band, panels_);
     } else {
@@ -152,6 +167,17 @@ class BandRunner {
     if (!direct_output_) {
       store_band(kernels_, band.output, conv_.out, n, h, rows, channels_.begin, channels_.end);
     }
+  }
+
+  // The layer, made to fetch output rows from `row` on while it computes.
+  ConvLayer fetching_output(int64_t n, int64_t row, int64_t rows) const {
+    ConvLayer layer = conv_.layer;
+    rows = std::min(rows, conv_.out.height - row);
+    if (fetches_output_ && rows > 0) {
+      layer.upcoming = reinterpret_cast<const float*>(conv_.out.at(n, row, 0));
+      layer.upcoming_floats = rows * conv_.out.stride_h;
+    }
+    return layer;
   }
 
   // Panel by panel: packed into the level-2 cache, used at once, while the next one is fetched.
@@ -205,6 +231,8 @@ class BandRunner {
   const bool direct_input_;
   const bool direct_output_;
   const bool direct_residual_;
+  // The weights leave the cache room, and tiles time, for the lines that the next band writes.
+  const bool fetches_output_;
 };
 
 // Whether each panel is used once, by one thread: then it need not be kept.
