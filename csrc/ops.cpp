@@ -47,6 +47,9 @@ STABLE_TORCH_LIBRARY(fastres, m) {
       "Tensor? weight_down, Tensor? scale_down, Tensor? shift_down, int[2] stride, "
       "int[2] dilation, int groups, str algorithm, str act) -> Tensor");
 
+  // The largest value of each window; padding is (vertical, horizontal), at most half of it.
+  m.def("max_pool(Tensor x, int[2] kernel_size, int[2] stride, int[2] padding) -> Tensor");
+
   // Training. The convolution of act((x - in_mean) * in_scale + in_bias), padded with zeros after
   // that, and of its output per channel the mean and the sum of squared deviations from it. Without
   // in_mean, in_scale and in_bias the input is act(x).

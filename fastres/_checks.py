@@ -360,6 +360,31 @@ def live_bottleneck_shape(
     return n, c, height, width
 
 
+def max_pool_shape(
+    x: Tensor, kernel_size: Sequence[int], stride: Sequence[int], padding: Sequence[int]
+) -> Shape:
+    """Checks the arguments of ``max_pool`` and returns its output's shape [N, C, OH, OW].
+
+    Raises:
+        ValueError: names the argument, what it is and what it has to be.
+    """
+    op = "max_pool"
+    _require_input(op, x, 1)
+    _require_ints(op, "kernel_size", kernel_size, 2, 1)
+    _require_ints(op, "stride", stride, 2, 1)
+    if len(padding) != 2 or any(
+        p < 0 or 2 * p > k for p, k in zip(padding, kernel_size, strict=True)
+    ):
+        raise ValueError(
+            f"{op}: padding must be 2 ints from 0 to half of kernel_size, got {list(padding)}"
+        )
+    size = [x.shape[2] + 2 * padding[0], x.shape[3] + 2 * padding[1]]
+    if any(have < window for have, window in zip(size, kernel_size, strict=True)):
+        raise ValueError(f"{op}: x must be as large as kernel_size, got shape {_shape(x)}")
+    out = [(n - k) // s + 1 for n, k, s in zip(size, kernel_size, stride, strict=True)]
+    return (x.shape[0], x.shape[1], *out)
+
+
 def pack_conv_weight_check(
     weight: Tensor,
     scale: Tensor | None,

@@ -30,6 +30,7 @@ SCHEMAS: dict[str, str] = {
         "Tensor shift3, Tensor? weight_down, Tensor? scale_down, Tensor? shift_down, "
         "int[2] stride, int[2] dilation, int groups, str algorithm, str act) -> Tensor"
     ),
+    "max_pool": "max_pool(Tensor x, int[2] kernel_size, int[2] stride, int[2] padding) -> Tensor",
     "conv_stats": (
         "conv_stats(Tensor x, Tensor? in_mean, Tensor? in_scale, Tensor? in_bias, str in_act, "
         "float in_act_slope, Tensor weight, int[2] stride, int[4] padding, int[2] dilation, "

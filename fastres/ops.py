@@ -45,6 +45,7 @@ __all__ = [
     "grouped_bottleneck",
     "live_bottleneck",
     "live_conv_bn_act",
+    "max_pool",
     "pack_conv_weight",
     "resolve_padding",
 ]
@@ -248,6 +249,62 @@ torch.library.register_autograd(
     "fastres::conv_bn_act", _conv_bn_act_backward, setup_context=_conv_bn_act_setup
 )
 register_autocast("conv_bn_act", (0, 3))  # x, residual
+
+
+# ---- max_pool ------------------------------------------------------------------------------------
+
+
+def max_pool(
+    x: Tensor,
+    kernel_size: IntOrPair,
+    stride: IntOrPair | None = None,
+    padding: IntOrPair = 0,
+) -> Tensor:
+    """``F.max_pool2d`` with channels_last output.
+
+    Args:
+        x: [N, C, H, W], float32, bfloat16, float16 or float64; any strides.
+        kernel_size: int or (R, S).
+        stride: int or (vertical, horizontal); None for kernel_size.
+        padding: int or (vertical, horizontal), at most half of kernel_size.
+
+    Returns:
+        [N, C, OH, OW] in the dtype of x, with dense channels_last strides; NaN where a window has
+        one.
+
+    Raises:
+        ValueError: shapes or values that do not fit; names the argument.
+        TypeError: a dtype other than these; names the argument.
+    """
+    check_input("max_pool", x)
+    kernel = (reference if x.dtype == torch.float64 else _OPS).max_pool
+    window = pair("kernel_size", kernel_size)
+    step = window if stride is None else pair("stride", stride)
+    return kernel(x, window, step, pair("padding", padding))
+
+
+@torch.library.register_fake("fastres::max_pool")
+def _max_pool_fake(x: Tensor, *args: Any) -> Tensor:
+    return _empty_channels_last(x, _checks.max_pool_shape(x, *args))
+
+
+def _max_pool_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, *ctx.window = inputs
+    ctx.save_for_backward(x)
+
+
+def _max_pool_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """Looks for the largest values again: the forward did not store where they were."""
+    (x,) = ctx.saved_tensors
+    window = (*ctx.window, [1, 1], False)
+    _, indices = torch.ops.aten.max_pool2d_with_indices(x, *window)
+    backward = torch.ops.aten.max_pool2d_with_indices_backward
+    return backward(grad, x, *window, indices), None, None, None
+
+
+torch.library.register_autograd(
+    "fastres::max_pool", _max_pool_backward, setup_context=_max_pool_setup
+)
 
 
 # ---- grouped_bottleneck --------------------------------------------------------------------------

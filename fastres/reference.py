@@ -380,6 +380,30 @@ def live_bottleneck(
     )
 
 
+def max_pool(
+    x: Tensor, kernel_size: Sequence[int], stride: Sequence[int], padding: Sequence[int]
+) -> Tensor:
+    """The largest value of each window, NaN where it has one.
+
+    Args:
+        x: [N, C, H, W], any float dtype and strides.
+        kernel_size: (R, S).
+        stride: (vertical, horizontal).
+        padding: (vertical, horizontal), each at most half of the window.
+
+    Returns:
+        [N, C, OH, OW] in the dtype of x, dense channels_last strides.
+
+    Raises:
+        ValueError: the arguments do not fit together.
+    """
+    shape = _checks.max_pool_shape(x, kernel_size, stride, padding)
+    if 0 in shape:
+        return channels_last(x.new_empty(shape))
+    pooled = F.max_pool2d(x, list(kernel_size), list(stride), list(padding))
+    return channels_last(pooled)
+
+
 def content_hash(tensors: Sequence[Tensor]) -> list[int]:
     """One hash per tensor, of its dtype, shape, strides and elements.
 

@@ -76,6 +76,19 @@ struct PackSource {
   const float* scale;  // sixteen
 };
 
+// One row of a max-pooling's output.
+struct PoolRow {
+  const float* input;  // the window's first row inside the image, pixel 0
+  ptrdiff_t row_stride;
+  ptrdiff_t pixel_stride;
+  int64_t rows;   // of the window, inside the image
+  int64_t width;  // of the image
+  int64_t kernel_w, stride_w, padding_w;
+  int64_t channels;
+  float* output;  // dense
+  int64_t pixels;
+};
+
 struct Microkernels {
   // Output channels of one igemm panel: what a register tile holds.
   int64_t panel_channels;
@@ -96,6 +109,7 @@ struct Microkernels {
   // Storage to float32 and back, `count` values.
   void (*widen)(const void* source, StorageType type, float* target, int64_t count);
   void (*narrow)(const float* source, StorageType type, void* target, int64_t count);
+  void (*max_pool)(const PoolRow&);
   // 64-bit hash of `bytes` bytes.
   uint64_t (*hash)(const void* data, size_t bytes);
   // Runs `iterations` rounds of independent fused multiply-adds and returns the FLOPs done.

@@ -17,6 +17,7 @@ void pack_direct(const PackSource& source, float* block);
 void pack_winograd(const PackSource& source, float* block, ptrdiff_t position_stride);
 void widen(const void* source, StorageType type, float* target, int64_t count);
 void narrow(const float* source, StorageType type, void* target, int64_t count);
+void max_pool(const PoolRow& row);
 uint64_t hash(const void* data, size_t bytes);
 double fma_burn(int64_t iterations);
 

@@ -6,8 +6,18 @@ namespace fastres::cpu::FASTRES_ISA_NAMESPACE {
 
 const Microkernels& microkernels() {
   static const Microkernels kTable{
-      kIgemmPanelChannels, igemm, lanes,  winograd_input, winograd_output, pack_direct,
-      pack_winograd,       widen, narrow, hash,           fma_burn,
+      kIgemmPanelChannels,
+      igemm,
+      lanes,
+      winograd_input,
+      winograd_output,
+      pack_direct,
+      pack_winograd,
+      widen,
+      narrow,
+      max_pool,
+      hash,
+      fma_burn,
   };
   return kTable;
 }
