@@ -17,7 +17,6 @@ constexpr int64_t kChunkChannels = 16;
 constexpr int64_t kPieceRows = kChunkChannels * kWinogradTaps;
 
 constexpr int kQuad = 4;  // lanes that the cheap shuffles stay within
-constexpr int kQuads = kLanes / kQuad;
 
 typedef float Quad __attribute__((vector_size(kQuad * sizeof(float))));
 typedef float UnalignedQuad
@@ -36,24 +35,6 @@ inline Vec shuffle(Vec a, Vec b, IntVec index) { return __builtin_shuffle(a, b, 
 #endif
 
 inline Quad load_quad(const float* p) { return *reinterpret_cast<const UnalignedQuad*>(p); }
-
-// Four adjacent values of every fourth row: of row 4*q at p to quad q. The insertions are loads,
-// which leaves half of a transpose's shuffles. A template, so that widths there are not vanish.
-template <int kCount>
-inline auto load_quads(const float* p, ptrdiff_t row_stride) {
-  if constexpr (kCount == 1) {
-    return load_quad(p);
-  } else {
-    const auto low = load_quads<kCount / 2>(p, row_stride);
-    const auto high = load_quads<kCount / 2>(p + kCount / 2 * kQuad * row_stride, row_stride);
-    if constexpr (kCount == 2) {
-      return __builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7);
-    } else {
-      return __builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14,
-                                     15);
-    }
-  }
-}
 
 // Of each quad of a and b: a0 b0 a1 b1, or a2 b2 a3 b3.
 template <bool kUpper>
@@ -85,19 +66,21 @@ inline void prefetch_rows(const float* rows, ptrdiff_t row_stride, int64_t i) {
   for (int l = 0; l < kLanes; ++l) __builtin_prefetch(rows + l * row_stride, 0, 2);
 }
 
+// Four adjacent values of every fourth row: of row 4*q at p to quad q. The insertions are loads,
+// which leaves half of a transpose's shuffles; none needs the one port that shuffles whole vectors.
+inline Vec load_row_quads(const float* p, [[maybe_unused]] ptrdiff_t row_stride) {
 #if defined(__AVX512F__)
-// All insertions from memory: none needs the one port that shuffles whole vectors.
-inline Vec load_row_quads(const float* p, ptrdiff_t row_stride) {
   Vec rows = _mm512_castps128_ps512(load_quad(p));
   rows = _mm512_insertf32x4(rows, load_quad(p + kQuad * row_stride), 1);
   rows = _mm512_insertf32x4(rows, load_quad(p + 2 * kQuad * row_stride), 2);
   return _mm512_insertf32x4(rows, load_quad(p + 3 * kQuad * row_stride), 3);
-}
+#elif defined(__AVX2__)
+  return __builtin_shufflevector(load_quad(p), load_quad(p + kQuad * row_stride), 0, 1, 2, 3, 4, 5,
+                                 6, 7);
 #else
-inline Vec load_row_quads(const float* p, ptrdiff_t row_stride) {
-  return load_quads<kQuads>(p, row_stride);
-}
+  return load_quad(p);
 #endif
+}
 
 // kLanes rows by four columns at p, to four vectors of rows.
 inline void transpose(const float* p, ptrdiff_t row_stride, Vec* columns) {
