@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -359,25 +360,32 @@ def live_bottleneck(
 
     Args, Returns and Raises are theirs.
     """
-    _checks.live_bottleneck_shape(
-        x, weight1, scale1, shift1, weight2, scale2, shift2, weight3, scale3, shift3,
-        weight_down, scale_down, shift_down, stride, dilation, groups, algorithm, act,
-    )  # fmt: skip
-    return grouped_bottleneck(
-        x,
-        pack_conv_weight(weight1, scale1, 1),
-        shift1,
-        pack_conv_weight(weight2, scale2, groups, algorithm),
-        shift2,
-        pack_conv_weight(weight3, scale3, 1),
-        shift3,
-        None if weight_down is None else pack_conv_weight(weight_down, scale_down, 1),
-        shift_down,
-        stride,
-        dilation,
-        groups,
-        act,
+    arguments = (
+        *(x, weight1, scale1, shift1, weight2, scale2, shift2, weight3, scale3, shift3),
+        *(weight_down, scale_down, shift_down, stride, dilation, groups, algorithm, act),
     )
+    return grouped_bottleneck(*packed_bottleneck(pack_conv_weight, *arguments))
+
+
+def packed_bottleneck(pack: Callable[..., Tensor], x: Tensor, *arguments: Any) -> tuple[Any, ...]:
+    """The arguments of ``grouped_bottleneck`` that those of ``live_bottleneck`` amount to.
+
+    Args:
+        pack: ``pack_conv_weight`` of a backend.
+        x: of ``live_bottleneck``.
+        arguments: all others.
+
+    Raises:
+        ValueError: the arguments do not fit together.
+    """
+    _checks.live_bottleneck_shape(x, *arguments)
+    *layers, stride, dilation, groups, algorithm, act = arguments
+    packed: list[Tensor | None] = []
+    for i in range(0, len(layers), 3):
+        weight, scale, shift = layers[i : i + 3]
+        options = (groups, algorithm) if i == 3 else (1, "direct")  # conv2's
+        packed += [None if weight is None else pack(weight, scale, *options), shift]
+    return x, *packed, stride, dilation, groups, act
 
 
 def max_pool(

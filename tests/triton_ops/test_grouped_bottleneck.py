@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from bottleneck_case import BLOCKS, block_arguments, check_block, fused_block, make_block
 from conv_case import ACTIVATIONS, DTYPES
+
+from fastres import ops
 
 NAMES = (
     "one channel", "ResNet", "ResNet, winograd", "ResNet, /2", "ResNeXt 4", "ResNeXt 8",
@@ -38,6 +41,18 @@ def test_not_finite_values_stay_where_eager_has_them(assert_accurate):
     x, constants = make_block(case)
     x[case.n - 1, case.c // 2, case.h // 2, case.w // 2] = float("nan")
     check_block(assert_accurate, case, x, constants)
+
+
+@pytest.mark.parametrize("name", ["ResNeXt 4", "ResNet, winograd", "ResNeXt 32, /2"])
+def test_live_weights_give_the_same_bits(name):
+    case = BLOCKS[name]
+    x, constants = make_block(case)
+    layers = [tensor for layer in zip(*constants, strict=True) for tensor in layer]
+    out = ops.live_bottleneck(
+        x, *layers, stride=case.stride, dilation=case.dilation, groups=case.groups,
+        algorithm=case.algorithm,
+    )  # fmt: skip
+    assert torch.equal(out, fused_block(case, x, constants, "relu"))
 
 
 def test_empty_batch():
