@@ -9,14 +9,11 @@
 namespace fastres::cpu {
 namespace {
 
-int64_t bytes(const ConvLayer& layer) {
-  return layer.header.payload_floats() * static_cast<int64_t>(sizeof(float));
-}
-
 // Whether the block's weights stay in the level-2 cache from one band to the next.
 bool weights_stay_in_cache(const Bottleneck& block) {
-  int64_t all = bytes(block.reduce) + bytes(block.spatial) + bytes(block.expand);
-  if (block.down.has_value()) all += bytes(*block.down);
+  int64_t all =
+      weight_bytes(block.reduce) + weight_bytes(block.spatial) + weight_bytes(block.expand);
+  if (block.down.has_value()) all += weight_bytes(*block.down);
   return all <= level2_cache_bytes();
 }
 
@@ -87,7 +84,7 @@ class BandWalker {
                    static_cast<size_t>(kept * inner1_row_) * sizeof(float));
     }
     last_rows_offset_ = (end - begin) * inner1_row_;
-    const ConvLayer reduce = fetching(block_.reduce, block_.y, n, row, row + rows);
+    const ConvLayer reduce = fetching_if_small(block_.reduce, block_.y, n, row, row + rows);
     fill_inner1(reduce, n, std::max(begin, computed), end, buffer + kept * inner1_row_);
     return end;
   }
@@ -132,7 +129,7 @@ class BandWalker {
     expand.output = output_rows(n, row, rows);
     expand.residual = shortcut(n, row, rows, expand.output);
     const int64_t next_rows = rows * block_.stride.h;
-    run(fetching(block_.expand, block_.x, n, next_row, next_row + next_rows), expand);
+    run(fetching_if_small(block_.expand, block_.x, n, next_row, next_row + next_rows), expand);
     if (!direct_output_) {
       store_band(kernels_, expand.output, block_.y, n, row, rows, 0, block_.y.channels);
     }
@@ -169,17 +166,11 @@ class BandWalker {
     return {thread_scratch().output.floats(rows * row_stride), row_stride, y.channels};
   }
 
-  // The layer, made to fetch rows [begin, end) of an image while it computes. Their lines are far
-  // apart in the order in which tiles read and write them, too far for the processor to foresee.
-  ConvLayer fetching(ConvLayer layer, const Image& image, int64_t n, int64_t begin,
-                     int64_t end) const {
-    end = std::min(end, image.height);
-    const bool spare_time = small_weights_ && bytes(layer) <= level2_cache_bytes() / 4;
-    if (spare_time && image.is_float32_nhwc() && begin < end) {
-      layer.upcoming = reinterpret_cast<const float*>(image.at(n, begin, 0));
-      layer.upcoming_floats = (end - begin) * image.stride_h;
-    }
-    return layer;
+  // Only layers with few weights, which leave tiles the time for other lines.
+  ConvLayer fetching_if_small(const ConvLayer& layer, const Image& image, int64_t n, int64_t begin,
+                              int64_t end) const {
+    const bool spare_time = small_weights_ && weight_bytes(layer) <= level2_cache_bytes() / 4;
+    return spare_time ? fetching(layer, image, n, begin, end) : layer;
   }
 
   void run(const ConvLayer& layer, const ConvBand& band) const {

@@ -90,10 +90,6 @@ class Partition {
   int64_t parts_;
 };
 
-int64_t weight_bytes(const Conv& conv) {
-  return conv.layer.header.payload_floats() * static_cast<int64_t>(sizeof(float));
-}
-
 // Runs one thread's share in bands that stay in its level-2 cache.
 class BandRunner {
  public:
@@ -108,7 +104,7 @@ class BandRunner {
         fetches_output_(direct_output_ && conv.plain.data == nullptr &&
                         conv.layer.header.layout == PackedLayout::igemm &&
                         panels.size() == panel_count(kernels, conv.layer) &&
-                        weight_bytes(conv) <= level2_cache_bytes() / 4) {}
+                        weight_bytes(conv.layer) <= level2_cache_bytes() / 4) {}
 
   // Whether each panel of weights is used once.
   bool uses_panels_once(Range slices) const {
@@ -158,7 +154,10 @@ class BandRunner {
     if (conv_.residual.data != nullptr) band.residual = residual_band(n, h, rows);
     band.output = direct_output_ ? direct(conv_.out, n, h) : output_scratch(rows);
     if (conv_.plain.data == nullptr) {
-      conv_rows(kernels_, fetching_output(n, h + rows, rows), band, panels_);
+      const int64_t next = h + rows;
+      const ConvLayer layer =
+          fetches_output_ ? fetching(conv_.layer, conv_.out, n, next, next + rows) : conv_.layer;
+      conv_rows(kernels_, layer, band, panels_);
     } else if (conv_.layer.header.layout == PackedLayout::winograd) {
       winograd_rows(kernels_, conv_.layer, conv_.plain, band, panels_);
     } else {
@@ -167,17 +166,6 @@ class BandRunner {
     if (!direct_output_) {
       store_band(kernels_, band.output, conv_.out, n, h, rows, channels_.begin, channels_.end);
     }
-  }
-
-  // The layer, made to fetch output rows from `row` on while it computes.
-  ConvLayer fetching_output(int64_t n, int64_t row, int64_t rows) const {
-    ConvLayer layer = conv_.layer;
-    rows = std::min(rows, conv_.out.height - row);
-    if (fetches_output_ && rows > 0) {
-      layer.upcoming = reinterpret_cast<const float*>(conv_.out.at(n, row, 0));
-      layer.upcoming_floats = rows * conv_.out.stride_h;
-    }
-    return layer;
   }
 
   // Panel by panel: packed into the level-2 cache, used at once, while the next one is fetched.

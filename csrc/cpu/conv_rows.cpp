@@ -99,6 +99,15 @@ void igemm_panel(const Microkernels& kernels, const ConvLayer& layer, ConvTile t
 
 }  // namespace
 
+ConvLayer fetching(ConvLayer layer, const Image& image, int64_t n, int64_t begin, int64_t end) {
+  end = std::min(end, image.height);
+  if (image.is_float32_nhwc() && begin < end) {
+    layer.upcoming = reinterpret_cast<const float*>(image.at(n, begin, 0));
+    layer.upcoming_floats = (end - begin) * image.stride_h;
+  }
+  return layer;
+}
+
 int64_t panel_count(const Microkernels& kernels, const ConvLayer& layer) {
   if (layer.header.layout == PackedLayout::lanes) return layer.header.blocks();
   return layer.header.groups * panels_per_group(kernels, layer);

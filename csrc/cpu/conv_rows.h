@@ -28,6 +28,16 @@ struct ConvLayer {
   float act_slope = 0.0F;
 };
 
+// Of the whole packed weight.
+inline int64_t weight_bytes(const ConvLayer& layer) {
+  return layer.header.payload_floats() * static_cast<int64_t>(sizeof(float));
+}
+
+// The layer, made to fetch rows [begin, end) of an image while it computes; those outside the
+// image, and images that no band points into, are not. Lines are far apart in the order in which
+// tiles read and write them, too far for the processor to foresee.
+ConvLayer fetching(ConvLayer layer, const Image& image, int64_t n, int64_t begin, int64_t end);
+
 // Output channels are split into panels, the unit of work that threads can share.
 int64_t panel_count(const Microkernels& kernels, const ConvLayer& layer);
 // The output channels of a range of panels.
