@@ -144,10 +144,11 @@ def check_block(
     x: Tensor,
     constants: Constants,
     act: str = "relu",
+    operator: Callable[[BottleneckCase, Tensor, Constants, str], Tensor] = fused_block,
 ) -> Tensor:
     """Runs the operator, checks its value, dtype and strides, and returns its output."""
     wide = constants.map(Tensor.double)
-    out, exact = fused_block(case, x, constants, act), eager_block(case, x.double(), wide, act)
+    out, exact = operator(case, x, constants, act), eager_block(case, x.double(), wide, act)
     _, k, h, w = exact.shape
     assert out.stride() == (h * w * k, 1, w * k, k)
     assert_accurate(

@@ -196,10 +196,14 @@ def fused(case: ConvCase, inputs: Inputs, act: str = "none") -> Tensor:
 
 
 def check_case(
-    assert_accurate: Callable[..., None], case: ConvCase, inputs: Inputs, act: str = "none"
+    assert_accurate: Callable[..., None],
+    case: ConvCase,
+    inputs: Inputs,
+    act: str = "none",
+    operator: Callable[[ConvCase, Inputs, str], Tensor] = fused,
 ) -> Tensor:
     """Runs the operator, checks its value, dtype and strides, and returns its output."""
-    out, expected = fused(case, inputs, act), exact(case, inputs, act)
+    out, expected = operator(case, inputs, act), exact(case, inputs, act)
     _, k, h, w = expected.shape
     assert out.stride() == (h * w * k, 1, w * k, k)
     assert_accurate(

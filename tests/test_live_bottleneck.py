@@ -1,4 +1,4 @@
-"""live_bottleneck is grouped_bottleneck of packed weights: the same bits, errors and dtypes."""
+"""live_bottleneck is grouped_bottleneck of packed weights: as accurate, errors and dtypes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,15 @@ from typing import Any
 
 import pytest
 import torch
-from bottleneck_case import BANDS, BLOCKS, BottleneckCase, Constants, fused_block, make_block
+from bottleneck_case import (
+    BANDS,
+    BLOCKS,
+    BottleneckCase,
+    Constants,
+    check_block,
+    fused_block,
+    make_block,
+)
 from conv_case import DTYPES
 from torch import Tensor
 
@@ -27,32 +35,37 @@ def live(case: BottleneckCase, x: Tensor, constants: Constants, act: str = "relu
 
 @EVERY_BLOCK
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_same_bits_as_packed(case, dtype, set_threads):
-    x, constants = make_block(case, dtype, "nchw")
-    for threads in (1, 2):
+def test_blocks_match_eager(assert_accurate, case, dtype):
+    for layout in ("nchw", "channels_last"):
+        x, constants = make_block(case, dtype, layout)
+        check_block(assert_accurate, case, x, constants, "silu", live)
+
+
+@EVERY_BLOCK
+def test_same_bits_on_any_number_of_threads(kernels, case, set_threads):
+    x, constants = make_block(case)
+    outputs = []
+    # PyTorch's own convolutions, under the reference, choose algorithms by the thread count.
+    for threads in (2, 2) if kernels == "reference" else (1, 2, 3, 16):
         set_threads(threads)
-        expected = fused_block(case, x, constants, "silu")
-        out = live(case, x, constants, "silu")
-        assert torch.equal(out, expected)
-        assert out.stride() == expected.stride()
+        outputs.append(live(case, x, constants))
+    assert all(torch.equal(outputs[0], other) for other in outputs[1:])
 
 
 @pytest.mark.parametrize("case", BANDS.values(), ids=BANDS.keys())
-def test_images_larger_than_the_cache(case, set_threads):
-    x, constants = make_block(case)
+def test_images_larger_than_the_cache(assert_accurate, case, set_threads):
     for threads in (1, 2):
         set_threads(threads)
-        assert torch.equal(live(case, x, constants), fused_block(case, x, constants, "relu"))
+        check_block(assert_accurate, case, *make_block(case), operator=live)
 
 
-def test_channels_last_weights_and_others():
-    case = BLOCKS["ResNeXt 4"]
+@pytest.mark.parametrize("name", ["ResNeXt 4", "last of ResNet-50"])
+def test_channels_last_weights_and_others(assert_accurate, name):
+    case = BLOCKS[name]
     x, constants = make_block(case)
-    expected = fused_block(case, x, constants, "relu")
-    other = constants._replace(weights=[reference.channels_last(w) for w in constants.weights])
-    assert torch.equal(live(case, x, other), expected)
-    other = constants._replace(weights=[w.flip(0).flip(0) for w in constants.weights])
-    assert torch.equal(live(case, x, other), expected)
+    for laid_out in (reference.channels_last, lambda w: w.flip(0).flip(0)):
+        other = constants._replace(weights=[laid_out(w) for w in constants.weights])
+        check_block(assert_accurate, case, x, other, operator=live)
 
 
 def test_float64_goes_to_the_reference():

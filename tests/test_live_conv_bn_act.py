@@ -1,4 +1,4 @@
-"""live_conv_bn_act is conv_bn_act of a packed weight: the same bits, errors and dtypes."""
+"""live_conv_bn_act is conv_bn_act of a packed weight: as accurate, errors and dtypes."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ import pytest
 import torch
 from conv_case import (
     DTYPES,
-    FACTORS,
     PATHS,
+    SLOPE,
     ConvCase,
     Inputs,
-    eager,
-    exact,
+    check_case,
     fused,
-    magnitude,
     make_inputs,
     same,
 )
@@ -24,7 +22,8 @@ from fastres import ops, reference
 
 pytestmark = pytest.mark.usefixtures("kernels")
 
-# Small images with many channels: threads share the channels, and pack a panel at a time.
+# Small images with many channels: threads share the channels, and pack a panel at a time, or the
+# pixels instead of the weight.
 PANELS: dict[str, ConvCase] = {
     "1x1 of 1024": same(1024, 160, 1, h=5, w=5, n=1),
     "1x1 to 17": same(520, 17, 1, h=7, w=7, n=1),
@@ -35,6 +34,11 @@ PANELS: dict[str, ConvCase] = {
     "groups of 24": same(96, 96, groups=4, h=3, w=3, n=1),
     "groups of 33 to 40": same(66, 80, groups=2, h=3, w=3, n=1),
     "two images": same(512, 96, h=7, w=7),
+    "one pixel": same(96, 200, 3, h=1, w=1, n=1),
+    "half a block and one": same(320, 96, 1, h=5, w=5, n=1),
+    "pixels of three images": same(64, 1027, 3, 2, h=5, w=3, n=3),
+    "no symmetry": ConvCase(48, 768, (2, 3), (2, 1), (1, 0, 2, 1), (1, 2), h=7, w=9, n=1),
+    "more products than the cache holds": same(1300, 1024, 3, h=5, w=8, n=1),
 }
 CASES = PATHS | PANELS
 EVERY_CASE = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
@@ -45,43 +49,47 @@ def live(case: ConvCase, inputs: Inputs, act: str = "none") -> torch.Tensor:
     del arguments["kernel_size"]
     return ops.live_conv_bn_act(
         inputs.x, inputs.weight, inputs.scale, inputs.shift, inputs.residual, **arguments,
-        algorithm=case.algorithm, act=act, act_slope=0.2,
+        algorithm=case.algorithm, act=act, act_slope=SLOPE,
     )  # fmt: skip
 
 
 @EVERY_CASE
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_same_bits_as_packed(case, dtype, set_threads):
-    inputs = make_inputs(case, dtype, residual_layout="nchw")
-    for threads in (1, 2, 3):
-        set_threads(threads)
-        expected = fused(case, inputs, "relu")
-        out = live(case, inputs, "relu")
-        assert torch.equal(out, expected)
-        assert out.stride() == expected.stride()
+def test_matches_eager(assert_accurate, case, dtype):
+    for layout in ("nchw", "channels_last"):
+        inputs = make_inputs(case, dtype, layout, residual_layout=layout)
+        for act in ("relu", "silu"):
+            check_case(assert_accurate, case, inputs, act, live)
 
 
 @EVERY_CASE
-def test_channels_last_weights_and_others(case):
+def test_same_bits_on_any_number_of_threads(kernels, case, set_threads):
     inputs = make_inputs(case)
-    expected = fused(case, inputs)
+    outputs = []
+    # PyTorch's own convolutions, under the reference, choose algorithms by the thread count.
+    for threads in (2, 2) if kernels == "reference" else (1, 2, 3, 16):
+        set_threads(threads)
+        outputs.append(live(case, inputs))
+    assert all(torch.equal(outputs[0], other) for other in outputs[1:])
+
+
+@EVERY_CASE
+def test_channels_last_weights_and_others(assert_accurate, case):
+    inputs = make_inputs(case)
     weight = inputs.weight
     padded = torch.full((*weight.shape[:3], weight.shape[3] + 1), float("nan"))
     padded[..., :-1] = weight
     for other in (reference.channels_last(weight), padded[..., :-1]):
-        assert torch.equal(live(case, inputs._replace(weight=other)), expected)
+        check_case(assert_accurate, case, inputs._replace(weight=other), operator=live)
 
 
-def test_accurate(assert_accurate):
-    case = PANELS["3x3 of 256"]
+@pytest.mark.parametrize("name", ["one pixel", "1x1 to 1000"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")], ids=str)
+def test_not_finite_values_stay_where_eager_has_them(assert_accurate, name, value):
+    case = PANELS[name]
     inputs = make_inputs(case)
-    assert_accurate(
-        live(case, inputs),
-        eager(case, inputs),
-        exact(case, inputs),
-        factor=FACTORS["direct"],
-        magnitude=lambda: magnitude(case, inputs),
-    )
+    inputs.x[0, case.c // 2, -1, -1] = value
+    check_case(assert_accurate, case, inputs, "relu", live)
 
 
 def test_float64_goes_to_the_reference():

@@ -4,6 +4,7 @@
 #include <optional>
 
 #include "cache.h"
+#include "pixel_lanes.h"
 #include "scratch.h"
 #include "weights.h"
 #include "winograd.h"
@@ -235,6 +236,7 @@ bool packs_by_panel(const Microkernels& kernels, const Conv& conv, const Partiti
 void run_conv(const Microkernels& kernels, Conv conv) {
   if (conv.geometry.batch == 0) return;
   flatten_pixels(conv);
+  if (prefers_pixel_lanes(conv)) return run_pixel_lanes(kernels, conv);
   const Partition partition(kernels, conv, thread_count());
   std::optional<PooledFloats> packed;
   if (conv.plain.data != nullptr && !packs_by_panel(kernels, conv, partition)) {

@@ -76,6 +76,19 @@ struct PackSource {
   const float* scale;  // sixteen
 };
 
+// Products of the rows of a matrix with a few vectors.
+struct DotTile {
+  const float* row;
+  ptrdiff_t row_stride;
+  int64_t rows;
+  const float* vector;
+  ptrdiff_t vector_stride;
+  int64_t vectors;
+  int64_t length;
+  float* sums;  // [rows][vectors], added to
+  ptrdiff_t sums_stride;
+};
+
 // One row of a max-pooling's output.
 struct PoolRow {
   const float* input;  // the window's first row inside the image, pixel 0
@@ -92,11 +105,15 @@ struct PoolRow {
 struct Microkernels {
   // Output channels of one igemm panel: what a register tile holds.
   int64_t panel_channels;
+  // The same of another tile, for pixels that are a power of two apart: at most so many of them.
+  int64_t wide_panel_channels;
+  int64_t wide_panel_pixels;
 
-  // Dense convolution of one group; out_channels <= panel_channels.
+  // Dense convolution of one group; out_channels <= panel_channels, or those of the wide panel.
   void (*igemm)(const ConvTile&);
   // Convolution of all groups of the lanes layout, `group_width` in {1, 2, 4, 8}.
   void (*lanes)(const ConvTile&, int64_t group_width);
+  void (*dot)(const DotTile&);
   // Transforms `rows` x `pixels` input pixels; what a tile reads beyond them is zero.
   void (*winograd_input)(const WinogradTiles&, const float* input, ptrdiff_t row_stride,
                          ptrdiff_t pixel_stride, int64_t rows, int64_t pixels);

@@ -33,7 +33,7 @@ class Scratch {
 
 // What a convolution or a bottleneck may need at the same time on one thread.
 struct ThreadScratch {
-  Scratch input, residual, output, inner1, inner2, winograd_input, winograd_output, weights;
+  Scratch input, residual, output, inner1, inner2, winograd_input, winograd_output, weights, sums;
 };
 
 inline ThreadScratch& thread_scratch() {

@@ -16,6 +16,12 @@ namespace {
 // 14 x 2 accumulators, 2 weights and a broadcast fill AVX-512's 32 registers; 6 x 2 fill 16.
 constexpr int kMaxPixels = kLanes == 16 ? 14 : 6;
 constexpr int kMaxVecs = 2;
+// Few "pixels" by many "channels", for inputs whose rows are a power of two apart: the lines of
+// more than eight of them would push each other out of the level-1 cache.
+constexpr int kWideVecs = kLanes == 16 ? 3 : kMaxVecs;
+constexpr int kWidePixels = kLanes == 16 ? 8 : kMaxPixels;
+
+constexpr int max_pixels(int vecs) { return vecs > kMaxVecs ? kWidePixels : kMaxPixels; }
 constexpr int kVecsPerBlock = 16 / kLanes;
 
 // Pixels addressed off one pointer, by 0, 1 and 2 strides: what x86's addressing modes offer.
@@ -68,7 +74,7 @@ template <int kPixels, int kVecs>
       __builtin_prefetch(prefetch.at, 0, 2);
       prefetch.at += prefetch.step;
       Vec w[kVecs];
-#pragma GCC unroll 2
+#pragma GCC unroll 3
       for (int j = 0; j < kVecs; ++j) {
         w[j] = load(weights + (j / kVecsPerBlock) * block_stride + (j % kVecsPerBlock) * kLanes);
       }
@@ -76,7 +82,7 @@ template <int kPixels, int kVecs>
       for (int i = 0; i < kPixels; ++i) {
         const Vec x =
             broadcast(pointers[i / kPixelsPerPointer][(i % kPixelsPerPointer) * pixel_stride]);
-#pragma GCC unroll 2
+#pragma GCC unroll 3
         for (int j = 0; j < kVecs; ++j) acc[i][j] += x * w[j];
       }
       weights += 16;
@@ -91,7 +97,7 @@ template <int kPixels, int kVecs>
   at.prefetch = prefetch;
 #pragma GCC unroll 16
   for (int i = 0; i < kPixels; ++i) {
-#pragma GCC unroll 2
+#pragma GCC unroll 3
     for (int j = 0; j < kVecs; ++j) {
       total.at[i][j] = at.first ? acc[i][j] : total.at[i][j] + acc[i][j];
     }
@@ -130,11 +136,11 @@ inline void finish(const ConvTile& t, const float* residual, float* output,
                    Accumulators<kPixels, kVecs>& acc) {
   const bool relu = t.act == Activation::relu;
   Vec shift[kVecs];
-#pragma GCC unroll 2
+#pragma GCC unroll 3
   for (int j = 0; j < kVecs; ++j) shift[j] = load(t.shift + j * kLanes);
 #pragma GCC unroll 16
   for (int i = 0; i < kPixels; ++i) {
-#pragma GCC unroll 2
+#pragma GCC unroll 3
     for (int j = 0; j < kVecs; ++j) {
       Vec v = acc.at[i][j] + shift[j];
       if (residual != nullptr) v += load(residual + i * t.residual_pixel_stride + j * kLanes);
@@ -200,7 +206,8 @@ Prefetch plan_prefetch(const ConvTile& t, int64_t tiles) {
 template <int kVecs>
 void rows(const ConvTile& t) {
   // Tiles of nearly equal width: 49 pixels are 13 + 12 + 12 + 12, not 14 + 14 + 14 + 7.
-  const int64_t tiles = (t.pixels + kMaxPixels - 1) / kMaxPixels;
+  constexpr int kMax = max_pixels(kVecs);
+  const int64_t tiles = (t.pixels + kMax - 1) / kMax;
   const int64_t width = t.pixels / tiles;
   const int64_t wider = t.pixels % tiles;
   Prefetch prefetch = plan_prefetch(t, tiles * t.rows);
@@ -212,8 +219,8 @@ void rows(const ConvTile& t) {
     float* output = t.output + row * t.output_row_stride;
     for (int64_t i = 0; i < tiles; ++i) {
       const int64_t pixels = width + (i < wider ? 1 : 0);
-      tile_of<kVecs>(pixels, std::make_integer_sequence<int, kMaxPixels>{})(t, input, residual,
-                                                                            output, prefetch);
+      tile_of<kVecs>(pixels, std::make_integer_sequence<int, kMax>{})(t, input, residual, output,
+                                                                      prefetch);
       prefetch.at += prefetch_per_tile;
       input += pixels * t.input_pixel_stride;
       if (residual != nullptr) residual += pixels * t.residual_pixel_stride;
@@ -225,12 +232,16 @@ void rows(const ConvTile& t) {
 }  // namespace
 
 const int64_t kIgemmPanelChannels = kMaxVecs * kLanes;
+const int64_t kIgemmWidePanelChannels = kWideVecs * kLanes;
+const int64_t kIgemmWidePanelPixels = kWidePixels;
 
 void igemm(const ConvTile& t) {
   if (t.out_channels <= kLanes) {
     rows<1>(t);
+  } else if (t.out_channels <= kMaxVecs * kLanes) {
+    rows<kMaxVecs>(t);
   } else {
-    rows<2>(t);
+    rows<kWideVecs>(t);
   }
 }
 

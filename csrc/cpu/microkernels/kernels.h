@@ -8,8 +8,11 @@
 namespace fastres::cpu::FASTRES_ISA_NAMESPACE {
 
 extern const int64_t kIgemmPanelChannels;
+extern const int64_t kIgemmWidePanelChannels;
+extern const int64_t kIgemmWidePanelPixels;
 void igemm(const ConvTile& tile);
 void lanes(const ConvTile& tile, int64_t group_width);
+void dot(const DotTile& tile);
 void winograd_input(const WinogradTiles& tiles, const float* input, ptrdiff_t row_stride,
                     ptrdiff_t pixel_stride, int64_t rows, int64_t pixels);
 void winograd_output(const WinogradTiles& tiles, const ConvTile& output);

@@ -7,8 +7,11 @@ namespace fastres::cpu::FASTRES_ISA_NAMESPACE {
 const Microkernels& microkernels() {
   static const Microkernels kTable{
       kIgemmPanelChannels,
+      kIgemmWidePanelChannels,
+      kIgemmWidePanelPixels,
       igemm,
       lanes,
+      dot,
       winograd_input,
       winograd_output,
       pack_direct,
