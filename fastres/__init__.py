@@ -7,6 +7,7 @@ from ._version import __version__
 from .accelerate import accelerate, restore
 from .frozen import freeze
 from .report import explain
+from .standard import unpack
 
 __all__ = [
     "__version__",
@@ -25,4 +26,5 @@ __all__ = [
     "set_backend",
     "set_numerics",
     "show_config",
+    "unpack",
 ]

@@ -31,7 +31,8 @@ def freeze(
     The result shares nothing with the model and does not follow its changes. It is in eval mode
     for good: ``train()`` has no effect on BatchNorm and dropout. It can be scripted, traced,
     exported, pickled and copied; to load it elsewhere, ``import fastres`` first (in C++ programs,
-    load ``libfastres``). Its dtype is the model's: convert the model, not the result.
+    load ``libfastres``). Its dtype is the model's: convert the model, not the result. ``unpack``
+    makes standard operators of it, for ONNX.
 
     Args:
         model: a module in eval mode that can be traced as a whole, accelerated or not.

@@ -171,20 +171,63 @@ def compute_dtype(x: Tensor) -> torch.dtype:
 
 def _conv(
     x: Tensor,
-    packed: Tensor,
+    weight: Tensor,
     shift: Tensor,
-    kernel_size: Sequence[int],
     stride: Sequence[int],
     padding: Sequence[int],
     dilation: Sequence[int],
     groups: int,
 ) -> Tensor:
-    weight = unpack_conv_weight(packed).to(x.dtype)
     top, bottom, left, right = padding
     if top != bottom or left != right:
         x = F.pad(x, (left, right, top, bottom))
         top = left = 0
-    return F.conv2d(x, weight, None, stride, (top, left), dilation, groups) + shift[:, None, None]
+    return F.conv2d(x, weight, shift, stride, (top, left), dilation, groups)
+
+
+def unpacked_conv_bn_act(
+    x: Tensor,
+    weight: Tensor,
+    shift: Tensor,
+    residual: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    act: str,
+    act_slope: float,
+) -> Tensor:
+    """``conv_bn_act`` of a weight [K, C/groups, R, S], all in the dtype to compute in."""
+    y = _conv(x, weight, shift, stride, padding, dilation, groups)
+    if residual is not None:
+        y = y + residual
+    return apply_act(y, act, act_slope)
+
+
+def unpacked_bottleneck(
+    x: Tensor,
+    weight1: Tensor,
+    shift1: Tensor,
+    weight2: Tensor,
+    shift2: Tensor,
+    weight3: Tensor,
+    shift3: Tensor,
+    weight_down: Tensor | None,
+    shift_down: Tensor | None,
+    stride: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    act: str,
+) -> Tensor:
+    """``grouped_bottleneck`` of weights as they are, all in the dtype to compute in."""
+    one, none = (1, 1), (0, 0, 0, 0)
+    padding = (dilation[0], dilation[0], dilation[1], dilation[1])
+    h = apply_act(_conv(x, weight1, shift1, one, none, one, 1), act)
+    h = apply_act(_conv(h, weight2, shift2, stride, padding, dilation, groups), act)
+    h = _conv(h, weight3, shift3, one, none, one, 1)
+    if weight_down is not None and shift_down is not None:
+        x = _conv(x, weight_down, shift_down, stride, none, one, 1)
+    return apply_act(h + x, act)
 
 
 def conv_bn_act(
@@ -234,19 +277,12 @@ def conv_bn_act(
         act,
         read_packed=True,
     )
-    y = _conv(
-        x.to(compute_dtype(x)),
-        packed,
-        shift,
-        kernel_size,
-        stride,
-        padding,
-        dilation,
-        groups,
+    wide = x.to(compute_dtype(x))
+    weight = unpack_conv_weight(packed).to(wide.dtype)
+    y = unpacked_conv_bn_act(
+        wide, weight, shift, residual, stride, padding, dilation, groups, act, act_slope
     )
-    if residual is not None:
-        y = y + residual
-    return channels_last(apply_act(y, act, act_slope).to(x.dtype))
+    return channels_last(y.to(x.dtype))
 
 
 def live_conv_bn_act(
@@ -323,17 +359,16 @@ def grouped_bottleneck(
         x, packed1, shift1, packed2, shift2, packed3, shift3, packed_down, shift_down,
         stride, dilation, groups, act, read_packed=True,
     )  # fmt: skip
-    one, none = (1, 1), (0, 0, 0, 0)
-    padding = (dilation[0], dilation[0], dilation[1], dilation[1])
     wide = x.to(compute_dtype(x))
-    h = apply_act(_conv(wide, packed1, shift1, one, one, none, one, 1), act)
-    h = apply_act(_conv(h, packed2, shift2, (3, 3), stride, padding, dilation, groups), act)
-    h = _conv(h, packed3, shift3, one, one, none, one, 1)
-    if packed_down is not None and shift_down is not None:
-        h = h + _conv(wide, packed_down, shift_down, one, stride, none, one, 1)
-    else:
-        h = h + wide
-    return channels_last(apply_act(h, act).to(x.dtype))
+    weight1, weight2, weight3 = (
+        unpack_conv_weight(packed).to(wide.dtype) for packed in (packed1, packed2, packed3)
+    )
+    weight_down = None if packed_down is None else unpack_conv_weight(packed_down).to(wide.dtype)
+    y = unpacked_bottleneck(
+        *(wide, weight1, shift1, weight2, shift2, weight3, shift3, weight_down, shift_down),
+        *(stride, dilation, groups, act),
+    )
+    return channels_last(y.to(x.dtype))
 
 
 def live_bottleneck(

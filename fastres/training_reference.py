@@ -26,7 +26,8 @@ def _per_channel(values: Tensor) -> Tensor:
     return values[:, None, None]
 
 
-def _affine(x: Tensor, mean: Tensor | None, scale: Tensor | None, bias: Tensor | None) -> Tensor:
+def affine(x: Tensor, mean: Tensor | None, scale: Tensor | None, bias: Tensor | None) -> Tensor:
+    """``(x - mean) * scale + bias`` per channel, or x where they are None."""
     if mean is None or scale is None or bias is None:
         return x
     return (x - _per_channel(mean)) * _per_channel(scale) + _per_channel(bias)
@@ -89,7 +90,7 @@ def conv_stats(
         groups,
     )  # fmt: skip
     wide = compute_dtype(x)
-    activated = apply_act(_affine(x.to(wide), in_mean, in_scale, in_bias), in_act, in_act_slope)
+    activated = apply_act(affine(x.to(wide), in_mean, in_scale, in_bias), in_act, in_act_slope)
     y = F.conv2d(_pad(activated, padding), weight.to(wide), None, stride, 0, dilation, groups)
     mean, m2 = _statistics(y)
     return channels_last(y.to(x.dtype)), mean, m2
@@ -158,7 +159,7 @@ def conv_stats_backward(
         grad = grad + 2 * _per_channel(grad_m2) * (y.to(wide) - _per_channel(mean))
 
     gradients = [x.new_empty(0, dtype=wide) for _ in range(5)]
-    before = _affine(x.to(wide), in_mean, in_scale, in_bias)
+    before = affine(x.to(wide), in_mean, in_scale, in_bias)
     padded = _pad(apply_act(before, in_act, in_act_slope), padding)
     if need_x or (need_affine and in_mean is not None):
         g = conv2d_input(padded.shape, weight.to(wide), grad, stride, 0, dilation, groups)
@@ -267,9 +268,9 @@ def _block_end(
     res_bias: Tensor | None,
 ) -> Tensor:
     wide = compute_dtype(y)
-    out = _affine(y.to(wide), mean, scale, bias)
+    out = affine(y.to(wide), mean, scale, bias)
     if residual is not None:
-        out = out + _affine(residual.to(wide), res_mean, res_scale, res_bias)
+        out = out + affine(residual.to(wide), res_mean, res_scale, res_bias)
     return out
 
 

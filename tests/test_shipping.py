@@ -94,14 +94,17 @@ def test_an_aotinductor_package_takes_any_batch(model, x, tmp_path):
         torch.testing.assert_close(loaded(images), frozen(images), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("form", ["accelerated", "unpacked"])
 @torch.no_grad()
-def test_onnx_has_standard_operators_and_runs_in_onnx_runtime(model, x, tmp_path):
+def test_onnx_has_standard_operators_and_runs_in_onnx_runtime(form, model, x, tmp_path):
     onnx = pytest.importorskip("onnx")
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     path = str(tmp_path / "model.onnx")
     expected = _network()(x)
     assert (model(x) - expected).norm() < 1e-5 * expected.norm()  # it has been run fused before
+    if form == "unpacked":
+        model = fastres.unpack(fastres.freeze(model, x))
     torch.onnx.export(model, (x,), path, dynamo=True, dynamic_shapes=(BATCH,), verbose=False)
     assert {node.domain for node in onnx.load(path).graph.node} == {""}
     session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
