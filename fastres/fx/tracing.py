@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from .forwards import forwards_seen
 from .structure import ORIGINAL_FORWARD, Structure, has_hooks, original_class
 from .watching import TraceFailed, watch
 
@@ -111,7 +112,8 @@ def trace(module: nn.Module, pattern: Pattern, grad: bool = False) -> Trace:
     with _lock, torch.set_grad_enabled(grad):
         tracer = _Tracer(module, pattern)
         try:
-            with watch(module), _no_autograd_functions():
+            seen = forwards_seen(module, tracer.call_forward)
+            with watch(module), _no_autograd_functions(), seen:
                 graph = tracer.trace(module)
         except TraceFailed:
             raise
@@ -230,6 +232,7 @@ class _Tracer(fx.Tracer):
         self._tensors: dict[int, str] = dict(_named_tensors(root))
         self._attributes: dict[str, fx.Proxy] = {}
         self.traced: list[nn.Module] = [root]
+        self._running = [root]  # whose forwards are being traced through, the innermost last
         self.leaves: dict[str, nn.Module] = {}
         self.opaque: dict[str, str] = {}
         self.out_spec: pytree.TreeSpec | None = None
@@ -324,6 +327,26 @@ class _Tracer(fx.Tracer):
             return super().call_module(m, forward, args, kwargs)
         return self._trace_through(path, m, forward, args, kwargs)
 
+    def call_forward(
+        self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: dict[str, Any]
+    ) -> Any:
+        """A call of ``m.forward``: the same as one of ``m``, unless ``m`` does more when called."""
+        if id(m) not in self._paths or any(m is running for running in self._running):
+            return forward(*args, **kwargs)
+        if opaque_reason(m) is None:
+            return self.call_module(m, forward, args, kwargs)
+        self.traced.append(m)
+        with watch(m), self._runs(m):
+            return forward(*args, **kwargs)
+
+    @contextmanager
+    def _runs(self, m: nn.Module) -> Iterator[None]:
+        self._running.append(m)
+        try:
+            yield
+        finally:
+            self._running.pop()
+
     def _trace_through(
         self,
         path: str,
@@ -338,7 +361,7 @@ class _Tracer(fx.Tracer):
         traced = len(self.traced)
         self.traced.append(m)
         try:
-            with watch(m):
+            with watch(m), self._runs(m):
                 return super().call_module(m, forward, args, kwargs)
         except Exception as error:
             self._undo(last)
