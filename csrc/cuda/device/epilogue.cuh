@@ -8,10 +8,11 @@
 
 namespace fastres::cuda {
 
-// Position in a staged tile. Four rows of a fragment go to different banks.
+// Position in a staged tile. Four neighbouring rows go to different banks, and so do every second
+// of eight.
 template <int BN>
 __device__ inline int staged(int row, int column) {
-  return row * BN + (((column >> 3) ^ (row & 3)) << 3) + (column & 7);
+  return row * BN + (((column >> 3) ^ ((row ^ row >> 2) & 3)) << 3) + (column & 7);
 }
 
 // The accumulators of an m16n8 fragment whose first row and column these are.
@@ -22,6 +23,18 @@ __device__ inline void stage_fragment(float* tile, int row, int column, const fl
   column += 2 * (lane & 3);
   *reinterpret_cast<float2*>(tile + staged<BN>(row, column)) = {d[0], d[1]};
   *reinterpret_cast<float2*>(tile + staged<BN>(row + 8, column)) = {d[2], d[3]};
+}
+
+// The same of a fragment of 16 columns by 8 rows.
+template <int BN>
+__device__ inline void stage_transposed(float* tile, int row, int column, const float (&d)[4]) {
+  const int lane = threadIdx.x & 31;
+  row += 2 * (lane & 3);
+  column += lane >> 2;
+  tile[staged<BN>(row, column)] = d[0];
+  tile[staged<BN>(row + 1, column)] = d[1];
+  tile[staged<BN>(row, column + 8)] = d[2];
+  tile[staged<BN>(row + 1, column + 8)] = d[3];
 }
 
 template <class E, int BN>

@@ -4,6 +4,9 @@
 // Two ways of loading the source. ASYNC: cp.async, what is loaded is what is stored. Otherwise
 // through registers, one tile ahead, where the affine, the activation and the addend are applied;
 // also channels that are no whole chunks (the stem's three). Weights always come by cp.async.
+//
+// Output channels are an instruction's 16 rows and pixels its 8 columns: an image that ends inside
+// a tile wastes at most 7 pixels, and the fragments beyond its end are left out.
 
 #pragma once
 
@@ -19,12 +22,15 @@ struct ConvGemm {
   using E = E_;
   static constexpr int kThreads = WARPS_M * WARPS_N * 32;
   static constexpr int kFragM = FRAGMENTS_M, kFragN = FRAGMENTS_N;
-  static constexpr int kBM = WARPS_M * FRAGMENTS_M * 16;
-  static constexpr int kBN = WARPS_N * FRAGMENTS_N * 8;
+  static constexpr int kBM = WARPS_M * FRAGMENTS_M * 8;
+  static constexpr int kBN = WARPS_N * FRAGMENTS_N * 16;
   static constexpr int kChunks = kTileRowBytes / kChunkBytes;  // of one row in a stage
   static constexpr int kRowStep = kThreads / kChunks;
   static constexpr int kRowsA = kBM / kRowStep, kRowsB = kBN / kRowStep;
   static constexpr int kStageBytes = (kBM + kBN) * kTileRowBytes;
+  // It has no registers to spare for leaving fragments out, and its images so many tiles that the
+  // last one hardly counts.
+  static constexpr bool kWidest = kBM == 128 && kBN == 128;
   using Tail = TileEpilogue<E, kBM, kBN, kThreads>;
 
   // Byte offset of a chunk in a stage; eight consecutive rows' chunks lie in different banks.
@@ -244,27 +250,35 @@ struct ConvGemm {
 
   float acc[kFragM][kFragN][4];
 
-  __device__ void multiply(int stage) {
-    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-    const int row_m = warp / WARPS_N * kFragM * 16, row_n = warp % WARPS_N * kFragN * 8;
-    const uint32_t a_base = shared_address(stage_a(stage)), b_base = shared_address(stage_b(stage));
+  // This warp's part of the tile.
+  __device__ static int warp_m() { return (threadIdx.x >> 5) / WARPS_N * kFragM * 8; }
+  __device__ static int warp_n() { return (threadIdx.x >> 5) % WARPS_N * kFragN * 16; }
+
+  // ALL: every fragment of pixels has some; otherwise only the first `fragments`.
+  template <bool ALL>
+  __device__ void multiply(int stage, int fragments) {
+    const int lane = threadIdx.x & 31;
+    const uint32_t pixels = shared_address(stage_a(stage)),
+                   weights = shared_address(stage_b(stage));
 #pragma unroll
     for (int step = 0; step < kChunks; step += 2) {
-      uint32_t b[kFragN / 2][4];
+      uint32_t w[kFragN][4];
 #pragma unroll
-      for (int n = 0; n < kFragN / 2;
-           ++n) {  // matrices: rows 0-7 of both chunks, rows 8-15 of both
-        const int row = row_n + n * 16 + (lane >> 4) * 8 + (lane & 7);
-        load_matrices(b[n], b_base + swizzled(row, step + ((lane >> 3) & 1)));
+      for (int n = 0; n < kFragN; ++n) {  // matrices: rows 0-7, rows 8-15 of a chunk, then the next
+        load_matrices(w[n],
+                      weights + swizzled(warp_n() + n * 16 + (lane & 15), step + (lane >> 4)));
       }
 #pragma unroll
-      for (int m = 0; m < kFragM; ++m) {  // matrices: rows 0-7, rows 8-15 of a chunk, then the next
-        uint32_t a[4];
-        load_matrices(a, a_base + swizzled(row_m + m * 16 + (lane & 15), step + (lane >> 4)));
+      for (int m = 0; m < kFragM; m += 2) {  // matrices: rows 0-7 of both chunks, rows 8-15 of both
+        if (!ALL && m >= fragments) break;
+        uint32_t x[4];
+        const int row = warp_m() + m * 8 + (lane >> 4) * 8 + (lane & 7);
+        load_matrices(x, pixels + swizzled(row, step + ((lane >> 3) & 1)));
 #pragma unroll
-        for (int n = 0; n < kFragN; ++n) {
-          mma(acc[m][n], a, b[n / 2][n % 2 * 2], b[n / 2][n % 2 * 2 + 1], E{});
-        }
+        for (int n = 0; n < kFragN; ++n) mma(acc[m][n], w[n], x[0], x[1], E{});
+        if (!ALL && m + 1 >= fragments) break;
+#pragma unroll
+        for (int n = 0; n < kFragN; ++n) mma(acc[m + 1][n], w[n], x[2], x[3], E{});
       }
     }
   }
@@ -285,6 +299,7 @@ struct ConvGemm {
   __device__ void run() {
     const int base_h = class_h + p.window.pad_top, base_w = class_w + p.window.pad_left;
     const int stages = m0 < rows ? stage_count(base_h, base_w) : 0;
+    const int fragments = static_cast<int>(min((rows - m0 - warp_m() + 7) / 8, int64_t{kFragM}));
     constexpr int kStep = kChunks * kVec<E>;
     start_rows();
 #pragma unroll
@@ -316,13 +331,17 @@ struct ConvGemm {
       copy_commit();  // a group a stage, empty ones too, so that the wait below can count
     };
     for (int index = 0; index < kStages - 1; ++index) copy_stage(index);
+    const auto multiply_stage = [&](int index) {
+      if (kWidest || fragments == kFragM) return multiply<true>(index % kStages, kFragM);
+      multiply<false>(index % kStages, fragments);
+    };
 
     if constexpr (ASYNC) {
       for (int index = 0; index < stages; ++index) {
         copy_wait<kStages - 2>();
         __syncthreads();
         copy_stage(index + kStages - 1);
-        multiply(index % kStages);
+        multiply_stage(index);
       }
     } else {
       Cursor source_k;  // runs apart from the weights', which are further ahead
@@ -344,7 +363,7 @@ struct ConvGemm {
         copy_stage(index + kStages - 1);
         if (index + 1 < stages) store_source((index + 1) % kStages, loaded);
         load(index + 2);
-        multiply(index % kStages);
+        multiply_stage(index);
       }
     }
     copy_wait<0>();
@@ -353,14 +372,12 @@ struct ConvGemm {
   }
 
   __device__ void finish() {
-    const int warp = threadIdx.x >> 5;
-    const int row_m = warp / WARPS_N * kFragM * 16, row_n = warp % WARPS_N * kFragN * 8;
     Tail tail(shared, p.epilogue, group * p.out_channels + n0, p.out_channels - n0);
 #pragma unroll
     for (int m = 0; m < kFragM; ++m) {
 #pragma unroll
       for (int n = 0; n < kFragN; ++n) {
-        stage_fragment<kBN>(tail.tile, row_m + m * 16, row_n + n * 8, acc[m][n]);
+        stage_transposed<kBN>(tail.tile, warp_m() + m * 8, warp_n() + n * 16, acc[m][n]);
       }
     }
     tail.template run<!ASYNC>(tile_id, [&](int row) -> int64_t {
@@ -373,7 +390,7 @@ struct ConvGemm {
 
 }  // namespace fastres::cuda
 
-// warps x fragments of 16 pixels, and warps x fragments of 8 output channels.
+// warps x fragments of 8 pixels, and warps x fragments of 16 output channels.
 #define FASTRES_CONV_GEMM(NAME, TYPE, WARPS_M, WARPS_N, FRAGMENTS_M, FRAGMENTS_N, ASYNC)        \
   FASTRES_KERNEL(                                                                               \
       NAME, WARPS_M * WARPS_N * 32, 2, ConvGemmParams,                                          \
