@@ -20,7 +20,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -38,7 +38,9 @@ SUFFIXES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
 OPERATORS = (
     "pack_conv_weight",
     "conv_bn_act",
+    "live_conv_bn_act",
     "grouped_bottleneck",
+    "live_bottleneck",
     "conv_stats",
     "conv_stats_backward",
     "affine_add_act",
@@ -69,7 +71,9 @@ _Weight = _struct(
 )
 _ConvBnAct = _struct(
     "ConvBnActArguments",
-    *((name, _POINTER) for name in ("x", "packed", "shift", "residual", "out")),
+    *((name, _POINTER) for name in ("x", "packed")),
+    ("weight", _Weight),
+    *((name, _POINTER) for name in ("scale", "shift", "residual", "out")),
     ("act", ctypes.c_int32),
     ("act_slope", _FLOAT),
 )
@@ -116,7 +120,8 @@ def _recorder() -> ctypes.CDLL:
         partial.replace(library)
     loaded = ctypes.CDLL(str(library))
     for name in OPERATORS:
-        getattr(loaded, f"record_{name}").restype = ctypes.c_void_p
+        if not name.startswith("live_"):  # those are recorded as what they are with packed weights
+            getattr(loaded, f"record_{name}").restype = ctypes.c_void_p
     return loaded
 
 
@@ -149,6 +154,15 @@ def nhwc(x: Tensor) -> Tensor:
 
 def nchw(x: Tensor) -> Tensor:
     return x.permute(0, 3, 1, 2)
+
+
+class _Layer(NamedTuple):
+    """A convolution's constants: a packed weight, or one to pack on the way and its scale."""
+
+    shift: Tensor
+    packed: Tensor | None
+    weight: Tensor | None = None
+    scale: Tensor | None = None
 
 
 class Device:
@@ -236,6 +250,29 @@ class Device:
         shift: Tensor,
         residual: Tensor | None,
         kernel_size: Sequence[int],
+        *geometry: Any,
+    ) -> Tensor:
+        return self._conv(x, _Layer(shift, packed), residual, kernel_size, *geometry)
+
+    def live_conv_bn_act(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        scale: Tensor | None,
+        shift: Tensor,
+        residual: Tensor | None,
+        *options: Any,
+    ) -> Tensor:
+        *geometry, _, act, slope = options  # without the algorithm
+        layer = _Layer(shift, None, weight, scale)
+        return self._conv(x, layer, residual, weight.shape[2:], *geometry, act, slope)
+
+    def _conv(
+        self,
+        x: Tensor,
+        layer: _Layer,
+        residual: Tensor | None,
+        kernel_size: Sequence[int],
         stride: Sequence[int],
         padding: Sequence[int],
         dilation: Sequence[int],
@@ -243,59 +280,75 @@ class Device:
         act: str,
         act_slope: float,
     ) -> Tensor:
-        k = shift.shape[0]
+        k = layer.shift.shape[0]
         geometry, shape = _geometry(x, k, kernel_size, stride, padding, dilation, groups)
         out = _unwritten(shape, x.dtype)
-        arguments = _ConvBnAct(
-            self.token(nhwc(x)), self.token(packed), self.token(shift),
-            0 if residual is None else self.token(nhwc(residual)), self.token(out),
-            ACTIVATIONS.index(act), act_slope,
-        )  # fmt: skip
+        arguments = self._layer(layer, act, act_slope)
+        arguments.x, arguments.out = self.token(nhwc(x)), self.token(out)
+        arguments.residual = 0 if residual is None else self.token(nhwc(residual))
         self.run("conv_bn_act", TYPES[x.dtype], ctypes.byref(geometry), ctypes.byref(arguments))
         return nchw(out)
 
-    def grouped_bottleneck(
+    def grouped_bottleneck(self, x: Tensor, *arguments: Any) -> Tensor:
+        *layers, stride, dilation, groups, act = arguments
+        pairs = [
+            None if packed is None else _Layer(shift, packed)
+            for packed, shift in zip(layers[::2], layers[1::2], strict=True)
+        ]
+        return self._bottleneck(x, pairs, stride, dilation, groups, act)
+
+    def live_bottleneck(self, x: Tensor, *arguments: Any) -> Tensor:
+        *layers, stride, dilation, groups, _, act = arguments
+        triples = [
+            None if weight is None else _Layer(shift, None, weight, scale)
+            for weight, scale, shift in zip(layers[::3], layers[1::3], layers[2::3], strict=True)
+        ]
+        return self._bottleneck(x, triples, stride, dilation, groups, act)
+
+    def _bottleneck(
         self,
         x: Tensor,
-        packed1: Tensor,
-        shift1: Tensor,
-        packed2: Tensor,
-        shift2: Tensor,
-        packed3: Tensor,
-        shift3: Tensor,
-        packed_down: Tensor | None,
-        shift_down: Tensor | None,
+        layers: Sequence[_Layer | None],
         stride: Sequence[int],
         dilation: Sequence[int],
         groups: int,
         act: str,
     ) -> Tensor:
         one, none, (dh, dw) = (1, 1), (0, 0, 0, 0), dilation
-        image, layers = x, []
-        for packed, shift, *geometry in (
-            (packed1, shift1, one, one, none, one, 1),
-            (packed2, shift2, (3, 3), stride, (dh, dh, dw, dw), dilation, groups),
-            (packed3, shift3, one, one, none, one, 1),
+        present = [layer for layer in layers if layer is not None]
+        image, geometries = x, []
+        for layer, *geometry in zip(
+            present,
+            (one, (3, 3), one, one),
+            (one, stride, one, stride),
+            (none, (dh, dh, dw, dw), none, none),
+            (one, dilation, one, one),
+            (1, groups, 1, 1),
+            strict=False,
         ):
-            layers.append((packed, shift, *_geometry(image, shift.shape[0], *geometry)))
-            n, h, w, c = layers[-1][-1]
+            start = x if len(geometries) == 3 else image  # the shortcut's is the block's
+            geometries.append(_geometry(start, layer.shift.shape[0], *geometry))
+            n, h, w, c = geometries[-1][1]
             image = torch.empty(n, c, h, w, device="meta")
-        if packed_down is not None:
-            geometry = _geometry(x, shift_down.shape[0], one, stride, none, one, 1)
-            layers.append((packed_down, shift_down, *geometry))
-        out = _unwritten(layers[2][3], x.dtype)
-        acts = [ACTIVATIONS.index(act)] * 3 + [0]
+        out = _unwritten(geometries[2][1], x.dtype)
         arguments = [
-            _ConvBnAct(0, self.token(packed), self.token(shift), 0, 0, acts[i], 0.01)
-            for i, (packed, shift, _, _) in enumerate(layers)
+            self._layer(layer, "none" if i == 3 else act, 0.01) for i, layer in enumerate(present)
         ]
         arguments[2].out = self.token(out)
         self.run(
             "grouped_bottleneck", TYPES[x.dtype], _POINTER(self.token(nhwc(x))),
-            (_Geometry * len(layers))(*(layer[2] for layer in layers)),
-            (_ConvBnAct * len(layers))(*arguments), len(layers),
+            (_Geometry * len(present))(*(geometry for geometry, _ in geometries)),
+            (_ConvBnAct * len(present))(*arguments), len(present),
         )  # fmt: skip
         return nchw(out)
+
+    def _layer(self, layer: _Layer, act: str, act_slope: float) -> Any:
+        """A convolution's constants and activation; x, residual and out are left open."""
+        weight = _Weight() if layer.weight is None else self._weight(layer.weight)
+        return _ConvBnAct(
+            0, self.token(layer.packed), weight, self.token(layer.scale), self.token(layer.shift),
+            0, 0, ACTIVATIONS.index(act), act_slope,
+        )  # fmt: skip
 
     def conv_stats(
         self,
@@ -419,7 +472,9 @@ class Device:
 
     def _weight(self, weight: Tensor) -> Any:
         identity = len(self._buffers) + 1
-        flat = weight.detach().as_strided((weight.numel(),), (1,))  # dense, in whatever order
+        steps = zip(weight.shape, weight.stride(), strict=True)
+        extent = 1 + sum((size - 1) * stride for size, stride in steps)
+        flat = weight.detach().as_strided((extent,), (1,))  # in whatever order
         self._buffers[identity] = flat.view(torch.uint8).numpy()
         return _Weight(_TOKEN << 48 | identity << 32, TYPES[weight.dtype], *weight.stride())
 

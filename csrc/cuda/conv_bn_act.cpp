@@ -2,12 +2,7 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include <optional>
-#include <string>
-#include <vector>
-
-#include "executor.h"
-#include "inference.h"
+#include "convolve.h"
 
 namespace fastres::cuda {
 namespace {
@@ -20,32 +15,11 @@ Tensor conv_bn_act_on_cuda(const Tensor& x, const Tensor& packed, const Tensor& 
                            const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
                            const std::vector<int64_t>& dilation, int64_t groups,
                            const std::string& act, double act_slope) {
-  check_input(x, kOp);
-  Operands operands(x, kOp, "x");
-  ConvGeometry g;
-  g.batch = x.size(0);
-  g.in_channels = x.size(1);
-  g.in = {x.size(2), x.size(3)};
-  g.kernel = positive_pair(kernel_size, kOp, "kernel_size");
-  g.stride = positive_pair(stride, kOp, "stride");
-  g.dilation = positive_pair(dilation, kOp, "dilation");
-  g.padding = padding_of(padding, kOp);
-  g.groups = groups;
-
-  ConvBnActArguments a{};
-  a.act = activation_of(act, kOp);
-  a.act_slope = static_cast<float>(act_slope);
-  layer_arguments(operands, packed, shift, kOp, "", g, a);
-  a.x = operands.image(x, "x");
-  if (residual.has_value()) {
-    check_residual(*residual, x, g, kOp);
-    a.residual = operands.image(*residual, "residual");
-  }
-  Tensor out = operands.empty_image(g.batch, g.out_channels, g.out, x.scalar_type());
-  a.out = out.mutable_data_ptr();
-  TorchExecutor executor(x);
-  conv_bn_act(executor, dtype_of(x), g, a);
-  return out;
+  return convolve(
+      {x, residual, kernel_size, stride, padding, dilation, groups, act, act_slope, kOp},
+      [&](Operands& operands, ConvGeometry& g, ConvBnActArguments& a) {
+        packed_layer(operands, packed, shift, kOp, "", g, a);
+      });
 }
 
 }  // namespace

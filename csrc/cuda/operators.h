@@ -60,10 +60,10 @@ inline void pack_conv_weight(Executor& executor, const WeightTensor& weight, con
   run_pack(executor, weight.type, p);
 }
 
-// A training weight, as the convolution (or its transpose) of `type` reads it.
-inline const void* pack_training_weight(Executor& executor, Dtype type, const WeightTensor& weight,
-                                        const ConvGeometry& g, bool swap, bool flip) {
-  PackWeightParams p = pack_params(weight, nullptr, g);
+// A weight times its scale, as the convolution (or its transpose) of `type` reads it.
+inline const void* pack_rows(Executor& executor, Dtype type, const WeightTensor& weight,
+                             const float* scale, const ConvGeometry& g, bool swap, bool flip) {
+  PackWeightParams p = pack_params(weight, scale, g);
   p.swap = swap ? 1 : 0;
   p.flip = flip ? 1 : 0;
   const int64_t taps = g.kernel.h * g.kernel.w;
@@ -79,7 +79,9 @@ inline const void* pack_training_weight(Executor& executor, Dtype type, const We
 
 struct ConvBnActArguments {
   const void* x;
-  const void* packed;
+  const void* packed;   // of layout krsc, or null:
+  WeightTensor weight;  // packed on the way, times
+  const float* scale;   // or null
   const float* shift;
   const void* residual;
   void* out;
@@ -89,14 +91,15 @@ struct ConvBnActArguments {
 
 inline void conv_bn_act(Executor& executor, Dtype type, const ConvGeometry& g,
                         const ConvBnActArguments& a) {
-  const PackedHeader header = krsc_header(g);
   const void* weight =
-      static_cast<const char*>(a.packed) + header.krsc_offset(static_cast<int>(type));
+      a.packed != nullptr
+          ? static_cast<const char*>(a.packed) + krsc_header(g).krsc_offset(static_cast<int>(type))
+          : pack_rows(executor, type, a.weight, a.scale, g, false, false);
   Epilogue e{};
   e.kind = EpilogueKind::inference;
   e.act = a.act;
   e.act_slope = a.act_slope;
-  e.channels = header.out_channels;
+  e.channels = static_cast<int32_t>(g.out_channels);
   e.out = a.out;
   e.residual = a.residual;
   e.shift = a.shift;
@@ -157,7 +160,7 @@ inline void conv_stats(Executor& executor, Dtype type, const ConvGeometry& g,
   e.out = a.y;
   e.partial = static_cast<float*>(executor.scratch(tiles * g.out_channels * 8));
   e.counts = static_cast<int32_t*>(executor.scratch(tiles * 4));
-  conv.run(executor, a.x, pack_training_weight(executor, type, a.weight, g, false, false), e);
+  conv.run(executor, a.x, pack_rows(executor, type, a.weight, nullptr, g, false, false), e);
   const MergeStatisticsParams p{e.partial, e.counts, a.mean, a.m2, static_cast<int32_t>(tiles),
                                 e.channels};
   executor.run("fastres_merge_statistics", reduce_blocks(g.out_channels), kReduceThreads,
@@ -191,7 +194,7 @@ inline void conv_stats_backward(Executor& executor, Dtype type, const ConvGeomet
     e.mean = a.x.mean, e.scale = a.x.scale, e.bias = a.x.bias;
     if (affine) e.partial = static_cast<float*>(executor.scratch(tiles * g.in_channels * 8));
     conv.run(executor, a.gradient,
-             pack_training_weight(executor, type, a.weight, g, true, conv.flips()), e);
+             pack_rows(executor, type, a.weight, nullptr, g, true, conv.flips()), e);
     if (affine) {
       const SumPartialsParams p{
           e.partial,

@@ -115,3 +115,22 @@ def test_packs_as_the_reference_does(shape, dtype):
         assert torch.equal(packed, expected)
     scaled = weight.float() * scale[:, None, None, None]
     assert torch.equal(reference.unpack_conv_weight(packed), scaled)
+
+
+@pytest.mark.parametrize("name", ["3x3 wide", "3x3 groups of 4, /2", "7x7/2 stem, 17 channels"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_live_weights_give_the_same_bits(name, dtype):
+    case = PATHS[name]
+    inputs = make_inputs(case, dtype, residual_layout="nchw")
+    weight = inputs.weight
+    # Strides that are neither layout's: the packing kernel takes any.
+    padded = torch.full((*weight.shape[:3], weight.shape[3] + 1), float("nan"), dtype=dtype)
+    padded[..., :-1] = weight
+    arguments = case.arguments()
+    del arguments["kernel_size"]
+    for same_weight in (weight, padded[..., :-1]):
+        out = ops.live_conv_bn_act(
+            inputs.x, same_weight, inputs.scale, inputs.shift, inputs.residual, **arguments,
+            act="silu",
+        )  # fmt: skip
+        assert torch.equal(out, fused(case, inputs, "silu"))
