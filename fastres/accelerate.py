@@ -71,9 +71,11 @@ def accelerate(
 
     Args:
         model: any module. Where it cannot be traced as a whole, its parts are accelerated.
-        staleness: how changed weights are noticed, before each call. "content" (the default)
-            hashes their bytes, a few ms for a ResNet-50. "version" looks at version counters and
-            addresses: free, but blind to writes through ``weight.data``.
+        staleness: how changed weights are noticed. "content" (the default) packs them anew at each
+            call, where they are used. "version" keeps the packed ones until version counters or
+            addresses change: faster, but blind to writes through ``weight.data``. BatchNorm's
+            values are never stale: on the CPU they are hashed, on a GPU "content" folds them anew
+            and "version" hashes them, which waits for it once a call.
         fuse_blocks: whether to run whole bottlenecks as one operator.
         memory: "keep" (the default) keeps the output of every convolution for backward. "save"
             computes cheap ones again there, grouped convolutions and those of few input channels;
@@ -279,7 +281,7 @@ def _run_plan(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
         state = module.__dict__.setdefault(STATE, State(_Options()))
     call = _Call(
         pattern,
-        torch.is_autocast_enabled("cpu"),
+        torch.is_autocast_enabled(tensors[0].device.type),
         module.training or _needs_grad(module, tensors),
         torch.is_grad_enabled(),
     )
@@ -297,11 +299,14 @@ def _run_plan(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
 
 
 def _inputs_fit(tensors: list[Tensor]) -> bool:
+    if not tensors:
+        return False
+    device = tensors[0].device
     for tensor in tensors:
-        if tensor.device.type not in DEVICES or tensor.layout is not torch.strided:
+        if tensor.device != device or tensor.layout is not torch.strided:
             return False
-    kernels = _library.has_kernels(DEVICES[0]) or _library.get_backend() == "reference"
-    return bool(tensors) and kernels
+    kernels = _library.has_kernels(device.type) or _library.get_backend() == "reference"
+    return device.type in DEVICES and kernels
 
 
 def _somebody_watches() -> bool:

@@ -110,7 +110,8 @@ def _program(
 
     modules: dict[str, nn.Module] = {}
     reader = Reader(modules, source, lambda found: found.read(None, examples))
-    autocast = torch.is_autocast_enabled("cpu")
+    devices = [example.device.type for example in examples if isinstance(example, torch.Tensor)]
+    autocast = torch.is_autocast_enabled(devices[0] if devices else "cpu")
     result = fuse(graph, reader, image, autocast, blocks)
     if not result.recipes:
         return None

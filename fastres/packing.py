@@ -3,7 +3,9 @@
 Parameters change by an optimizer, by ``load_state_dict``, through ``p.data``. So a convolution's
 weight is packed where the graph reads it, from the parameter as it is, and dropped after its last
 use: it can neither be stale nor stand beside the parameter for longer than one operator takes. What
-BatchNorms fold to is small, and kept until the bytes that it was made of change.
+BatchNorms fold to is small: on the CPU it is kept until the bytes that it was made of change, which
+a hash tells; on a GPU, where reading one would wait for everything before it and break a graph's
+capture, it is computed anew, all layers at once.
 """
 
 from __future__ import annotations
@@ -18,8 +20,17 @@ from torch import Tensor, nn
 
 from . import _library
 from ._numerics import get_numerics
+from .folding import fold_all
 from .fx.sources import AttributeSource, InputSource, Source
-from .recipes import Fold, NormRecipe, Recipe, Restructured, Unusable, check_device
+from .recipes import (
+    Fold,
+    NormRecipe,
+    Recipe,
+    Restructured,
+    Unusable,
+    check_device,
+    check_same_device,
+)
 
 Staleness = Literal["content", "version"]
 
@@ -83,26 +94,22 @@ class Constants:
         self._packed = packed
         self._keys = keys
         self._recipes = recipes
-        self._weights = weights
+        self.weights = weights
+        """Of each recipe; for a BatchNorm that stands alone its mean. All on one device."""
         self._folds = folds
         self._images = images
         self._weight_names = weight_names
         self._settled = settled
 
-    @property
-    def weight_dtypes(self) -> list[torch.dtype]:
-        """Of each recipe's weight."""
-        return [weight.dtype for weight in self._weights]
-
     def kept(self) -> dict[str, Any]:
         """All but the packed weights, by name: what is there already."""
         values = dict(self._settled)
-        values.update(zip(self._weight_names, self._weights, strict=True))
+        values.update(zip(self._weight_names, self.weights, strict=True))
         return values
 
     def pack(self, index: int) -> Tensor:
         """The packed weight of recipe ``index``: made now, unless one is kept."""
-        recipe, weight = self._recipes[index], self._weights[index]
+        recipe, weight = self._recipes[index], self.weights[index]
         assert isinstance(recipe, Recipe)
         scale, key = self._folds[index].scale, self._keys[index]
         if key is None:
@@ -148,6 +155,16 @@ class _State:
     stamp: list[Any]
     result: list[Fold] | Unusable
 
+    def folds(self) -> list[Fold]:
+        """The result.
+
+        Raises:
+            Unusable: there is none.
+        """
+        if isinstance(self.result, Unusable):
+            raise self.result
+        return self.result
+
 
 class Packer:
     """Makes ``Constants`` of the tensors that they are made of, as these are at each call.
@@ -158,7 +175,8 @@ class Packer:
         staleness: "content" packs each weight where it is used; "version" keeps the packed weights
             until a version counter or an address changes, which costs their memory, and is blind to
             ``p.data.mul_(2)``. The vectors (biases, BatchNorm) are hashed either way: they are
-            small, and training-mode BatchNorm updates its statistics without counting versions.
+            small, and training-mode BatchNorm updates its statistics without counting versions. The
+            hash waits for a GPU; while a CUDA graph is captured they are taken to be as before.
     """
 
     def __init__(
@@ -208,6 +226,8 @@ class Packer:
             recipe.checked(tensors[position])
             for recipe, position in zip(self._recipes, self._weights, strict=True)
         ]
+        for weight in weights:
+            check_same_device(weight, weights[0])
         folds = self._fold(tensors, weights)
         keys = self._keys(weights, folds) if self._by_version else [None] * len(weights)
         settled = self._settled_for(folds, images)
@@ -239,15 +259,25 @@ class Packer:
         return tensors
 
     def _fold(self, tensors: list[Tensor | None], weights: list[Tensor]) -> list[Fold]:
+        on_gpu = weights[0].device.type != "cpu"
+        if on_gpu and not self._by_version:
+            with torch.no_grad():
+                return fold_all(self._recipes, weights, self._vectors_of(tensors))
+        state = self._state
+        if on_gpu and torch.cuda.is_current_stream_capturing():
+            if state is None:
+                raise Unusable("no call was made before the capture of a CUDA graph")
+            return state.folds()
         backend = _library.get_backend()
         stamp = self._stamp(tensors, weights)
-        state = self._state
         if state is None or state.backend != backend or state.stamp != stamp:
             with self._lock:
                 state = self._update(backend, stamp, tensors, weights)
-        if isinstance(state.result, Unusable):
-            raise state.result
-        return state.result
+        return state.folds()
+
+    def _vectors_of(self, tensors: list[Tensor | None]) -> list[list[Tensor | None]]:
+        """What each recipe is folded of."""
+        return [[None if p < 0 else tensors[p] for p in positions] for positions in self._folded]
 
     def _stamp(self, tensors: list[Tensor | None], weights: list[Tensor]) -> list[Any]:
         """Something that is another when what the folds are made of is."""
@@ -269,12 +299,7 @@ class Packer:
         try:
             # Not inference tensors, whatever mode this call is made in: they outlive it.
             with torch.inference_mode(False), torch.no_grad():
-                result = [
-                    recipe.fold(weight, [None if p < 0 else tensors[p] for p in positions])
-                    for recipe, weight, positions in zip(
-                        self._recipes, weights, self._folded, strict=True
-                    )
-                ]
+                result = fold_all(self._recipes, weights, self._vectors_of(tensors))
         except Unusable as error:
             result = error
         state = self._state = _State(backend, stamp, result)

@@ -27,7 +27,7 @@ from .fx.tracing import (
 from .fx.watching import TraceFailed
 from .live import live_form
 from .packing import Constants, Packer, Staleness, packed_index
-from .recipes import DTYPES, Recipe, Unusable
+from .recipes import DTYPES, Recipe, Unusable, check_same_device
 
 
 class Fusion:
@@ -224,7 +224,7 @@ class Program:
                 raise Unusable(f"input {index} has {inputs[index].dim()} dimensions")
         images = inputs[self._images[0][0]].shape[0] if self._images else None
         constants = self._packer.constants(root, inputs, images)
-        self._check_dtypes(inputs, constants)
+        self._check_inputs(inputs, constants)
         function = self._contiguous
         if self._keeps_channels_last(root, inputs):
             function = self._channels_last
@@ -239,14 +239,16 @@ class Program:
         weight = self._telling_weight
         return weight is not None and is_channels_last(weight.read(root, inputs))
 
-    def _check_dtypes(self, inputs: Sequence[Any], constants: Constants) -> None:
-        dtypes = constants.weight_dtypes
+    def _check_inputs(self, inputs: Sequence[Any], constants: Constants) -> None:
+        weights = constants.weights
         for index, recipes in self._images:
-            dtype = inputs[index].dtype
-            if dtype not in DTYPES and recipes:
-                raise Unusable(f"there is no kernel for {dtype} inputs")
-            if not self._autocast and any(dtypes[r] != dtype for r in recipes):
-                raise Unusable(f"weights and a {dtype} input differ in dtype")
+            x = inputs[index]
+            if x.dtype not in DTYPES and recipes:
+                raise Unusable(f"there is no kernel for {x.dtype} inputs")
+            if recipes:
+                check_same_device(x, weights[0])
+            if not self._autocast and any(weights[r].dtype != x.dtype for r in recipes):
+                raise Unusable(f"weights and a {x.dtype} input differ in dtype")
 
 
 def _scope(root: nn.Module, constants: Constants) -> Scope:

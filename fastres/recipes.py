@@ -20,7 +20,7 @@ from .fx.readings import Affine, Conv, Norm
 from .fx.sources import Source
 
 #: Where a fused graph can run, and the dtypes of weights and activations.
-DEVICES = ("cpu",)
+DEVICES = ("cpu", "cuda")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -49,15 +49,24 @@ class NormStep:
     def factors(self, tensors: Sequence[Tensor | None], weight: Tensor) -> tuple[Tensor, Tensor]:
         """Scale and shift, [K], float64."""
         for vector in tensors:
-            _check_vector(vector, weight)
-        mean, var, gamma, beta = (None if t is None else t.double() for t in tensors)
-        if mean is None or var is None:
-            raise Restructured("a BatchNorm's statistics are gone")
-        scale = (var + self.eps).rsqrt()
-        if gamma is not None:
-            scale = scale * gamma
-        shift = -mean * scale
-        return scale, shift if beta is None else shift + beta
+            check_vector(vector, weight)
+        return norm_factors(tensors, self.eps)
+
+
+def norm_factors(tensors: Sequence[Tensor | None], eps: float) -> tuple[Tensor, Tensor]:
+    """Scale and shift, float64, of a BatchNorm's mean, variance, gamma and beta.
+
+    Raises:
+        Restructured: there are no statistics.
+    """
+    mean, var, gamma, beta = (None if t is None else t.double() for t in tensors)
+    if mean is None or var is None:
+        raise Restructured("a BatchNorm's statistics are gone")
+    scale = (var + eps).rsqrt()
+    if gamma is not None:
+        scale = scale * gamma
+    shift = -mean * scale
+    return scale, shift if beta is None else shift + beta
 
 
 @dataclass(frozen=True)
@@ -82,7 +91,7 @@ class AffineStep:
     @staticmethod
     def _value(factor: Factor, given: Iterator[Tensor | None], weight: Tensor) -> Tensor:
         if isinstance(factor, float):
-            return torch.full(weight.shape[:1], factor, dtype=torch.float64)
+            return weight.new_full(weight.shape[:1], factor, dtype=torch.float64)
         tensors = [next(given) for _ in factor.sources]
         if any(tensor is None or tensor.dtype != weight.dtype for tensor in tensors):
             raise Unusable("a convolution and its scale differ in dtype")
@@ -170,8 +179,8 @@ class Recipe:
             Unusable: a tensor has a dtype, device or shape that the kernels do not take.
         """
         bias, *rest = (None if tensor is None else tensor.detach() for tensor in tensors)
-        _check_vector(bias, weight)
-        scale = torch.ones(weight.shape[0], dtype=torch.float64)
+        check_vector(bias, weight)
+        scale = weight.new_ones(weight.shape[:1], dtype=torch.float64)
         shift = torch.zeros_like(scale) if bias is None else bias.double()
         for step in self.steps:
             count = len(step.sources())
@@ -269,10 +278,11 @@ def _step(reading: Norm | Affine) -> Step:
     return AffineStep(reading.scale, reading.shift)
 
 
-def _check_vector(vector: Tensor | None, weight: Tensor) -> None:
+def check_vector(vector: Tensor | None, weight: Tensor) -> None:
+    """Raises Unusable unless the vector has a value for each of the weight's output channels."""
     if vector is None:
         return
-    check_device(vector)
+    check_same_device(vector, weight)
     if vector.shape != weight.shape[:1]:
         raise Unusable(f"a vector for {len(weight)} channels has shape {list(vector.shape)}")
 
@@ -281,3 +291,9 @@ def check_device(tensor: Tensor) -> None:
     """Raises Unusable unless there are kernels for the tensor's device."""
     if tensor.device.type not in DEVICES:
         raise Unusable(f"there is no kernel for device {tensor.device.type!r}")
+
+
+def check_same_device(tensor: Tensor, other: Tensor) -> None:
+    """Raises Unusable unless both are on one device."""
+    if tensor.device != other.device:
+        raise Unusable(f"tensors are on different devices, {tensor.device} and {other.device}")

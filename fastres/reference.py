@@ -453,17 +453,31 @@ def content_hash(tensors: Sequence[Tensor]) -> list[int]:
     A change of one 8-byte word always changes the hash, any other change but for a chance of about
     2**-64. Backends need not agree on the value.
     """
-    return [_hash(tensor) for tensor in tensors]
+    # All at once: on a GPU each operator is a launch, and reading a result waits for it.
+    hashes = dict.fromkeys(range(len(tensors)), 0)
+    for device in {tensor.device for tensor in tensors}:
+        here = [i for i, tensor in enumerate(tensors) if tensor.device == device]
+        hashes.update(zip(here, _hash_elements([tensors[i] for i in here]), strict=True))
+    return [hashes[i] ^ _hash_layout(tensor) for i, tensor in enumerate(tensors)]
 
 
-def _hash(tensor: Tensor) -> int:
-    data = tensor.detach().contiguous().view(-1).view(torch.uint8)
-    words = F.pad(data, (0, -data.numel() % 8)).view(torch.int64)
+def _hash_elements(tensors: Sequence[Tensor]) -> list[int]:
+    data = [tensor.detach().contiguous().view(-1).view(torch.uint8) for tensor in tensors]
+    data = [F.pad(each, (0, -each.numel() % 8)) for each in data]
+    words = torch.cat(data).view(torch.int64)
+    counts = torch.tensor([each.numel() // 8 for each in data], device=words.device)
+    ends = counts.cumsum(0)
+    starts = torch.repeat_interleave(ends - counts, counts, output_size=words.numel())
+    index = torch.arange(words.numel(), device=words.device) - starts
     # Spread each word's bits (bijections), then sum with odd multipliers modulo 2**64: a change in
     # one word cannot cancel, and words that trade places get other multipliers.
     words = (words ^ ((words >> 32) & 0xFFFFFFFF)) * 0x2545F4914F6CDD1D
     words = words ^ ((words >> 29) & 0x7FFFFFFFF)
-    index = torch.arange(words.numel(), device=words.device)
-    total = int((words * ((index * 0x1E3779B97F4A7C15) | 1)).sum())
+    sums = F.pad((words * ((index * 0x1E3779B97F4A7C15) | 1)).cumsum(0), (1, 0))
+    totals: list[int] = (sums[ends] - sums[ends - counts]).tolist()
+    return totals
+
+
+def _hash_layout(tensor: Tensor) -> int:
     dtype = zlib.crc32(str(tensor.dtype).encode())  # hash() of a string differs between processes
-    return total ^ hash((dtype, *tensor.shape, *tensor.stride()))
+    return hash((dtype, *tensor.shape, *tensor.stride()))

@@ -99,25 +99,28 @@ class MaxPool(torch.autograd.Function):
         out, indices = torch.ops.aten.max_pool2d_with_indices(x, *window)
         ctx.window, ctx.size = window, x.shape
         span = window.kernel[0] * window.dilation[0] * x.shape[3]
-        places = indices - _window_starts(out.shape, x.shape[3], window)
+        places = indices - _window_starts(indices, x.shape[3], window)
         ctx.save_for_backward(places.to(torch.int16 if span < 2**15 else torch.int32))
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
         (places,) = ctx.saved_tensors
-        indices = places + _window_starts(places.shape, ctx.size[3], ctx.window)
+        indices = places + _window_starts(places, ctx.size[3], ctx.window)
         # Its shape and strides are read alone.
-        x = torch.empty(ctx.size, dtype=grad.dtype, memory_format=torch.channels_last)
+        x = torch.empty(
+            ctx.size, dtype=grad.dtype, device=grad.device, memory_format=torch.channels_last
+        )
         backward = torch.ops.aten.max_pool2d_with_indices_backward
         return backward(grad, x, *ctx.window, indices), None
 
 
-def _window_starts(size: torch.Size, width: int, window: MaxPoolWindow) -> Tensor:
+def _window_starts(like: Tensor, width: int, window: MaxPoolWindow) -> Tensor:
     """The index of the first value of each output's window, [OH, OW]; outside, in the padding."""
+    sizes = zip(like.shape[2:], window.stride, window.padding, strict=True)
     rows, columns = (
-        torch.arange(count) * stride - padding
-        for count, stride, padding in zip(size[2:], window.stride, window.padding, strict=True)
+        torch.arange(count, device=like.device) * stride - padding
+        for count, stride, padding in sizes
     )
     return rows[:, None] * width + columns
 

@@ -12,7 +12,7 @@ from .batch_norm import ChannelAffine
 from .fx.norms import BatchNorm
 from .fx.pools import MaxPoolWindow
 from .fx.readings import Conv
-from .recipes import DTYPES, Restructured, Unusable, check_device
+from .recipes import DTYPES, Restructured, Unusable, check_device, check_same_device
 from .training_functions import BlockEnd, Convolution, MaxPool
 
 _PLAIN = {Tensor, nn.Parameter, type(None)}
@@ -67,8 +67,8 @@ class ConvLayer:
             return Carried(y, affine, y.grad_fn if self.rebuild else None)
         return y if bias is None else y + bias.to(y.dtype)[:, None, None]
 
-    def check(self, root: nn.Module) -> torch.dtype:
-        """The weight's dtype.
+    def check(self, root: nn.Module) -> Tensor:
+        """The weight.
 
         Raises:
             Restructured: a parameter is gone or has another shape.
@@ -82,15 +82,16 @@ class ConvLayer:
         vectors = [] if self.norm is None else self.norm.tensors(root)
         if self.conv.bias is not None:
             vectors.append(self.conv.bias.read(root, ()))
+        check_device(weight)
         for tensor in (weight, *vectors):
             if tensor is None:
                 continue
             if type(tensor) not in _PLAIN:
                 raise Unusable("a parameter is of a type of its own")
-            check_device(tensor)
+            check_same_device(tensor, weight)
             if tensor is not weight and tensor.shape != weight.shape[:1]:
                 raise Unusable(f"a vector of {len(weight)} channels has shape {[*tensor.shape]}")
-        return weight.dtype
+        return weight
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from .fx.codegen import Scope, compile_graph
 from .fx.sources import Source
 from .fx.tracing import Pattern, Trace, trace
 from .plan import contiguous_form, image_input, is_channels_last, plain_reader, reader_of
-from .recipes import DTYPES, Unusable
+from .recipes import DTYPES, Unusable, check_same_device
 from .training_fuse import ROOT, Memory, TrainingGraph, fuse_training, layer_name
 from .training_layers import ConvLayer
 
@@ -88,15 +88,18 @@ class TrainingPlan:
         return leaves[0] if self._spec.is_leaf() else self._spec.unflatten(leaves)
 
     def _check(self, module: nn.Module, tensors: Sequence[Tensor]) -> None:
-        dtypes = [None if layer is None else layer.check(module) for layer in self._convs]
+        weights = [None if layer is None else layer.check(module) for layer in self._convs]
         for index, layers in self._images:
             x = tensors[index]
             if x.dim() != 4:
                 raise Unusable(f"input {index} has {x.dim()} dimensions")
             if x.dtype not in DTYPES and layers:
                 raise Unusable(f"there is no kernel for {x.dtype} inputs")
-            if not self._autocast and any(dtypes[i] != x.dtype for i in layers):
-                raise Unusable(f"weights and a {x.dtype} input differ in dtype")
+            for weight in (weights[i] for i in layers):
+                assert weight is not None
+                check_same_device(weight, x)
+                if not self._autocast and weight.dtype != x.dtype:
+                    raise Unusable(f"weights and a {x.dtype} input differ in dtype")
 
     def _keeps_channels_last(self, module: nn.Module, tensors: Sequence[Tensor]) -> bool:
         if any(map(is_channels_last, tensors)):

@@ -381,8 +381,9 @@ class _Tracer(fx.Tracer):
         self._attributes = {k: p for k, p in self._attributes.items() if p.node in kept}
 
 
-def _autocast_state() -> tuple[bool, torch.dtype]:
-    return torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
+def _autocast_state() -> list[tuple[bool, torch.dtype]]:
+    devices = ("cpu", "cuda")
+    return [(torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in devices]
 
 
 def _saved_tensors_hooks() -> Any:
