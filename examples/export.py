@@ -64,7 +64,9 @@ def export_aot(frozen: nn.Module, images: Tensor, path: Path) -> None:
 def export_onnx(model: nn.Module, images: Tensor, path: Path) -> None:
     """An accelerated model shows its original to the exporter: standard operators only."""
     batch = {0: torch.export.Dim("batch")}
-    torch.onnx.export(model, (images,), str(path), dynamo=True, dynamic_shapes=(batch,))
+    torch.onnx.export(
+        model, (images,), str(path), dynamo=True, dynamic_shapes=(batch,), verbose=False
+    )
 
 
 def class_names(model: str) -> Sequence[str]:
