@@ -20,9 +20,11 @@ bool weights_stay_in_cache(const Bottleneck& block) {
 // One thread's walk down the rows of one image.
 class BandWalker {
  public:
-  BandWalker(const Microkernels& kernels, const Bottleneck& block)
+  // `start` is where, between 0 and 1, to begin with each layer's panels.
+  BandWalker(const Microkernels& kernels, const Bottleneck& block, double start)
       : kernels_(kernels),
         block_(block),
+        start_(start),
         channels1_(block.reduce.header.out_channels),
         channels2_(block.spatial.header.out_channels),
         padded_width_(block.in.w + 2 * block.dilation.w),
@@ -173,12 +175,15 @@ class BandWalker {
     return spare_time ? fetching(layer, image, n, begin, end) : layer;
   }
 
-  void run(const ConvLayer& layer, const ConvBand& band) const {
-    conv_rows(kernels_, layer, band, {0, panel_count(kernels_, layer)});
+  void run(ConvLayer layer, const ConvBand& band) const {
+    const int64_t panels = panel_count(kernels_, layer);
+    layer.first_panel = static_cast<int64_t>(start_ * static_cast<double>(panels));
+    conv_rows(kernels_, layer, band, {0, panels});
   }
 
   const Microkernels& kernels_;
   const Bottleneck& block_;
+  const double start_;
   const int64_t channels1_;
   const int64_t channels2_;
   const int64_t padded_width_;
@@ -199,7 +204,7 @@ void run_depth_first(const Microkernels& kernels, const Bottleneck& block) {
   const int64_t parts = std::min(thread_count(), pairs);
   parallel_parts(parts, [&](int64_t i) {
     const Range share = even_range(pairs, parts, i);
-    BandWalker walker(kernels, block);
+    BandWalker walker(kernels, block, static_cast<double>(i) / static_cast<double>(parts));
     for (int64_t pair = share.begin; pair < share.end;) {
       const int64_t at = pair % pairs_per_image;
       const int64_t count = std::min(pairs_per_image - at, share.end - pair);

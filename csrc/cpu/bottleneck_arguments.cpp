@@ -1,5 +1,6 @@
 #include "bottleneck_arguments.h"
 
+#include <array>
 #include <optional>
 #include <vector>
 
@@ -79,28 +80,27 @@ bool prefers_depth_first(const Bottleneck& block) {
   return rows_per_thread >= 6.0 * halo_rows && block.out.h * block.out.w >= 196;
 }
 
-// Packs what is not packed yet, into `packed`, which the layers then point into.
-void pack_layers(const Microkernels& kernels, Bottleneck& block,
-                 std::optional<PooledFloats>& packed) {
-  std::vector<BottleneckLayer*> layers;
-  int64_t floats = 0;
-  const auto collect = [&](BottleneckLayer& layer) {
-    if (layer.plain.data == nullptr) return;
-    layers.push_back(&layer);
-    floats += layer.header.payload_floats();
-  };
-  collect(block.reduce);
-  collect(block.spatial);
-  collect(block.expand);
-  if (block.down.has_value()) collect(*block.down);
-  if (layers.empty()) return;
-  float* target = packed.emplace(floats).data();
-  for (BottleneckLayer* layer : layers) {
-    pack_payload(kernels, layer->header, layer->plain, target);
-    layer->weights = target;
-    target += layer->header.payload_floats();
+// Room for what is not packed yet, and the packing of it.
+class PackedLayers {
+ public:
+  PackedLayers(const Microkernels& kernels, Bottleneck& block) {
+    std::vector<BottleneckLayer*> layers = {&block.reduce, &block.spatial, &block.expand};
+    if (block.down.has_value()) layers.push_back(&*block.down);
+    std::erase_if(layers, [](const auto* layer) { return layer->plain.data == nullptr; });
+    if (layers.empty()) return;
+    int64_t floats = 0;
+    for (const BottleneckLayer* layer : layers) floats += layer->header.payload_floats();
+    float* target = memory_.emplace(floats).data();
+    for (size_t i = 0; i < layers.size(); ++i) {
+      set_packed(kernels, layers[i]->plain, target, *layers[i], packing_[i]);
+      target += layers[i]->header.payload_floats();
+    }
   }
-}
+
+ private:
+  std::optional<PooledFloats> memory_;
+  std::array<std::optional<PackOnUse>, 4> packing_;
+};
 
 BottleneckLayer configured(const CheckedLayer& checked, Extent stride, Extent dilation,
                            Activation act) {
@@ -160,8 +160,7 @@ Tensor bottleneck(const BottleneckArguments& a, int64_t groups, const WeightName
   block.y = image_of(y);
   const Microkernels& kernels = selected_microkernels();
   if (prefers_depth_first(block)) {
-    std::optional<PooledFloats> packed;
-    pack_layers(kernels, block, packed);
+    const PackedLayers packed(kernels, block);
     run_depth_first(kernels, block);
   } else {
     LayerByLayer(kernels, block, a.x, op).run();

@@ -173,16 +173,19 @@ class BandRunner {
   void pack_and_convolve(const ConvBand& band) const {
     ConvLayer layer = conv_.layer;
     const PackedHeader& h = layer.header;
-    const int64_t plain_block = kChannelBlock * h.group_in_channels * h.taps();
     for (int64_t panel = panels_.begin; panel < panels_.end; ++panel) {
       const Range blocks = panel_blocks(kernels_, layer, panel);
       float* packed = thread_scratch().weights.floats(blocks.size() * h.block_stride());
       pack_blocks(kernels_, h, conv_.plain, blocks, packed);
       layer.weights = packed;
       layer.first_block = blocks.begin;
-      layer.upcoming =
-          panel + 1 < panels_.end ? conv_.plain.data + blocks.end * plain_block : nullptr;
-      layer.upcoming_floats = blocks.size() * plain_block;
+      layer.upcoming = nullptr;
+      if (panel + 1 < panels_.end) {
+        const PlainValues next =
+            plain_values(h, conv_.plain, panel_blocks(kernels_, layer, panel + 1));
+        layer.upcoming = next.data;
+        layer.upcoming_floats = next.count;
+      }
       conv_rows(kernels_, layer, band, {panel, panel + 1});
     }
   }
@@ -233,21 +236,34 @@ bool packs_by_panel(const Microkernels& kernels, const Conv& conv, const Partiti
 
 }  // namespace
 
+void set_packed(const Microkernels& kernels, const PlainWeight& weight, float* payload,
+                ConvLayer& layer, std::optional<PackOnUse>& packing) {
+  layer.weights = payload;
+  if (layer.header.layout == PackedLayout::lanes) {
+    pack_payload(kernels, layer.header, weight, payload);
+  } else {
+    layer.packing = &packing.emplace(kernels, layer.header, weight, payload);
+  }
+}
+
 void run_conv(const Microkernels& kernels, Conv conv) {
   if (conv.geometry.batch == 0) return;
   flatten_pixels(conv);
   if (prefers_pixel_lanes(conv)) return run_pixel_lanes(kernels, conv);
   const Partition partition(kernels, conv, thread_count());
   std::optional<PooledFloats> packed;
+  std::optional<PackOnUse> packing;
   if (conv.plain.data != nullptr && !packs_by_panel(kernels, conv, partition)) {
     packed.emplace(conv.layer.header.payload_floats());
-    pack_payload(kernels, conv.layer.header, conv.plain, packed->data());
-    conv.layer.weights = packed->data();
+    set_packed(kernels, conv.plain, packed->data(), conv.layer, packing);
     conv.plain = {};
   }
   parallel_parts(partition.parts(), [&](int64_t i) {
     const Share share = partition.share(i);
-    BandRunner(kernels, conv, share.panels).run(share.slices);
+    Conv part = conv;
+    if (!partition.by_panels())
+      part.layer.first_panel = share.panels.size() * i / partition.parts();
+    BandRunner(kernels, part, share.panels).run(share.slices);
   });
 }
 

@@ -2,8 +2,10 @@
 
 #pragma once
 
+#include <optional>
+
 #include "conv_rows.h"
-#include "plain_weight.h"
+#include "pack_on_use.h"
 
 namespace fastres::cpu {
 
@@ -15,6 +17,11 @@ struct Conv {
   Image residual;  // data is null for none
   Image out;       // dense NHWC
 };
+
+// Makes the layer read `weight` from `payload`, of header.payload_floats() floats: packed on use,
+// or at once where blocks are not used one by one.
+void set_packed(const Microkernels& kernels, const PlainWeight& weight, float* payload,
+                ConvLayer& layer, std::optional<PackOnUse>& packing);
 
 void run_conv(const Microkernels& kernels, Conv conv);
 

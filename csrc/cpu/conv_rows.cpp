@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "pack_on_use.h"
 #include "winograd.h"
 
 namespace fastres::cpu {
@@ -73,27 +74,46 @@ int64_t panels_per_group(const Microkernels& kernels, const ConvLayer& layer) {
   return (layer.header.group_out_channels() + kernels.panel_channels - 1) / kernels.panel_channels;
 }
 
-void igemm_panel(const Microkernels& kernels, const ConvLayer& layer, ConvTile t, int64_t panel,
-                 Range panels) {
+const float* panel_weights(const Microkernels& kernels, const ConvLayer& layer, int64_t panel) {
+  const int64_t channel = panel % panels_per_group(kernels, layer) * kernels.panel_channels;
+  const int64_t block = panel_blocks(kernels, layer, panel).begin - layer.first_block;
+  return layer.weights + block * layer.header.block_stride() + channel % kChannelBlock;
+}
+
+// Fetched while this panel is computed: what the next one has to be packed of, else what will be
+// read after all panels, else the next one's weights.
+void set_next(const Microkernels& kernels, const ConvLayer& layer, Range panels, int64_t i,
+              ConvTile& t) {
+  const int64_t next = nth_panel(layer, panels, i + 1);
+  if (next >= 0 && layer.packing != nullptr) {
+    const PlainValues values = layer.packing->unpacked(panel_blocks(kernels, layer, next));
+    t.next_weights = values.data;
+    t.next_weight_floats = values.count;
+    if (values.data != nullptr) return;
+  }
+  if (layer.upcoming != nullptr) {
+    const Range part = even_range(layer.upcoming_floats, panels.size(), i);
+    t.next_weights = layer.upcoming + part.begin;
+    t.next_weight_floats = part.size();
+  } else if (next >= 0) {
+    t.next_weights = panel_weights(kernels, layer, next);
+    t.next_weight_floats = panel_blocks(kernels, layer, next).size() * layer.header.block_stride();
+  }
+}
+
+void igemm_panel(const Microkernels& kernels, const ConvLayer& layer, ConvTile t, Range panels,
+                 int64_t i) {
   const PackedHeader& h = layer.header;
+  const int64_t panel = nth_panel(layer, panels, i);
   const int64_t per_group = panels_per_group(kernels, layer);
   const int64_t group = panel / per_group;
   const int64_t first = panel % per_group * kernels.panel_channels;
+  if (layer.packing != nullptr) layer.packing->prepare(panel_blocks(kernels, layer, panel));
   t.input += group * h.group_in_channels;
-  t.weights += (group * h.blocks() + first / kChannelBlock - layer.first_block) * h.block_stride() +
-               first % kChannelBlock;
+  t.weights = panel_weights(kernels, layer, panel);
   select_channels(t, group * h.group_out_channels() + first,
                   std::min(kernels.panel_channels, h.group_out_channels() - first));
-  if (layer.upcoming != nullptr) {
-    const Range part = even_range(layer.upcoming_floats, panels.size(), panel - panels.begin);
-    t.next_weights = layer.upcoming + part.begin;
-    t.next_weight_floats = part.size();
-  } else if (panel + 1 < panels.end) {
-    // A panel's blocks follow each other in memory, and so do panels.
-    const int64_t blocks = (t.out_channels + kChannelBlock - 1) / kChannelBlock;
-    t.next_weight_floats = std::max<int64_t>(1, blocks) * h.block_stride();
-    t.next_weights = t.weights + t.next_weight_floats;
-  }
+  set_next(kernels, layer, panels, i, t);
   kernels.igemm(t);
 }
 
@@ -106,6 +126,12 @@ ConvLayer fetching(ConvLayer layer, const Image& image, int64_t n, int64_t begin
     layer.upcoming_floats = (end - begin) * image.stride_h;
   }
   return layer;
+}
+
+int64_t nth_panel(const ConvLayer& layer, Range panels, int64_t i) {
+  if (i == panels.size()) return -1;
+  const int64_t rotated = i + layer.first_panel;
+  return panels.begin + (rotated < panels.size() ? rotated : rotated - panels.size());
 }
 
 int64_t panel_count(const Microkernels& kernels, const ConvLayer& layer) {
@@ -148,9 +174,7 @@ void conv_rows(const Microkernels& kernels, const ConvLayer& layer, ConvBand ban
     select_channels(t, channels.begin, channels.size());
     return kernels.lanes(t, layer.header.group_in_channels);
   }
-  for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
-    igemm_panel(kernels, layer, t, panel, panels);
-  }
+  for (int64_t i = 0; i < panels.size(); ++i) igemm_panel(kernels, layer, t, panels, i);
 }
 
 }  // namespace fastres::cpu

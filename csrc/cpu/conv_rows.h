@@ -13,9 +13,13 @@
 
 namespace fastres::cpu {
 
+class PackOnUse;
+
 // Everything about a convolution that is not its data.
 struct ConvLayer {
   PackedHeader header;
+  PackOnUse* packing = nullptr;  // prepares panels of `weights` before their use; null if they are
+  int64_t first_panel = 0;       // where this thread begins with the panels it is given
   const float* weights = nullptr;  // packed, from block `first_block` on
   int64_t first_block = 0;
   // What will be read or written after this: fetched meanwhile, instead of the weights of the panel
@@ -37,6 +41,9 @@ inline int64_t weight_bytes(const ConvLayer& layer) {
 // image, and images that no band points into, are not. Lines are far apart in the order in which
 // tiles read and write them, too far for the processor to foresee.
 ConvLayer fetching(ConvLayer layer, const Image& image, int64_t n, int64_t begin, int64_t end);
+
+// The i-th of `panels` in the order that the layer takes them; -1 after the last.
+int64_t nth_panel(const ConvLayer& layer, Range panels, int64_t i);
 
 // Output channels are split into panels, the unit of work that threads can share.
 int64_t panel_count(const Microkernels& kernels, const ConvLayer& layer);

@@ -8,22 +8,28 @@ namespace {
 // Smaller weights are not worth waking other threads.
 constexpr int64_t kFloatsPerThread = int64_t{1} << 14;
 
+// The output channels of a block.
+Range block_channels(const PackedHeader& h, int64_t block) {
+  const bool lanes = h.layout == PackedLayout::lanes;
+  const int64_t channels = lanes ? h.out_channels : h.group_out_channels();
+  const int64_t group = block / h.blocks() * channels;
+  const int64_t first = block % h.blocks() * kChannelBlock;
+  return {group + first, group + std::min(first + kChannelBlock, channels)};
+}
+
 // Where the weights of one block of sixteen output channels are.
 PackSource block_source(const PackedHeader& h, const PlainWeight& weight, int64_t block,
                         float* factors) {
-  const bool lanes = h.layout == PackedLayout::lanes;
-  const int64_t channels = lanes ? h.out_channels : h.group_out_channels();
-  const int64_t first = block % h.blocks() * kChannelBlock;
-  const int64_t channel = block / h.blocks() * channels + first;
+  const Range channels = block_channels(h, block);
   PackSource source{};
   source.lane_stride = h.group_in_channels * h.taps();
-  source.weight = weight.data + channel * source.lane_stride;
-  source.lanes = std::min<int64_t>(kChannelBlock, channels - first);
+  source.weight = weight.data + channels.begin * source.lane_stride;
+  source.lanes = channels.size();
   source.channels = h.group_in_channels;
   source.taps = h.taps();
   source.taps_outside = weight.channels_last;
   std::fill_n(factors, kChannelBlock, 1.0F);
-  if (weight.scale != nullptr) std::copy_n(weight.scale + channel, source.lanes, factors);
+  if (weight.scale != nullptr) std::copy_n(weight.scale + channels.begin, source.lanes, factors);
   source.scale = factors;
   return source;
 }
@@ -32,6 +38,13 @@ PackSource block_source(const PackedHeader& h, const PlainWeight& weight, int64_
 
 int64_t block_count(const PackedHeader& h) {
   return h.layout == PackedLayout::igemm ? h.groups * h.blocks() : h.blocks();
+}
+
+PlainValues plain_values(const PackedHeader& h, const PlainWeight& weight, Range blocks) {
+  const int64_t length = h.group_in_channels * h.taps();
+  const Range channels{block_channels(h, blocks.begin).begin,
+                       block_channels(h, blocks.end - 1).end};
+  return {weight.data + channels.begin * length, channels.size() * length};
 }
 
 void pack_blocks(const Microkernels& kernels, const PackedHeader& h, const PlainWeight& weight,

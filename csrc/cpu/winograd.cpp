@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "cache.h"
+#include "pack_on_use.h"
 #include "scratch.h"
 
 namespace fastres::cpu {
@@ -28,11 +29,22 @@ struct PanelWeights {
   int64_t upcoming_floats = 0;
 };
 
-PanelWeights packed_panel(const Microkernels& kernels, const ConvLayer& layer, int64_t panel) {
+PanelWeights packed_panel(const Microkernels& kernels, const ConvLayer& layer, Range panels,
+                          int64_t i) {
   const PackedHeader& h = layer.header;
+  const int64_t panel = nth_panel(layer, panels, i);
   const int64_t channel = panel * kernels.panel_channels;
-  return {layer.weights + channel / kChannelBlock * h.block_stride() + channel % kChannelBlock,
-          h.blocks() * h.block_stride(), nullptr, 0};
+  PanelWeights weights{
+      layer.weights + channel / kChannelBlock * h.block_stride() + channel % kChannelBlock,
+      h.blocks() * h.block_stride()};
+  if (layer.packing == nullptr) return weights;
+  layer.packing->prepare(panel_blocks(kernels, layer, panel));
+  if (const int64_t next = nth_panel(layer, panels, i + 1); next >= 0) {
+    const PlainValues values = layer.packing->unpacked(panel_blocks(kernels, layer, next));
+    weights.upcoming = values.data;
+    weights.upcoming_floats = values.count;
+  }
+  return weights;
 }
 
 // Transforms a panel's weights into the level-2 cache, right before they are used.
@@ -44,11 +56,10 @@ PanelWeights live_panel(const Microkernels& kernels, const ConvLayer& layer,
   float* packed = thread_scratch().weights.floats(kWinogradPositions * stride);
   pack_winograd_blocks(kernels, h, plain, blocks, packed, stride);
   packed += panel * kernels.panel_channels % kChannelBlock;  // narrow panels share a block
-  const int64_t plain_channel = h.group_in_channels * h.taps();
-  const int64_t next = blocks.end * kChannelBlock;
-  if (next >= h.out_channels) return {packed, stride, packed, 0};
-  const int64_t channels = std::min(h.out_channels - next, blocks.size() * kChannelBlock);
-  return {packed, stride, plain.data + next * plain_channel, channels * plain_channel};
+  if (blocks.end == h.blocks()) return {packed, stride, packed, 0};
+  const Range next{blocks.end, std::min(blocks.end + blocks.size(), h.blocks())};
+  const PlainValues values = plain_values(h, plain, next);
+  return {packed, stride, values.data, values.count};
 }
 
 class Chunk {
@@ -69,9 +80,10 @@ class Chunk {
     const WinogradTiles input = buffer(thread_scratch().winograd_input, tile_rows, in_channels_);
     kernels.winograd_input(input, band.input.data, band.input.row_stride, band.input.pixel_stride,
                            band.rows + kHalo, band.pixels + kHalo);
-    for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
+    for (int64_t i = 0; i < panels.size(); ++i) {
+      const int64_t panel = nth_panel(layer, panels, i);
       const PanelWeights weights = plain.data != nullptr ? live_panel(kernels, layer, plain, panel)
-                                                         : packed_panel(kernels, layer, panel);
+                                                         : packed_panel(kernels, layer, panels, i);
       const Range channels = panel_channels(kernels, layer, {panel, panel + 1});
       const WinogradTiles products =
           buffer(thread_scratch().winograd_output, tile_rows, channels.size());
