@@ -2,9 +2,10 @@
 
 In training BatchNorm is an affine that is known once the convolution before it has run. So a
 convolution with its BatchNorm gives a value that is *carried*: the raw output and the affine, not
-applied. The convolutions that read it apply affine and activation while they load it; at the end
-of a block one pass applies them together with the shortcut; for anybody else one pass computes the
-value. Where a graph is not understood, it stays as it is, with a reason.
+applied. So does a BatchNorm that stands before convolutions, as with pre-activation. The
+convolutions that read it apply affine and activation while they load it; at the end of a block one
+pass applies them together with the shortcut; for anybody else one pass computes the value. Where a
+graph is not understood, it stays as it is, with a reason.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from .fx.norms import BatchNorm, read_batch_norm
 from .fx.patterns import Reader
 from .fx.pools import MaxPoolWindow, read_max_pool
 from .fx.readings import Act, Add, Conv, Unfit
-from .fx.shapes import Image, Shapes
-from .training_layers import ConvLayer, EndLayer, Layer, PoolLayer
+from .fx.shapes import AUTOCAST, Image, Shapes
+from .training_layers import ConvLayer, EndLayer, Layer, NormLayer, PoolLayer
 from .units import NO_ACT, describe, label, occurrences, sole_user
 
 Memory = Literal["keep", "save"]
@@ -76,6 +77,15 @@ class _Unit:
 
 
 @dataclass(eq=False)
+class _Lone:
+    """A BatchNorm that follows no convolution, and its activation, read by convolutions alone."""
+
+    norm: BatchNorm
+    nodes: list[fx.Node]
+    act: tuple[str, float] = NO_ACT
+
+
+@dataclass(eq=False)
 class _End:
     """A unit's value, computed: with a shortcut, if it is an addition."""
 
@@ -119,6 +129,7 @@ class _Fuser:
         saves: bool,
     ) -> None:
         self._graph = graph
+        self._autocast = autocast
         self._saves = saves
         self._reader = reader
         self._effects = Effects(graph, reader)
@@ -127,10 +138,12 @@ class _Fuser:
         self._units: dict[fx.Node, _Unit] = {}  # by value
         self._convs: dict[fx.Node, _Unit] = {}  # by the convolution's node
         self._ends: dict[fx.Node, _End] = {}  # by where it is computed
+        self._lone: dict[fx.Node, _Lone] = {}  # by the BatchNorm's node
         self._pools: dict[fx.Node, MaxPoolWindow] = {}
         self._order = {node: i for i, node in enumerate(graph.nodes)}
         self._needs: dict[fx.Node, list[int]] = {node: [] for node in assumed}
-        self._carried: dict[fx.Node, fx.Node] = {}  # a unit's value -> the node that carries it
+        self._carried: dict[fx.Node, fx.Node] = {}  # a value -> the node that carries it
+        self._acts: dict[fx.Node, tuple[str, float]] = {}  # a carried value's, to be applied
         self._replaced: dict[fx.Node, fx.Node] = {}
 
     def run(self) -> TrainingGraph:
@@ -161,7 +174,7 @@ class _Fuser:
         elif isinstance(norm, str):
             self._leave(node, norm)
         elif norm is not None:
-            if node not in self._units:
+            if node not in self._units and not self._find_lone(node, norm):
                 self._leave(node, "its BatchNorm follows no convolution")
         elif isinstance(reading, Unfit):
             self._leave(node, reading.reason)
@@ -182,6 +195,32 @@ class _Fuser:
             unit.norm = norm
             unit.nodes.append(follower)
         self._units[unit.value] = self._convs[node] = unit
+
+    def _find_lone(self, node: fx.Node, norm: BatchNorm) -> bool:
+        """Notes a BatchNorm that no convolution precedes, if convolutions alone read its value."""
+        image = self._shapes.image(norm.x)
+        if image is None or (self._autocast and image.dtype != AUTOCAST):
+            return False
+        lone = _Lone(norm, [node])
+        follower = sole_user(node)
+        act = None if follower is None else self._reader.read(follower)
+        if follower is not None and isinstance(act, Act):
+            lone.act = (act.name, act.slope)
+            lone.nodes.append(follower)
+        value = lone.nodes[-1]
+        if self._shapes.image(value) is None:
+            return False
+        for user in value.users:
+            conv = self._reader.read(user)
+            if (
+                not isinstance(conv, Conv)
+                or conv.x is not value
+                or occurrences(user, value) != 1
+                or not self._effects.can_read_later(norm.x, node, user)
+            ):
+                return False
+        self._lone[node] = lone
+        return bool(value.users)
 
     def _attach_act(self, unit: _Unit) -> None:
         follower = sole_user(unit.value)
@@ -254,6 +293,9 @@ class _Fuser:
         done: set[fx.Node] = set()
         for node in list(self._graph.nodes):
             unit, end = positions.get(node), self._ends.get(node)
+            if node in self._lone:
+                self._emit_lone(self._lone[node], node)
+                done.update(self._lone[node].nodes)
             if unit is not None:
                 self._emit_unit(unit, node)
                 done.update(unit.nodes)
@@ -276,7 +318,7 @@ class _Fuser:
         with self._graph.inserting_before(before):
             # create_node: get_attr warns of names that the owning module lacks.
             instance = self._graph.create_node("get_attr", layer_name(index))
-            if isinstance(layer, ConvLayer):
+            if isinstance(layer, ConvLayer | NormLayer):
                 args = (self._graph.create_node("get_attr", ROOT), *args)
             node = self._graph.call_method("run", (instance, *args))
         node.meta[FUSED] = type(layer).__name__
@@ -288,7 +330,7 @@ class _Fuser:
 
     def _emit_unit(self, unit: _Unit, position: fx.Node) -> None:
         conv, x = unit.conv, unit.conv.x
-        in_act = self._units[x].act if x in self._carried else NO_ACT
+        in_act = self._acts[x] if x in self._carried else NO_ACT
         for placeholder, needs_dtype in self._needed(x):
             indices = self._needs.setdefault(placeholder, [])
             if needs_dtype:
@@ -305,7 +347,21 @@ class _Fuser:
         if unit.norm is None:
             self._replace(unit.value, node)
         else:
-            self._carried[unit.value] = node
+            self._carry(unit.value, node, unit.act)
+
+    def _emit_lone(self, lone: _Lone, position: fx.Node) -> None:
+        for placeholder, _ in self._needed(lone.norm.x):
+            self._needs.setdefault(placeholder, [])
+        node = self._call(NormLayer(lone.norm), position, self._value(lone.norm.x))
+        names = tuple(label(n) for n in lone.nodes)
+        act = "" if lone.act == NO_ACT else f", {lone.act[0]}"
+        detail = f"BatchNorm alone{act}, applied where convolutions load it"
+        self._result.fused.append(Fused("statistics", names, detail))
+        self._carry(lone.nodes[-1], node, lone.act)
+
+    def _carry(self, value: fx.Node, node: fx.Node, act: tuple[str, float]) -> None:
+        self._carried[value] = node
+        self._acts[value] = act
 
     def _needed(self, x: fx.Node) -> Iterator[tuple[fx.Node, bool]]:
         """Placeholders that must have 4 dimensions for ``x`` to, and whether it has their dtype."""

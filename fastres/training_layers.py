@@ -13,14 +13,15 @@ from .fx.norms import BatchNorm
 from .fx.pools import MaxPoolWindow
 from .fx.readings import Conv
 from .recipes import DTYPES, Restructured, Unusable, check_device, check_same_device
-from .training_functions import BlockEnd, Convolution, MaxPool
+from .reference import compute_dtype
+from .training_functions import BlockEnd, Convolution, MaxPool, Statistics
 
 _PLAIN = {Tensor, nn.Parameter, type(None)}
 _NO_AFFINE = (None, None, None)
 
 
 class Carried(NamedTuple):
-    """A BatchNorm's output that nobody has computed: a convolution's, and the affine to apply."""
+    """A BatchNorm's output that nobody has computed: its input, and the affine to apply."""
 
     y: Tensor
     affine: ChannelAffine
@@ -95,6 +96,38 @@ class ConvLayer:
 
 
 @dataclass(frozen=True)
+class NormLayer:
+    """A BatchNorm that follows no convolution, as in networks with pre-activation."""
+
+    norm: BatchNorm
+
+    def run(self, root: nn.Module, x: Tensor) -> Carried:
+        """Calls the layer.
+
+        Args:
+            root: what attributes without a module belong to.
+            x: [N, C, H, W].
+
+        Raises:
+            ValueError: one value per channel, as PyTorch says it.
+        """
+        call = self.norm.call(root)
+        if call.training:
+            mean, m2 = Statistics.apply(x)
+        else:
+            mean = m2 = x.new_zeros(x.shape[1], dtype=compute_dtype(x))
+        return Carried(x, call.affine(x.size(), mean, m2))
+
+    def check(self, root: nn.Module) -> None:
+        """Raises Unusable where the kernels do not take a parameter."""
+        for tensor in self.norm.tensors(root):
+            if tensor is not None:
+                if type(tensor) not in _PLAIN:
+                    raise Unusable("a parameter is of a type of its own")
+                check_device(tensor)
+
+
+@dataclass(frozen=True)
 class EndLayer:
     """A BatchNorm's affine, what is added to it, and the activation, in one pass."""
 
@@ -122,7 +155,7 @@ class PoolLayer:
         return out
 
 
-Layer = ConvLayer | EndLayer | PoolLayer
+Layer = ConvLayer | NormLayer | EndLayer | PoolLayer
 
 
 def _cast(x: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from .fx.tracing import Pattern, Trace, trace
 from .plan import contiguous_form, image_input, is_channels_last, plain_reader, reader_of
 from .recipes import DTYPES, Unusable, check_same_device
 from .training_fuse import ROOT, Memory, TrainingGraph, fuse_training, layer_name
-from .training_layers import ConvLayer
+from .training_layers import ConvLayer, NormLayer
 
 
 class TrainingFusion:
@@ -60,7 +60,8 @@ class TrainingPlan:
         self.opaque = list(fusion.trace.opaque)
         self._spec = fusion.trace.out_spec
         self._autocast = autocast
-        self._convs = [x if isinstance(x, ConvLayer) else None for x in fusion.result.layers]
+        checked = (ConvLayer, NormLayer)
+        self._checked = [x if isinstance(x, checked) else None for x in fusion.result.layers]
         self._layers = {layer_name(i): layer for i, layer in enumerate(fusion.result.layers)}
         placeholders = [node for node in graph.nodes if node.op == "placeholder"]
         self._images = [(placeholders.index(node), ids) for node, ids in fusion.result.images]
@@ -71,7 +72,7 @@ class TrainingPlan:
     @property
     def is_useful(self) -> bool:
         """Whether anything was fused."""
-        return any(self._convs)
+        return any(isinstance(layer, ConvLayer) for layer in self._checked)
 
     def run(self, module: nn.Module, tensors: Sequence[Tensor]) -> Any:
         """Calls the module that was traced with its tensor arguments, in order.
@@ -88,7 +89,7 @@ class TrainingPlan:
         return leaves[0] if self._spec.is_leaf() else self._spec.unflatten(leaves)
 
     def _check(self, module: nn.Module, tensors: Sequence[Tensor]) -> None:
-        weights = [None if layer is None else layer.check(module) for layer in self._convs]
+        weights = [None if layer is None else layer.check(module) for layer in self._checked]
         for index, layers in self._images:
             x = tensors[index]
             if x.dim() != 4:

@@ -18,6 +18,9 @@ from .names import op_name
 from .patterns import Reader
 from .readings import Act, Add, Affine, Conv, Norm, Pad, Same
 
+#: The symbol for the dtype that autocast computes convolutions in.
+AUTOCAST = "autocast"
+
 # A size: a symbol, or what strided windows make of one: floor((size + a) / s) + 1, in turn.
 Windows = tuple[tuple[int, int], ...]
 
@@ -170,7 +173,7 @@ class Shapes:
             channels=channels,
             height=x.height.window(r, conv.stride[0], top + bottom, conv.dilation[0]),
             width=x.width.window(s, conv.stride[1], left + right, conv.dilation[1]),
-            dtype="autocast" if self._autocast else x.dtype,
+            dtype=AUTOCAST if self._autocast else x.dtype,
         )
 
     def _pad(self, pad: Pad) -> Image | None:
