@@ -4,9 +4,11 @@ Every different convolution of a network is launched as on a GPU and emulated by
 grids, float16, batch 1. Printed per layer: DRAM bytes over those that have to move, useful over
 issued tensor-core operations, the part of shared-memory wavefronts that are bank conflicts, 32-byte
 sectors per global request (16 is a warp's 16-byte accesses with nothing wasted; less is padding and
-per-channel vectors), resident warps on an A100, and the roofline time on an A100 and an H100.
-Training's bytes are counted by hand, per tensor that an operator reads or writes, beside those of
-the operators that PyTorch runs one after the other.
+per-channel vectors), resident warps on an A100, and the roofline time on an A100 and an H100. Then
+the same of each bottleneck that one kernel can run, and where the launcher chooses it.
+Training's bytes are counted by hand, per tensor that an operator reads or writes (a test compares
+them with what the emulator counts), beside those of the operators that PyTorch runs one after the
+other.
 """
 
 from __future__ import annotations
@@ -24,7 +26,13 @@ sys.path.append(str(ROOT / "tests"))
 
 import cuda_emulation  # noqa: E402
 
-from .shapes import DEFAULT_MODELS, ConvShape, conv_calls  # noqa: E402
+from .shapes import (  # noqa: E402
+    DEFAULT_MODELS,
+    BottleneckShape,
+    ConvShape,
+    bottleneck_shapes,
+    conv_calls,
+)
 
 ptxemu = cuda_emulation.ptxemu
 
@@ -63,12 +71,11 @@ class Count:
     store_sectors: float
     occupancy: float
 
-    def row(self, shape: ConvShape, calls: int) -> list[str]:
+    def row(self, shape: ConvShape | BottleneckShape) -> list[str]:
         """The layer's line of the table."""
         times = [gpu.seconds(self.issued, self.bytes) * 1e6 for gpu in GPUS]
         return [
             str(shape),
-            str(calls),
             self.kernel.removeprefix("fastres_").removesuffix("_f16"),
             f"{self.bytes / self.compulsory:.2f}",
             f"{self.useful / self.issued:.2f}",
@@ -79,7 +86,7 @@ class Count:
         ]
 
 
-HEADER = ["layer", "calls", "kernel", "DRAM", "useful", "conflicts"]
+HEADER = ["layer", "kernel", "DRAM", "useful", "conflicts"]
 HEADER += ["sectors: load, store", "occupancy"]
 HEADER += [f"{gpu.name}, us" for gpu in GPUS]
 
@@ -98,19 +105,83 @@ def count(shape: ConvShape, batch: int = 1) -> Count:
     square = (shape.kernel,) * 2, (shape.stride,) * 2, (shape.padding,) * 4, (1, 1)
     device.conv_bn_act(x, packed, torch.zeros(k), residual, *square, groups, shape.act, 0.0)
 
+    compulsory = shape.bytes(batch) // 2 + 4 * k - _unread(shape, batch)
+    return _count(device, compulsory, shape.flops(batch))
+
+
+def _count(device: cuda_emulation.Device, compulsory: int, useful: int) -> Count:
     (stats,), ((kernel, _, block, shared),) = device.stats, device.launches
-    compulsory = (shape.bytes(batch) // 4) * 2 + 4 * k
     return Count(
         kernel=kernel,
         bytes=stats["dram_read_bytes_min"] + stats["dram_write_bytes_min"],
-        compulsory=compulsory - _unread(shape, batch),
+        compulsory=compulsory,
         issued=stats["tensor_flops"],
-        useful=shape.flops(batch),
+        useful=useful,
         excess_wavefronts=stats["bank_conflicts"] / stats["shared_wavefronts"],
         load_sectors=stats["global_load_sectors_per_request"],
         store_sectors=stats["global_store_sectors_per_request"],
         occupancy=_occupancy(kernel, block, shared),
     )
+
+
+def run_block(shape: BottleneckShape, batch: int, device: cuda_emulation.Device) -> None:
+    """Launches grouped_bottleneck of a block."""
+    x = torch.randn(batch, shape.in_channels, shape.height, shape.width).half()
+    convs = [(shape.in_channels, shape.width_channels, 1, 1)]
+    convs += [(shape.width_channels, shape.width_channels, 3, shape.groups)]
+    convs += [(shape.width_channels, shape.out_channels, 1, 1)]
+    convs += [(shape.in_channels, shape.out_channels, 1, 1)] * shape.has_projection
+    layers: list[torch.Tensor | None] = []
+    packing = cuda_emulation.Device(check=False, emulate=device.emulate)
+    for c, k, kernel, groups in convs:
+        weight = torch.randn(k, c // groups, kernel, kernel)
+        layers += [packing.pack_conv_weight(weight, None, groups), torch.zeros(k)]
+    layers += [None] * (8 - len(layers))
+    stride = (shape.stride,) * 2
+    device.grouped_bottleneck(x, *layers, stride, (1, 1), shape.groups, "relu")
+
+
+def fits_one_kernel(shape: BottleneckShape) -> bool:
+    """Whether one kernel can run a block."""
+    device = cuda_emulation.Device(emulate=False, one_kernel=cuda_emulation.ALWAYS)
+    run_block(shape, 1, device)
+    return len(device.launches) == 1
+
+
+def chosen_from(shape: BottleneckShape) -> int | None:
+    """The least power of two of images for which the launcher has one kernel run a block."""
+    for batch in (1, 2, 4, 8, 16, 32):
+        device = cuda_emulation.Device(emulate=False)
+        run_block(shape, batch, device)
+        if len(device.launches) == 1:
+            return batch
+    return None
+
+
+def count_block(shape: BottleneckShape, batch: int = 1) -> Count:
+    """Emulates one kernel of a whole block."""
+    device = cuda_emulation.Device(check=False, counters=True, one_kernel=cuda_emulation.ALWAYS)
+    run_block(shape, batch, device)
+    return _count(device, shape.bytes(batch) // 2, shape.flops(batch))
+
+
+def block_report(model: str, counts: dict[ConvShape, Count]) -> list[str]:
+    """The table of a network's bottlenecks that one kernel can run."""
+    header = [*HEADER, *(f"apart: {gpu.name}, us" for gpu in GPUS), "chosen from batch"]
+    lines = []
+    for shape in filter(fits_one_kernel, bottleneck_shapes(model)):
+        apart = [
+            sum(gpu.seconds(counts[conv].issued, counts[conv].bytes) for conv in shape.convs())
+            for gpu in GPUS
+        ]
+        cells = count_block(shape).row(shape)
+        cells += [*(f"{time * 1e6:.1f}" for time in apart), str(chosen_from(shape) or "none")]
+        lines.append("| " + " | ".join(cells) + " |")
+        print(lines[-1], file=sys.stderr, flush=True)
+    if not lines:
+        return []
+    title = "Whole blocks in one kernel, beside their convolutions apart:"
+    return [title, "", "| " + " | ".join(header) + " |", "| --- " * len(header) + "|", *lines, ""]
 
 
 def _unread(shape: ConvShape, batch: int) -> int:
@@ -131,21 +202,52 @@ def training_bytes(shape: ConvShape, batch: int) -> tuple[int, int]:
     """(fused, unfused) bytes of a layer's forward and backward in float16.
 
     Unfused: convolution, BatchNorm in training (forward and backward read their input twice), ReLU
-    in place, the addition, and their gradients. Fused: conv_stats (input, weight, output),
-    conv_stats_backward (data gradient: gradient, output, weight, input twice; weight gradient:
-    gradient, output, input, weight) and affine_add_act. Where a shortcut joins, autograd adds two
-    gradients in both.
+    in place, the addition, and their gradients. Fused: conv_stats (input, output),
+    conv_stats_backward (data gradient: gradient, output, input, and the input again where there is
+    a prologue to derive; weight gradient: gradient, output, input), what they write to scratch
+    memory and read again (packed weights, partial sums), and affine_add_act. A network's image has
+    no gradient. Where a shortcut joins, autograd adds two gradients in both.
     """
     x = batch * shape.in_channels * shape.height * shape.width
     y = batch * shape.out_channels * shape.out_height * shape.out_width
     w = shape.out_channels * (shape.in_channels // shape.groups) * shape.kernel**2
-    fused = (x + w + y) + (2 * y + w + 2 * x) + (2 * y + x + w)
+    has_gradient = shape.in_channels > 3
+    device = cuda_emulation.Device(emulate=False)
+    run_training(shape, batch, device)
+    fused = (x + y) + (2 * y + x + x * has_prologue(shape)) * has_gradient + (2 * y + x)
+    fused += w * (2 + has_gradient) + device.scratch_bytes  # of two bytes, once each way
     batch_norm, relu = (3 + 5) * y, (2 + 3) * y if shape.act != "none" else 0
-    unfused = (x + w + y) + (y + w + x) + (y + x + w) + batch_norm + relu
+    unfused = (x + w + y) + (y + w + x) * has_gradient + (y + x + w) + batch_norm + relu
     if shape.residual:
         fused += (3 + 5) * y + 3 * y
         unfused += 3 * y + 3 * y
     return 2 * fused, 2 * unfused
+
+
+def has_prologue(shape: ConvShape) -> bool:
+    """Whether a convolution activates its input in training.
+
+    The first one of a block and a shortcut's read what the block before has activated.
+    """
+    return shape.in_channels > 3 and (shape.kernel > 1 or shape.residual)
+
+
+def run_training(shape: ConvShape, batch: int, device: cuda_emulation.Device) -> None:
+    """Launches conv_stats of a layer and its backward."""
+    c, k, kernel = shape.in_channels, shape.out_channels, shape.kernel
+    x = torch.empty(batch, shape.height, shape.width, c).half().permute(0, 3, 1, 2)
+    y = torch.empty(batch, shape.out_height, shape.out_width, k).half().permute(0, 3, 1, 2)
+    weight = torch.empty(k, c // shape.groups, kernel, kernel).half()
+    prologue, vector = has_prologue(shape), torch.zeros(max(c, k))
+    affine = [vector[:c] if prologue else None] * 3
+    act = ("relu" if prologue else "none", 0.0)
+    geometry = [shape.stride] * 2, [shape.padding] * 4, [1, 1], shape.groups
+    device.conv_stats(x, *affine, *act, weight, *geometry)
+    wanted = (c > 3, c > 3 and prologue, True)
+    gradients = (torch.empty_like(y), *[vector[:k]] * 2)
+    device.conv_stats_backward(
+        *gradients, x, *affine, *act, weight, y, vector[:k], *geometry, *wanted
+    )
 
 
 def unfused_bytes(shape: ConvShape, batch: int) -> int:
@@ -158,11 +260,13 @@ def unfused_bytes(shape: ConvShape, batch: int) -> int:
 def report(model: str) -> list[str]:
     """The table of one network, in Markdown."""
     calls = Counter(conv_calls(model))
-    lines = [f"### {model}", "", "| " + " | ".join(HEADER) + " |", "| --- " * len(HEADER) + "|"]
+    header = [*HEADER, "calls"]
+    lines = [f"### {model}", "", "| " + " | ".join(header) + " |", "| --- " * len(header) + "|"]
     totals = [0.0] * (2 * len(GPUS))
+    counts = {}
     for shape, times in calls.items():
-        counted = count(shape)
-        lines.append("| " + " | ".join(counted.row(shape, times)) + " |")
+        counted = counts[shape] = count(shape)
+        lines.append("| " + " | ".join([*counted.row(shape), str(times)]) + " |")
         print(lines[-1], file=sys.stderr, flush=True)
         apart = unfused_bytes(shape, 1)
         for i, gpu in enumerate(GPUS):
@@ -182,7 +286,7 @@ def report(model: str) -> list[str]:
         f"- a training step at batch 32 moves {fused / 1e9:.2f} GB fused and {apart / 1e9:.2f} GB "
         f"one after the other: {fused / apart:.3f} of them"
     )
-    return [*lines, ""]
+    return [*lines, "", *block_report(model, counts)]
 
 
 def main() -> None:

@@ -109,8 +109,25 @@ class BottleneckShape:
         activations = self.in_channels * pixels + self.out_channels * out_pixels
         return 4 * (batch * activations + sum(self._weights()))
 
+    def convs(self) -> list[ConvShape]:
+        """Its three or four convolutions, as ``conv_calls`` has them."""
+        c, width, k, out = self.in_channels, self.width_channels, self.out_channels, self._out()
+        here = (self.height, self.width)
+        convs = [
+            ConvShape(c, width, 1, 1, 0, 1, *here, residual=False, act="relu"),
+            ConvShape(
+                width, width, 3, self.stride, 1, self.groups, *here, residual=False, act="relu"
+            ),
+            ConvShape(width, k, 1, 1, 0, 1, *out, residual=True, act="relu"),
+        ]
+        down = ConvShape(c, k, 1, self.stride, 0, 1, *here, residual=False, act="none")
+        return convs + [down] * self.has_projection
+
+    def _out(self) -> tuple[int, int]:
+        return -(-self.height // self.stride), -(-self.width // self.stride)
+
     def _pixels(self) -> tuple[int, int]:
-        out_height, out_width = -(-self.height // self.stride), -(-self.width // self.stride)
+        out_height, out_width = self._out()
         return self.height * self.width, out_height * out_width
 
     def _weights(self) -> list[int]:

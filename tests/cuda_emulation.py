@@ -47,6 +47,7 @@ OPERATORS = (
     "affine_add_act_backward",
 )
 ACTIVATIONS = ("none", "relu", "relu6", "silu", "leaky_relu")
+NEVER, ALWAYS, WHERE_IT_PAYS = range(3)  # csrc/cuda/operators.h: OneKernel
 _TOKEN = 0x7F5A
 _INT64, _FLOAT, _POINTER = ctypes.c_int64, ctypes.c_float, ctypes.c_uint64
 
@@ -134,7 +135,7 @@ def kernels(file: str, arch: str = "sm_80") -> ptxemu.Module:
 def kernel_file(kernel: str) -> str:
     """Where a kernel is defined."""
     name = kernel.removeprefix("fastres_")
-    if name.startswith(("conv_gemm", "grouped_conv", "grouped_wgrad")):
+    if name.startswith(("conv_gemm", "grouped_")):
         return "_".join(name.split("_")[:2]) + "_" + name.rpartition("_")[2] + ".cu"
     for prefix, file in (
         ("conv_wgrad", "conv_wgrad"),
@@ -166,12 +167,31 @@ class _Layer(NamedTuple):
 
 
 class Device:
-    """An emulated GPU; ``stats`` collects what ptxemu counts, a launch each."""
+    """An emulated GPU; ``stats`` collects what ptxemu counts, a launch each.
 
-    def __init__(self, *, check: bool = True, counters: bool = False, max_blocks: int = 0) -> None:
+    Args:
+        check: whether races and reads of what was not written are errors.
+        counters: whether to count.
+        max_blocks: how many blocks of a grid to run; 0 for all.
+        emulate: False only records launches; results are not written.
+        one_kernel: whether a bottleneck is one kernel, where it can be.
+    """
+
+    def __init__(
+        self,
+        *,
+        check: bool = True,
+        counters: bool = False,
+        max_blocks: int = 0,
+        emulate: bool = True,
+        one_kernel: int = WHERE_IT_PAYS,
+    ) -> None:
         self.check, self.counters, self.max_blocks = check, counters, max_blocks
+        self.emulate = emulate
+        self.one_kernel = one_kernel
         self.stats: list[Any] = []
         self.launches: list[tuple[str, int, int, int]] = []  # kernel, grid, block, shared bytes
+        self.scratch_bytes = 0
         self._buffers: dict[int, np.ndarray] = {}
 
     # ---- buffers
@@ -211,14 +231,18 @@ class Device:
         for line in text.splitlines():
             kind, *fields = line.split(" ")
             if kind == "scratch":
+                self.scratch_bytes += int(fields[1])
                 # NaN where a kernel reads what none has written.
-                self._buffers[int(fields[0])] = np.full(int(fields[1]), 0xFF, np.uint8)
+                size = int(fields[1]) if self.emulate else 0
+                self._buffers[int(fields[0])] = np.full(size, 0xFF, np.uint8)
             else:
                 kernel, grid, block, shared, params = fields
                 self._launch(kernel, int(grid), int(block), int(shared), bytes.fromhex(params))
 
     def _launch(self, kernel: str, grid: int, block: int, shared: int, params: bytes) -> None:
         self.launches.append((kernel, grid, block, shared))
+        if not self.emulate:
+            return
         if self.max_blocks:
             grid = min(grid, self.max_blocks)
         stats = kernels(kernel_file(kernel)).launch(
@@ -338,7 +362,7 @@ class Device:
         self.run(
             "grouped_bottleneck", TYPES[x.dtype], _POINTER(self.token(nhwc(x))),
             (_Geometry * len(present))(*(geometry for geometry, _ in geometries)),
-            (_ConvBnAct * len(present))(*arguments), len(present),
+            (_ConvBnAct * len(present))(*arguments), len(present), self.one_kernel,
         )  # fmt: skip
         return nchw(out)
 

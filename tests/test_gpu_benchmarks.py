@@ -32,8 +32,22 @@ def test_what_the_gpu_benchmark_runs_is_checked_and_tabulated():
         calls |= gpu.inference_calls(model, torch.randn(1, 3, 8, 8), ["reference"])
         times = gpu.in_turn(calls, 2, timer=lambda call: 2.0 if call() is not None else 0.0)
     fastres.set_backend(before)
-    assert times == {"eager": 2.0, "reference": 2.0}
-    assert "| layer | 2.000 (1.00x) | 2.000 (1.00x) |" in gpu.table("Title", {"layer": times})
+    assert times == {"eager": 2.0, "reference": 2.0, "reference, accelerate": 2.0}
+    assert "| layer | 2.000 (1.00x) | 2.000 (1.00x) " in gpu.table("Title", {"layer": times})[4]
+
+
+def test_training_steps_of_the_gpu_benchmark_train():
+    before = fastres.get_backend()
+    model = nn.Sequential(
+        *(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU()),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)),
+    )
+    calls = gpu.training_calls(model, torch.randn(4, 3, 8, 8), ["reference", before])
+    losses = {name: [float(call()) for _ in range(20)] for name, call in calls.items()}
+    fastres.set_backend(before)
+    assert list(losses) == ["eager", "reference", before]
+    for each in losses.values():
+        assert each[-1] < each[0]
 
 
 @pytest.mark.skipif(not gpu_model.cuda_emulation.HAS_NVCC, reason="needs nvcc")
@@ -45,5 +59,28 @@ def test_the_gpu_model_counts_what_a_layer_does():
     assert 0.25 <= counted.useful / counted.issued < 0.5
     assert counted.excess_wavefronts <= 0.05
     assert counted.store_sectors == 16
+    block = shapes.BottleneckShape(32, 32, 64, 1, 8, 16, 16)
+    assert gpu_model.fits_one_kernel(block)
+    counted = gpu_model.count_block(block)
+    assert counted.kernel == "fastres_grouped_bottleneck_4_f16"
+    assert 1.0 <= counted.bytes / counted.compulsory <= 1.15
+    assert 0.25 <= counted.useful / counted.issued < 1
+    assert counted.excess_wavefronts <= 0.05
+    assert not gpu_model.fits_one_kernel(shapes.BottleneckShape(64, 64, 64, 1, 1, 16, 16))
     fused, apart = gpu_model.training_bytes(shape, 32)
     assert fused < apart
+
+
+@pytest.mark.skipif(not gpu_model.cuda_emulation.HAS_NVCC, reason="needs nvcc")
+@pytest.mark.parametrize(("channels", "kernel"), [(32, 3), (32, 1), (3, 7)])
+def test_the_gpu_model_knows_what_training_moves(channels, kernel):
+    padding = kernel // 2
+    shape = shapes.ConvShape(
+        channels, 64, kernel, 1, padding, 1, 40, 40, residual=False, act="relu"
+    )
+    device = gpu_model.cuda_emulation.Device(check=False, counters=True)
+    gpu_model.run_training(shape, 1, device)
+    moved = sum(s["dram_read_bytes_min"] + s["dram_write_bytes_min"] for s in device.stats)
+    fused, apart = gpu_model.training_bytes(shape, 1)
+    assert moved == pytest.approx(fused, rel=0.03)
+    assert fused != apart

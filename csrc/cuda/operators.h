@@ -7,6 +7,7 @@
 #include <string>
 
 #include "../packed_weight.h"
+#include "bottleneck_launch.h"
 #include "wgrad_launch.h"
 
 namespace fastres::cuda {
@@ -89,12 +90,15 @@ struct ConvBnActArguments {
   float act_slope;
 };
 
-inline void conv_bn_act(Executor& executor, Dtype type, const ConvGeometry& g,
-                        const ConvBnActArguments& a) {
-  const void* weight =
-      a.packed != nullptr
-          ? static_cast<const char*>(a.packed) + krsc_header(g).krsc_offset(static_cast<int>(type))
-          : pack_rows(executor, type, a.weight, a.scale, g, false, false);
+// The weight as kernels of `type` read it.
+inline const void* weight_rows(Executor& executor, Dtype type, const ConvGeometry& g,
+                               const ConvBnActArguments& a) {
+  if (a.packed == nullptr) return pack_rows(executor, type, a.weight, a.scale, g, false, false);
+  const int64_t offset = krsc_header(g).krsc_offset(static_cast<int>(type));
+  return static_cast<const char*>(a.packed) + offset;
+}
+
+inline Epilogue inference_epilogue(const ConvGeometry& g, const ConvBnActArguments& a) {
   Epilogue e{};
   e.kind = EpilogueKind::inference;
   e.act = a.act;
@@ -103,7 +107,13 @@ inline void conv_bn_act(Executor& executor, Dtype type, const ConvGeometry& g,
   e.out = a.out;
   e.residual = a.residual;
   e.shift = a.shift;
-  AnyConv(type, g, false, false).run(executor, plain_source(a.x), weight, e);
+  return e;
+}
+
+inline void conv_bn_act(Executor& executor, Dtype type, const ConvGeometry& g,
+                        const ConvBnActArguments& a) {
+  const void* weight = weight_rows(executor, type, g, a);
+  AnyConv(type, g, false, false).run(executor, plain_source(a.x), weight, inference_epilogue(g, a));
 }
 
 struct Layer {
@@ -111,10 +121,42 @@ struct Layer {
   ConvBnActArguments arguments;
 };
 
-// A whole bottleneck, a launch a convolution; `down` may be null. The layers lack x, residual and
-// all outputs but the last one's.
+inline void run_one_kernel(Executor& executor, Dtype type, OneKernelBottleneck kernel,
+                           const void* x, const Layer& reduce, const Layer& spatial, Layer expand,
+                           const Layer* down) {
+  const auto weight = [&](BottleneckWeight& to, const Layer& layer) {
+    to.data = weight_rows(executor, type, layer.geometry, layer.arguments);
+    to.shift = layer.arguments.shift;
+  };
+  BottleneckParams& p = kernel.params;
+  p.x = x;
+  weight(p.reduce, reduce);
+  weight(p.spatial, spatial);
+  weight(p.expand, expand);
+  if (down != nullptr) {
+    weight(p.down, *down);
+  } else {
+    expand.arguments.residual = x;
+  }
+  p.act = reduce.arguments.act;
+  p.slope = reduce.arguments.act_slope;
+  p.epilogue = inference_epilogue(expand.geometry, expand.arguments);
+  kernel.run(executor);
+}
+
+enum class OneKernel : int { never, always, where_it_pays };
+
+// A whole bottleneck, in one launch or a launch a convolution; `down` may be null. The layers lack
+// x, residual and all outputs but the last one's.
 inline void grouped_bottleneck(Executor& executor, Dtype type, const void* x, Layer reduce,
-                               Layer spatial, Layer expand, const Layer* down) {
+                               Layer spatial, Layer expand, const Layer* down,
+                               OneKernel choice = OneKernel::where_it_pays) {
+  const OneKernelBottleneck kernel(type, {reduce.geometry, spatial.geometry, expand.geometry,
+                                          down != nullptr ? &down->geometry : nullptr});
+  if (kernel.possible() &&
+      (choice == OneKernel::always || (choice == OneKernel::where_it_pays && kernel.pays()))) {
+    return run_one_kernel(executor, type, kernel, x, reduce, spatial, expand, down);
+  }
   const auto run = [&](Layer& layer, const void* from, const void* residual) {
     const ConvGeometry& g = layer.geometry;
     layer.arguments.x = from;

@@ -145,6 +145,39 @@ constexpr int grouped_conv_bytes(int patch_pixels, int width, int element_bytes)
   return patch > tail ? patch : tail;
 }
 
+// One of a bottleneck's convolutions: rows of (tap, channel), and what is added to their products.
+struct BottleneckWeight {
+  const void* data;  // null: there is no such convolution
+  const float* shift;
+  int32_t pitch;
+};
+
+// grouped_bottleneck: a whole block in one kernel; see kernels/grouped_bottleneck.cuh.
+struct BottleneckParams {
+  const void* x;
+  BottleneckWeight reduce, spatial, expand, down;  // expand's shift is the epilogue's
+  Epilogue epilogue;
+  Window window;  // of the 3x3
+  Activation act;
+  float slope;
+  int32_t batch;
+  int32_t in_h, in_w;
+  int32_t out_h, out_w;
+  int32_t in_channels, width, out_channels;
+  int32_t tile_h;  // output rows of a block, even, at most kGroupedTileHeight
+  int32_t tiles_h, tiles_w;
+  int32_t patch_h, patch_w;  // pixels of x of a block, halo included
+};
+
+constexpr int kBottleneckThreads = 256;
+constexpr int kBottleneckPixels = kGroupedTileWidth * kGroupedTileHeight;
+// The stages of its products, where the epilogue's tile lies too.
+constexpr int bottleneck_stage_bytes(int channels) {
+  const int stages = kStages * (kBottleneckPixels + channels) * kTileRowBytes;
+  const int tail = epilogue_bytes(kBottleneckPixels, channels, kBottleneckThreads);
+  return stages > tail ? stages : tail;
+}
+
 // conv_wgrad: partial[split][k][tap][c] = sum over the split's pixels of gradient[pixel][k] *
 // source[pixel at tap][c].
 struct WgradParams {

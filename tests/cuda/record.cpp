@@ -93,12 +93,12 @@ char* record_conv_bn_act(int type, const Geometry* geometry, const ConvBnActArgu
 }
 
 char* record_grouped_bottleneck(int type, const void* x, const Geometry* geometries,
-                                const ConvBnActArguments* arguments, int layers) {
+                                const ConvBnActArguments* arguments, int layers, int choice) {
   return record([&](Executor& executor) {
     const auto layer = [&](int i) { return Layer{geometries[i].get(), arguments[i]}; };
     const Layer down = layer(layers - 1);
     grouped_bottleneck(executor, static_cast<Dtype>(type), x, layer(0), layer(1), layer(2),
-                       layers == 4 ? &down : nullptr);
+                       layers == 4 ? &down : nullptr, static_cast<OneKernel>(choice));
   });
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from bottleneck_case import BLOCKS, check_block, fused_block, make_block
+from bottleneck_case import BLOCKS, BottleneckCase, check_block, fused_block, make_block
 from conv_case import DTYPES
 
 from fastres import ops
@@ -14,6 +14,11 @@ DIRECT = {name: case for name, case in BLOCKS.items() if case.algorithm == "dire
 
 @pytest.mark.parametrize("case", DIRECT.values(), ids=DIRECT.keys())
 def test_blocks_match_eager(assert_accurate, case):
+    check_block(assert_accurate, case, *make_block(case, torch.float16))
+
+
+def test_a_block_that_the_launcher_gives_to_one_kernel(assert_accurate):
+    case = BottleneckCase(16, 16, 16, 4, down=False, h=61, w=59)
     check_block(assert_accurate, case, *make_block(case, torch.float16))
 
 

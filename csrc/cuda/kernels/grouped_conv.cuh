@@ -1,20 +1,15 @@
 // 3x3 convolutions of 4, 8, 16 or 32 channels a group, in and out, on tensor cores.
 //
-// An instruction multiplies 16 pixels by 8 output channels over two chunks of the reduction (tap,
-// input chunk). Eight output channels of narrow groups need the same eight input channels, so
-// several groups share an instruction, block-diagonally: of 4 channels a group half of it is zeros.
-// That still is several times the rate of half2 multiply-adds, and these layers are bound by
-// memory.
+// Narrow groups fill instructions with zeros (device/grouped_weight.cuh). That still is several
+// times the rate of half2 multiply-adds, and these layers are bound by memory.
 
 #pragma once
 
 #include "../device/epilogue.cuh"
-#include "../device/patch.cuh"
+#include "../device/grouped_weight.cuh"
 #include "../device/registry.cuh"
 
 namespace fastres::cuda {
-
-constexpr int kGroupedTaps = 9;
 
 template <class E, int WIDTH>
 struct GroupedConv {
@@ -23,9 +18,8 @@ struct GroupedConv {
   static constexpr int kThreads = grouped_threads(WIDTH, sizeof(E));
   static constexpr int kBM = kGroupedTileWidth * kGroupedTileHeight;
   static constexpr int kFragments = kBM / 16;
-  // Input chunks that eight output channels read, at one tap and at all.
-  static constexpr int kInChunks = (WIDTH > 8 ? WIDTH : 8) / kVec<E>;
-  static constexpr int kSteps = (kGroupedTaps * kInChunks + 1) / 2;
+  using Weight = GroupedWeight<E, WIDTH>;
+  static constexpr int kSteps = Weight::kSteps;
   using Tail = TileEpilogue<E, kBM, kChannels, kThreads>;
 
   const GroupedConvParams& p;
@@ -45,24 +39,8 @@ struct GroupedConv {
     image = id / p.tiles_h;
   }
 
-  // A word of the weights: two 16-bit values or one of 32 bits, of output channel `k` (of this
-  // block), chunk q of the reduction. Zero outside of the channel's own group.
-  __device__ uint32_t weight_word(int k, int q) const {
-    const int lane = threadIdx.x & 3;
-    constexpr int kWordElements = 4 / static_cast<int>(sizeof(E));
-    const int tap = q / kInChunks;
-    int c = q % kInChunks * kVec<E> + lane * kWordElements;
-    if (tap >= kGroupedTaps || channel0 + k >= p.channels) return 0;
-    if (WIDTH < 8) {
-      if (c / WIDTH != k % 8 / WIDTH) return 0;
-      c %= WIDTH;
-    }
-    const E* row = static_cast<const E*>(p.weight) + static_cast<int64_t>(channel0 + k) * p.pitch;
-    return __ldg(reinterpret_cast<const uint32_t*>(row + tap * WIDTH + c));
-  }
-
   __device__ void run() {
-    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+    const int warp = threadIdx.x >> 5;
     const PatchLayout layout(p.patch_w, p.window.stride_w);
     const PatchSource from{
         p.source, image * p.in_h * p.in_w, p.in_h, p.in_w, p.upsample_h, p.upsample_w, p.channels};
@@ -72,12 +50,8 @@ struct GroupedConv {
     uint32_t weight[kColumns][kSteps][2];
 #pragma unroll
     for (int n = 0; n < kColumns; ++n) {
-#pragma unroll
-      for (int step = 0; step < kSteps; ++step) {
-        const int k = (warp * kColumns + n) * 8 + (lane >> 2);
-        weight[n][step][0] = weight_word(k, 2 * step);
-        weight[n][step][1] = weight_word(k, 2 * step + 1);
-      }
+      const int first = channel0 + (warp * kColumns + n) * 8;
+      Weight::load(weight[n], p.weight, p.pitch, first, p.channels);
     }
     copy_wait<0>();
     __syncthreads();
@@ -102,26 +76,18 @@ struct GroupedConv {
 
   __device__ void multiply(const PatchLayout& layout, const uint32_t (&weight)[kColumns][kSteps][2],
                            float (&acc)[kFragments][kColumns][4]) const {
-    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
     // This warp's output channels read input from this chunk on.
-    const int first = warp * kColumns * 8 / (WIDTH > 8 ? WIDTH : 8) * kInChunks;
+    const int first = Weight::first_chunk((threadIdx.x >> 5) * kColumns * 8);
     const uint32_t base = shared_address(shared);
     const int line = p.window.stride_h * layout.pitch();
-    const int row = (lane & 15) / kGroupedTileWidth * line + lane % kGroupedTileWidth;
 #pragma unroll
     for (int step = 0; step < kSteps; ++step) {
-      // Lanes of the upper half give the addresses of the second chunk; beyond the last one they
-      // repeat it, times zero.
-      int q = 2 * step + (lane >> 4);
-      if (q >= kGroupedTaps * kInChunks) q = kGroupedTaps * kInChunks - 1;
-      const int tap = q / kInChunks, r = tap / 3, s = tap - 3 * r;
-      const int pixel =
-          row + r * p.window.dilation_h * layout.pitch() + layout.column(s * p.window.dilation_w);
+      const auto at = Weight::operand(step, layout, p.window);
 #pragma unroll
       for (int m = 0; m < kFragments; ++m) {
         if (m * 2 >= p.tile_h) break;
         uint32_t a[4];
-        load_matrices(a, base + PatchLayout::offset(pixel + 2 * m * line, first + q % kInChunks));
+        load_matrices(a, base + PatchLayout::offset(at.pixel + 2 * m * line, first + at.chunk));
 #pragma unroll
         for (int n = 0; n < kColumns; ++n) {
           mma(acc[m][n], a, weight[n][step][0], weight[n][step][1], E{});
