@@ -1,9 +1,9 @@
 """All tests and benchmarks on a GPU, in one report: ``python -m benchmarks.gpu``.
 
-Runs the whole test suite, then times layers and networks in float16: eager channels_last,
-``torch.compile(mode="max-autotune")``, a CUDA graph of eager, and fastres (with its kernels in CUDA
-C++ and in Triton where both are there), all in one process, in turn. Where there is no GPU it says
-so and exits with 0.
+Runs the whole test suite, then times layers and networks in float16 and training steps under
+bfloat16 autocast: eager channels_last, ``torch.compile(mode="max-autotune")``, a CUDA graph of
+eager, and fastres (with its kernels in CUDA C++ and in Triton where both are there), all in one
+process, in turn. Where there is no GPU it says so and exits with 0.
 """
 
 from __future__ import annotations
@@ -116,9 +116,53 @@ def inference_calls(model: nn.Module, x: Tensor, names: list[str]) -> dict[str, 
             print(f"{name}: {error}", file=sys.stderr)
             continue
         calls[name] = on_backend(name, lambda frozen=frozen: frozen(x))
+        live = fastres.accelerate(copy.deepcopy(model))
+        calls[f"{name}, accelerate"] = on_backend(name, lambda live=live: live(x))
         if x.is_cuda:
             calls[f"{name}, CUDA graph"] = graphed(calls[name])
     return calls
+
+
+def training_calls(model: nn.Module, x: Tensor, names: list[str]) -> dict[str, Call]:
+    """A step of SGD with momentum under bfloat16 autocast, in every way that it can run.
+
+    Raises:
+        AssertionError: a first step's loss is not eager's.
+    """
+    model = model.train().to(memory_format=torch.channels_last)
+    contestants = {"eager": step(copy.deepcopy(model), x)}
+    if x.is_cuda:
+        contestants["eager, CUDA graph"] = graphed(step(copy.deepcopy(model), x))
+        compiled = torch.compile(copy.deepcopy(model), mode="max-autotune-no-cudagraphs")
+        contestants["torch.compile"] = step(compiled, x)
+    expected = float(step(copy.deepcopy(model), x)())
+    for name in names:
+        call = on_backend(name, step(fastres.accelerate(copy.deepcopy(model)), x))
+        loss = float(call())
+        # Rounded to bfloat16's eight bits in other places, dozens of layers deep.
+        if abs(loss - expected) > 0.03 * abs(expected):
+            raise AssertionError(f"training on {name}: the loss is {loss}, eager's {expected}")
+        contestants[name] = call
+        if x.is_cuda:
+            contestants[f"{name}, CUDA graph"] = graphed(call)
+    return contestants
+
+
+def step(model: nn.Module, x: Tensor) -> Callable[[], Tensor]:
+    """Forward, backward and the optimizer's step; returns the loss."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+    labels = torch.arange(len(x), device=x.device)
+
+    def run() -> Tensor:
+        optimizer.zero_grad(set_to_none=True)
+        # No cache: a graph would capture casts that another call made.
+        with torch.autocast(x.device.type, torch.bfloat16, cache_enabled=False):
+            loss = nn.functional.cross_entropy(model(x), labels)
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    return run
 
 
 def graphed(call: Call) -> Call:
@@ -175,6 +219,13 @@ def report(batches: list[int], rounds: int) -> list[str]:
                 model = models.get_model(name).cuda().half()
                 networks[name] = in_turn(inference_calls(model, x, names), rounds)
             lines += table(f"Networks, float16, batch {batch}, ms", networks)
+    steps = {}
+    for name in DEFAULT_MODELS:
+        x = torch.randn(max(batches), 3, IMAGE_SIZE, IMAGE_SIZE, device="cuda")
+        x = x.to(memory_format=torch.channels_last)
+        calls = training_calls(models.get_model(name).cuda(), x, names)
+        steps[name] = in_turn(calls, rounds)
+    lines += table(f"Training steps, bfloat16 autocast, batch {max(batches)}, ms", steps)
     fastres.set_backend("auto")
     return lines
 
