@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))
 
-from benchmarks import gpu, gpu_model, shapes  # noqa: E402
+from benchmarks import gpu, gpu_grouped, gpu_model, shapes  # noqa: E402
 
 
 def test_without_a_gpu_the_gpu_benchmark_says_so(monkeypatch, capsys):
@@ -84,3 +84,12 @@ def test_the_gpu_model_knows_what_training_moves(channels, kernel):
     fused, apart = gpu_model.training_bytes(shape, 1)
     assert moved == pytest.approx(fused, rel=0.03)
     assert fused != apart
+
+
+@pytest.mark.skipif(not gpu_model.cuda_emulation.HAS_NVCC, reason="needs nvcc")
+def test_narrow_groups_take_the_fewest_instructions_on_tensor_cores():
+    counts = {form: gpu_grouped.count(form, channels=64, size=16) for form in gpu_grouped.FORMS}
+    assert all(each["error"] < 1e-3 for each in counts.values())
+    instructions = [each["instructions"] for each in counts.values()]
+    assert instructions == sorted(instructions)
+    assert counts["tensor cores"]["error"] < counts["half2"]["error"]

@@ -1,7 +1,7 @@
 // 3x3 convolutions of 4, 8, 16 or 32 channels a group, in and out, on tensor cores.
 //
-// Narrow groups fill instructions with zeros (device/grouped_weight.cuh). That still is several
-// times the rate of half2 multiply-adds, and these layers are bound by memory.
+// Narrow groups fill instructions with zeros (device/grouped_weight.cuh). Multiply-adds of half2
+// take more instructions still (benchmarks/gpu_grouped.py), and these layers are bound by memory.
 
 #pragma once
 
