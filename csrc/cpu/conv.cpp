@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <optional>
+#include <vector>
 
 #include "cache.h"
 #include "pixel_lanes.h"
@@ -111,14 +112,21 @@ class BandRunner {
   bool uses_panels_once(Range slices) const {
     if (slices.end > std::min(slices_per_image(conv_), slices_in_cache())) return false;
     return conv_.layer.header.layout != PackedLayout::winograd ||
-           winograd_in_one_chunk(kernels_, conv_.layer, conv_.geometry.out.h, conv_.geometry.out.w);
+           conv_.geometry.out.h <= chunk_rows();
   }
 
   void run(Range slices) const {
     const int64_t per_image = slices_per_image(conv_);
     const int64_t slice_rows = rows_per_slice(conv_);
+    const int64_t together = images_together();
     for (int64_t slice = slices.begin; slice < slices.end;) {
       const int64_t at = slice % per_image;
+      const int64_t images = std::min(together, (slices.end - slice) / per_image);
+      if (at == 0 && images > 1) {
+        run_images({slice / per_image, slice / per_image + images});
+        slice += images * per_image;
+        continue;
+      }
       const int64_t left = std::min(per_image - at, slices.end - slice);
       // Bands of equal height: the last one must not be a narrow remainder.
       const int64_t bands = (left + slices_in_cache() - 1) / slices_in_cache();
@@ -145,6 +153,31 @@ class BandRunner {
     if (!direct_residual_) bytes_per_row += g.out.w * g.out_channels;
     bytes_per_row *= static_cast<int64_t>(sizeof(float));
     return level2_cache_bytes() / 2 / bytes_per_row;
+  }
+
+  int64_t chunk_rows() const {
+    return winograd_rows_in_cache(kernels_, conv_.layer, conv_.geometry.out.w);
+  }
+
+  // Images that Winograd takes at once, so that the weights are read less often.
+  int64_t images_together() const {
+    const bool possible =
+        conv_.layer.header.layout == PackedLayout::winograd && direct_output_ && direct_residual_;
+    return possible ? chunk_rows() / (2 * slices_per_image(conv_)) : 1;
+  }
+
+  void run_images(Range images) const {
+    std::vector<ConvBand> bands;
+    for (int64_t n = images.begin; n < images.end; ++n) {
+      ConvBand band;
+      band.rows = conv_.geometry.out.h;
+      band.pixels = conv_.geometry.out.w;
+      band.input = input_band(n, 0, band.rows, n - images.begin, images.size());
+      if (conv_.residual.data != nullptr) band.residual = direct(conv_.residual, n, 0);
+      band.output = direct(conv_.out, n, 0);
+      bands.push_back(band);
+    }
+    winograd_bands(kernels_, conv_.layer, conv_.plain, bands, panels_);
   }
 
   void run_band(int64_t n, int64_t h, int64_t rows) const {
@@ -194,13 +227,15 @@ class BandRunner {
     return {reinterpret_cast<float*>(image.at(n, h, 0)), image.stride_h, image.stride_w};
   }
 
-  Band input_band(int64_t n, int64_t h, int64_t rows) const {
+  // `place` of `places` of the scratch memory, where it has to be loaded.
+  Band input_band(int64_t n, int64_t h, int64_t rows, int64_t place = 0, int64_t places = 1) const {
     const ConvGeometry& g = conv_.geometry;
     if (direct_input_) return direct(conv_.x, n, h * g.stride.h);
     const PaddedRows what{n, h * g.stride.h - g.padding.top, g.input_rows(rows), g.padding.left,
                           g.padding.right};
     const int64_t floats = what.rows * g.padded_width() * g.in_channels;
-    return load_band(kernels_, conv_.x, what, thread_scratch().input.floats(floats));
+    float* target = thread_scratch().input.floats(places * floats) + place * floats;
+    return load_band(kernels_, conv_.x, what, target);
   }
 
   Band residual_band(int64_t n, int64_t h, int64_t rows) const {

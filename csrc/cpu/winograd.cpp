@@ -1,6 +1,7 @@
 #include "winograd.h"
 
 #include <algorithm>
+#include <span>
 
 #include "cache.h"
 #include "pack_on_use.h"
@@ -73,13 +74,16 @@ class Chunk {
     return 2 * tile_rows_in_cache(tile_cols_, in_channels_ + panel_channels_);
   }
 
-  // Transforms the input once, then takes each panel of output channels to its end.
+  // Transforms the inputs once, then takes each panel of output channels to its end.
   void run(const Microkernels& kernels, const ConvLayer& layer, const PlainWeight& plain,
-           const ConvBand& band, Range panels) const {
-    const int64_t tile_rows = (band.rows + 1) / 2;
+           std::span<const ConvBand> bands, Range panels) const {
+    int64_t tile_rows = 0;
+    for (const ConvBand& band : bands) tile_rows += tile_rows_of(band);
     const WinogradTiles input = buffer(thread_scratch().winograd_input, tile_rows, in_channels_);
-    kernels.winograd_input(input, band.input.data, band.input.row_stride, band.input.pixel_stride,
-                           band.rows + kHalo, band.pixels + kHalo);
+    for_each_part(input, bands, [&](const WinogradTiles& part, const ConvBand& band) {
+      kernels.winograd_input(part, band.input.data, band.input.row_stride, band.input.pixel_stride,
+                             band.rows + kHalo, band.pixels + kHalo);
+    });
     for (int64_t i = 0; i < panels.size(); ++i) {
       const int64_t panel = nth_panel(layer, panels, i);
       const PanelWeights weights = plain.data != nullptr ? live_panel(kernels, layer, plain, panel)
@@ -88,11 +92,25 @@ class Chunk {
       const WinogradTiles products =
           buffer(thread_scratch().winograd_output, tile_rows, channels.size());
       multiply(kernels, weights, input, products);
-      kernels.winograd_output(products, output_tile(layer, band, channels));
+      for_each_part(products, bands, [&](const WinogradTiles& part, const ConvBand& band) {
+        kernels.winograd_output(part, output_tile(layer, band, channels));
+      });
     }
   }
 
  private:
+  static int64_t tile_rows_of(const ConvBand& band) { return (band.rows + 1) / 2; }
+
+  // Calls use(tiles, band) with each band's share of the tiles.
+  template <class Use>
+  static void for_each_part(WinogradTiles tiles, std::span<const ConvBand> bands, const Use& use) {
+    for (const ConvBand& band : bands) {
+      tiles.tile_rows = tile_rows_of(band);
+      use(tiles, band);
+      tiles.transformed += tiles.tile_rows * tiles.tile_cols * tiles.channels;
+    }
+  }
+
   WinogradTiles buffer(Scratch& scratch, int64_t tile_rows, int64_t channels) const {
     const int64_t stride = tile_rows * tile_cols_ * channels + kPositionPadding;
     return {tile_rows, tile_cols_, channels, scratch.floats(kWinogradPositions * stride), stride};
@@ -157,18 +175,22 @@ class Chunk {
 
 }  // namespace
 
-bool winograd_in_one_chunk(const Microkernels& kernels, const ConvLayer& layer, int64_t rows,
-                           int64_t pixels) {
-  return rows <= Chunk(kernels, layer, pixels).rows_in_cache();
+int64_t winograd_rows_in_cache(const Microkernels& kernels, const ConvLayer& layer,
+                               int64_t pixels) {
+  return Chunk(kernels, layer, pixels).rows_in_cache();
+}
+
+void winograd_bands(const Microkernels& kernels, const ConvLayer& layer, const PlainWeight& plain,
+                    std::span<const ConvBand> bands, Range panels) {
+  Chunk(kernels, layer, bands.front().pixels).run(kernels, layer, plain, bands, panels);
 }
 
 void winograd_rows(const Microkernels& kernels, const ConvLayer& layer, const PlainWeight& plain,
                    ConvBand band, Range panels) {
-  const Chunk chunk(kernels, layer, band.pixels);
-  const int64_t step = chunk.rows_in_cache();
+  const int64_t step = winograd_rows_in_cache(kernels, layer, band.pixels);
   for (int64_t left = band.rows; left > 0; left -= step) {
     band.rows = std::min(step, left);
-    chunk.run(kernels, layer, plain, band, panels);
+    winograd_bands(kernels, layer, plain, {&band, 1}, panels);
     band.input.data += step * band.input.row_stride;
     if (band.residual.data != nullptr) band.residual.data += step * band.residual.row_stride;
     band.output.data += step * band.output.row_stride;

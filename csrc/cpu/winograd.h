@@ -3,6 +3,8 @@
 
 #pragma once
 
+#include <span>
+
 #include "conv_rows.h"
 #include "plain_weight.h"
 
@@ -13,8 +15,12 @@ namespace fastres::cpu {
 void winograd_rows(const Microkernels& kernels, const ConvLayer& layer, const PlainWeight& plain,
                    ConvBand band, Range panels);
 
-// Whether winograd_rows takes a band of this size at once, using each panel once.
-bool winograd_in_one_chunk(const Microkernels& kernels, const ConvLayer& layer, int64_t rows,
-                           int64_t pixels);
+// The rows, of bands of this width, that a panel's weights are read once for.
+int64_t winograd_rows_in_cache(const Microkernels& kernels, const ConvLayer& layer, int64_t pixels);
+
+// The same of several bands of one width, such as small images, that have no more rows together,
+// the last row of each band counted as two where it makes them odd.
+void winograd_bands(const Microkernels& kernels, const ConvLayer& layer, const PlainWeight& plain,
+                    std::span<const ConvBand> bands, Range panels);
 
 }  // namespace fastres::cpu
