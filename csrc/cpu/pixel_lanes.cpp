@@ -51,12 +51,12 @@ class InputMatrix {
     for (int64_t block = 0; block < blocks_; ++block) {
       const int64_t first = block * kLaneBlock;
       const int64_t lanes = std::min(kLaneBlock, pixels_ - first);
-      transpose(gather(first, lanes), lanes, target + block * block_stride());
+      transpose(pixels(first, lanes), lanes, target + block * block_stride());
     }
     float* loose = target + blocks_ * block_stride();
-    const float* gathered = gather(blocks_ * kLaneBlock, loose_);
+    const Pixels last = pixels(blocks_ * kLaneBlock, loose_);
     for (int64_t i = 0; i < loose_; ++i) {
-      copy_in_order(gathered + i * length_, loose + i * length_);
+      copy_in_order(last.data + i * last.stride, loose + i * length_);
     }
     return target;
   }
@@ -64,8 +64,20 @@ class InputMatrix {
  private:
   bool taps_outside() const { return taps_ == 1 || conv_.plain.channels_last; }
 
-  // What pixels [first, first + count) read, [count][taps][channels].
-  const float* gather(int64_t first, int64_t count) const {
+  // What pixels [first, first + count) read, [taps][channels] each: the image itself where that is
+  // one of its pixels each.
+  Pixels pixels(int64_t first, int64_t count) const {
+    const ConvGeometry& g = conv_.geometry;
+    const Image& x = conv_.x;
+    const bool same_pixels = g.is_pointwise() && g.stride.h == 1 && g.stride.w == 1;
+    if (same_pixels && is_row_of_pixels(x)) {
+      return {static_cast<float*>(x.data) + first * x.stride_w, x.stride_w};
+    }
+    return {gather(first, count), length_};
+  }
+
+  // Copies it, [count][taps][channels].
+  float* gather(int64_t first, int64_t count) const {
     const ConvGeometry& g = conv_.geometry;
     float* gathered = thread_scratch().inner1.floats(kLaneBlock * length_);
     float* target = gathered;
@@ -103,10 +115,10 @@ class InputMatrix {
                      thread_scratch().input.floats(what.rows * g.padded_width() * g.in_channels));
   }
 
-  void transpose(const float* gathered, int64_t lanes, float* target) const {
+  void transpose(Pixels pixels, int64_t lanes, float* target) const {
     PackSource source{};
-    source.weight = gathered;
-    source.lane_stride = length_;
+    source.weight = pixels.data;
+    source.lane_stride = pixels.stride;
     source.lanes = lanes;
     // Where a weight has its taps inside, taps and channels change places.
     source.channels = taps_outside() ? length_ : taps_;
@@ -152,8 +164,8 @@ class ChannelRange {
     for (int64_t k = 0; k < channels_.size(); ++k) {
       std::fill_n(sums + k * sums_stride_ + lanes_, input_.loose(), 0.0F);
     }
-    const int64_t chunks =
-        (input_.length() + products_in_cache() - 1) / std::max<int64_t>(1, products_in_cache());
+    const int64_t at_once = products_in_cache();
+    const int64_t chunks = (input_.length() + at_once - 1) / at_once;
     for (int64_t i = 0; i < chunks; ++i) {
       multiply(input, even_range(input_.length(), chunks, i), sums);
     }

@@ -18,8 +18,8 @@ void winograd_rows(const Microkernels& kernels, const ConvLayer& layer, const Pl
 // The rows, of bands of this width, that a panel's weights are read once for.
 int64_t winograd_rows_in_cache(const Microkernels& kernels, const ConvLayer& layer, int64_t pixels);
 
-// The same of several bands of one width, such as small images, that have no more rows together,
-// the last row of each band counted as two where it makes them odd.
+// The same of several bands of one width, such as small images, of no more rows together than that;
+// an odd number of rows counts as the next even one.
 void winograd_bands(const Microkernels& kernels, const ConvLayer& layer, const PlainWeight& plain,
                     std::span<const ConvBand> bands, Range panels);
 
