@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.modules.module import _has_any_global_hook
+from torch.utils import _pytree as pytree
 from torch.utils._device import DeviceContext
 
 from . import _library
@@ -171,6 +172,8 @@ class State:
         self.plans: list[tuple[_Call, _AnyPlan]] = []
         self.misses_in_a_row = 0
         self.misses = 0
+        self.container: str | None = None
+        """What an argument was, for which only its parts can be fused: "dict"."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> State:
         return State(self.options)
@@ -272,13 +275,12 @@ def _run_plan(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     """Runs a call fused; _NOT_RUN if the original forward has to do it."""
     pattern = Pattern.of(args, kwargs)
     if pattern is None:
+        _accelerate_parts(module, (*args, *kwargs.values()))
         return _NOT_RUN
     tensors = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)]
     if not _inputs_fit(tensors) or _somebody_watches():
         return _NOT_RUN
-    state = module.__dict__.get(STATE)
-    if state is None:  # a copy made by the class's own means
-        state = module.__dict__.setdefault(STATE, State(_Options()))
+    state = _state_of(module)
     call = _Call(
         pattern,
         torch.is_autocast_enabled(tensors[0].device.type),
@@ -325,6 +327,13 @@ def _somebody_watches() -> bool:
     )
 
 
+def _state_of(module: nn.Module) -> State:
+    state: State | None = module.__dict__.get(STATE)
+    if state is None:  # a copy made by the class's own means
+        state = module.__dict__.setdefault(STATE, State(_Options()))
+    return state
+
+
 def _needs_grad(module: nn.Module, tensors: list[Tensor]) -> bool:
     if not torch.is_grad_enabled():
         return False
@@ -359,9 +368,8 @@ def _make_plan(module: nn.Module, state: State, call: _Call) -> _AnyPlan:
         inside = plan.opaque
     except TraceFailed:
         plan = _NoPlan(module)
-        # Made of parts in eval mode, it may still be whole; in training its parts are fused alone.
-        inside = [name for name, child in module._modules.items() if child is not None]
-        inside = inside if call.training else []
+        # It has become so since accelerate, or is so for this way of calling it.
+        inside = _children(module)
     changed = [_accelerate_inside(module.get_submodule(path), options) for path in inside]
     if any(changed):
         # The exchanged classes are not those that the plan remembers.
@@ -370,6 +378,25 @@ def _make_plan(module: nn.Module, state: State, call: _Call) -> _AnyPlan:
     state.misses += 1
     state.misses_in_a_row += 1
     return plan
+
+
+def _accelerate_parts(module: nn.Module, arguments: tuple[Any, ...]) -> None:
+    """Accelerates what is inside a module that is called with lists or dicts of tensors; once."""
+    state = _state_of(module)
+    if state.container is not None or _somebody_watches():
+        return
+    held = {type(leaf) for leaf in pytree.tree_leaves(arguments)}
+    containers = [v for v in arguments if isinstance(v, (list, tuple, dict))]
+    if Tensor not in held or not containers:  # but proxies of a tracer
+        return
+    with state.lock:
+        state.container = type(containers[0]).__name__
+        for path in _children(module):
+            _accelerate_inside(module.get_submodule(path), state.options)
+
+
+def _children(module: nn.Module) -> list[str]:
+    return [name for name, child in module._modules.items() if child is not None]
 
 
 def _accelerate_inside(module: nn.Module, options: _Options) -> bool:

@@ -207,6 +207,8 @@ def _notes(model: nn.Module, states: list[State]) -> Iterator[str]:
         yield "in training mode; what is above the training's lines happens in eval mode"
     if any(state.gave_up for state in states):
         yield "changes at every call, so that it runs as it was"
+    for kind in sorted({state.container for state in states if state.container is not None}):
+        yield f"was called with a {kind}: in such calls its parts are fused, each alone"
     yield from _parameter_notes(model)
     if not _library.has_kernels(DEVICES[0]) and _library.get_backend() != "reference":
         yield "there are no native kernels in this installation, so that it runs as it was"

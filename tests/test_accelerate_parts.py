@@ -274,6 +274,43 @@ def test_calls_of_many_kinds():
         assert runs_fused(fused, x)
 
 
+@pytest.mark.parametrize("grad", [False, True])
+def test_a_model_that_cannot_be_traced_any_more_runs_its_parts_fused(grad):
+    def forward(m, x):
+        if m.signed and x.sum() > 0:
+            x = -x
+        return m.b(m.a(x)) + x
+
+    model = randomised(Function(forward, a=conv_bn(8, 8), b=conv_bn(8, 8))).eval()
+    model.signed = False
+    fused, x = fastres.accelerate(copy.deepcopy(model)), torch.ones(2, 8, 9, 9)
+    with torch.set_grad_enabled(grad):
+        for signed in (False, True, False):
+            model.signed = fused.signed = signed
+            torch.testing.assert_close(fused(x), model(x))
+            assert runs_fused(fused, x)
+            assert ("" in reasons(fused)) == signed
+
+
+@pytest.mark.parametrize(
+    "pack", [lambda x: {"image": x}, lambda x: [x], lambda x: (x,)], ids=["dict", "list", "tuple"]
+)
+@pytest.mark.parametrize("training", [False, True])
+def test_a_model_that_takes_containers_runs_its_parts_fused(pack, training):
+    def forward(m, batch):
+        x = batch["image"] if isinstance(batch, dict) else batch[0]
+        return m.b(m.a(x))
+
+    model = randomised(Function(forward, a=conv_bn(8, 8), b=conv_bn(8, 8))).train(training)
+    fused, batch = fastres.accelerate(copy.deepcopy(model)), pack(torch.randn(2, 8, 9, 9))
+    with torch.set_grad_enabled(training):
+        torch.testing.assert_close(fused(batch), model(batch))
+        assert runs_fused(fused, batch)
+    kind = type(batch).__name__
+    assert f"note: was called with a {kind}: in such calls its parts" in str(fastres.explain(fused))
+    assert fastres.restore(fused).a.__class__ is model.a.__class__
+
+
 def test_a_model_that_is_another_at_every_call_is_given_up():
     model = Function(lambda m, x: m.conv(x) * m.factor, conv=nn.Conv2d(3, 3, 1))
     model.factor = -1.0
