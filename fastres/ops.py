@@ -33,6 +33,7 @@ from ._arguments import (
 )
 from ._autocast import register_autocast
 from ._gradients import Conv, act_grad, bottleneck_convs, needs_preactivation, shift_grad
+from ._onnx import refuse_onnx_export
 from ._packed import PackedHeader
 from .live_ops import live_bottleneck, live_conv_bn_act
 from .training_ops import affine_add_act, conv_stats
@@ -200,6 +201,7 @@ def _conv_bn_act_fake(
     act: str,
     act_slope: float,
 ) -> Tensor:
+    refuse_onnx_export("conv_bn_act")
     shape = _checks.conv_bn_act_shape(
         x,
         packed,
@@ -285,6 +287,7 @@ def max_pool(
 
 @torch.library.register_fake("fastres::max_pool")
 def _max_pool_fake(x: Tensor, *args: Any) -> Tensor:
+    refuse_onnx_export("max_pool")
     return _empty_channels_last(x, _checks.max_pool_shape(x, *args))
 
 
@@ -387,6 +390,7 @@ def grouped_bottleneck(
 
 @torch.library.register_fake("fastres::grouped_bottleneck")
 def _grouped_bottleneck_fake(x: Tensor, *args: Any) -> Tensor:
+    refuse_onnx_export("grouped_bottleneck")
     return _empty_channels_last(x, _checks.grouped_bottleneck_shape(x, *args, read_packed=False))
 
 

@@ -20,6 +20,7 @@ from . import _checks, training_reference
 from . import _training_checks as checks
 from ._arguments import IntOrPair, check_input, check_tensor, pair, resolve_padding
 from ._autocast import register_autocast
+from ._onnx import refuse_onnx_export
 
 __all__ = ["affine_add_act", "conv_stats"]
 
@@ -314,6 +315,7 @@ def affine_add_act(
 
 @torch.library.register_fake("fastres::affine_add_act")
 def _affine_add_act_fake(y: Tensor, *arguments: Any) -> Tensor:
+    refuse_onnx_export("affine_add_act")
     checks.affine_add_act_check("affine_add_act", y, *arguments[:-1])
     return _empty_channels_last(y, y.shape)
 

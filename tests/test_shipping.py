@@ -112,3 +112,12 @@ def test_onnx_has_standard_operators_and_runs_in_onnx_runtime(form, model, x, tm
         images = torch.randn(batch, *x.shape[1:])
         (out,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
         torch.testing.assert_close(torch.from_numpy(out), model(images), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_onnx_of_a_frozen_model_says_what_to_export_instead(model, x):
+    pytest.importorskip("onnxscript")
+    frozen = fastres.freeze(model, x)
+    with pytest.raises(Exception, match=r"give fastres\.unpack\(frozen\), or the model"):
+        torch.onnx.export(frozen, (x,), dynamo=True, verbose=False)
+    torch.export.export(frozen, (x,))  # which is no ONNX
