@@ -12,7 +12,14 @@ import torch
 
 from .baseline import Record, rescale
 from .layers import implementations
-from .shapes import DEFAULT_MODELS, MODELS, bottleneck_shapes, conv_shapes, training_shapes
+from .shapes import (
+    DEFAULT_MODELS,
+    MODELS,
+    bottleneck_shapes,
+    conv_shapes,
+    pool_shapes,
+    training_shapes,
+)
 from .training_layers import TRAINING_IMPLEMENTATIONS
 
 #: Of all op benchmarks: long enough for a median, short enough for forty layers.
@@ -59,7 +66,11 @@ def pytest_sessionfinish(session):
 
 def pytest_generate_tests(metafunc):
     options = metafunc.config.option
-    for name, shapes_of in (("conv_shape", conv_shapes), ("bottleneck_shape", bottleneck_shapes)):
+    for name, shapes_of in (
+        ("conv_shape", conv_shapes),
+        ("bottleneck_shape", bottleneck_shapes),
+        ("pool_shape", pool_shapes),
+    ):
         if name in metafunc.fixturenames:
             shapes = shapes_of(*options.models)
             cases = [(shape, name) for shape in shapes for name in implementations(shape)]
@@ -112,7 +123,9 @@ def machine(_threads) -> Machine:
 def time_it(request, benchmark, machine) -> Callable[..., None]:
     """Times a call; records GFLOP/s and GB/s, and the percentages of the machine's."""
 
-    def run(call: Callable[[], Any], group: str, *, flops: int, moved: int | None = None) -> None:
+    def run(
+        call: Callable[[], Any], group: str, *, flops: int | None = None, moved: int | None = None
+    ) -> None:
         benchmark.group = group
         call()
         benchmark(call)
@@ -121,10 +134,12 @@ def time_it(request, benchmark, machine) -> Callable[..., None]:
         seconds = benchmark.stats.stats.median
         info = benchmark.extra_info
         info["threads"] = torch.get_num_threads()
-        info["gflops"] = round(flops / seconds / 1e9, 2)
         if machine.fma_peak_gflops is not None:
-            info["fma_peak_gflops"] = round(machine.fma_peak_gflops, 1)
-            info["percent_of_peak"] = _percent(flops / seconds / 1e9, machine.fma_peak_gflops)
+            info["fma_peak_gflops"] = round(machine.fma_peak_gflops, 1)  # a yardstick, too
+        if flops is not None:
+            info["gflops"] = round(flops / seconds / 1e9, 2)
+            if machine.fma_peak_gflops is not None:
+                info["percent_of_peak"] = _percent(flops / seconds / 1e9, machine.fma_peak_gflops)
         if moved is not None:
             info["gbytes_per_s"] = round(moved / seconds / 1e9, 2)
             if machine.copy_bandwidth_gbs is not None:

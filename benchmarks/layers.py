@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from torchvision.models.resnet import Bottleneck
 
 from fastres import _measure, ops
 
-from .shapes import BottleneckShape, ConvShape
+from .shapes import BottleneckShape, ConvShape, PoolShape
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Layer:
             )
 
 
-def implementations(shape: ConvShape | BottleneckShape) -> list[str]:
+def implementations(shape: ConvShape | BottleneckShape | PoolShape) -> list[str]:
     """Names of what there is to time for a layer."""
     return ["eager", *(f"fastres-{algorithm}" for algorithm in shape.algorithms)]
 
@@ -66,8 +67,14 @@ class _ConvBNAct(nn.Module):
         return self.act(y)
 
 
-def conv_layer(shape: ConvShape, batch: int) -> Layer:
-    """Builds the layer with random weights and statistics, and inputs in channels_last."""
+def conv_layer(shape: ConvShape, batch: int, *, live: bool = False) -> Layer:
+    """Builds the layer with random weights and statistics, and inputs in channels_last.
+
+    Args:
+        shape: of the layer.
+        batch: images.
+        live: whether the op takes the weight as it is, and not packed.
+    """
     torch.manual_seed(0)
     module = _randomise_statistics(_ConvBNAct(shape))
     x = _channels_last(batch, shape.in_channels, shape.height, shape.width)
@@ -76,17 +83,14 @@ def conv_layer(shape: ConvShape, batch: int) -> Layer:
         residual = _channels_last(batch, shape.out_channels, shape.out_height, shape.out_width)
 
     def fused(algorithm: str) -> Callable[[], Tensor]:
-        packed, shift = _pack(module.conv, module.bn, algorithm)
-        return lambda: ops.conv_bn_act(
-            x,
-            packed,
-            shift,
-            residual,
-            kernel_size=shape.kernel,
-            stride=shape.stride,
-            padding=shape.padding,
-            groups=shape.groups,
-            act=shape.act,
+        if live:
+            op = partial(ops.live_conv_bn_act, x, *_unpacked(module.conv, module.bn), residual)
+            op = partial(op, algorithm=algorithm)
+        else:
+            packed, shift = _pack(module.conv, module.bn, algorithm)
+            op = partial(ops.conv_bn_act, x, packed, shift, residual, kernel_size=shape.kernel)
+        return partial(
+            op, stride=shape.stride, padding=shape.padding, groups=shape.groups, act=shape.act
         )
 
     return Layer(
@@ -98,16 +102,40 @@ def conv_layer(shape: ConvShape, batch: int) -> Layer:
     )
 
 
-def bottleneck_layer(shape: BottleneckShape, batch: int) -> Layer:
-    """Builds the block with random weights and statistics, and its input in channels_last."""
+def bottleneck_layer(shape: BottleneckShape, batch: int, *, live: bool = False) -> Layer:
+    """Builds the block with random weights and statistics; arguments as for ``conv_layer``."""
     torch.manual_seed(0)
+    module = _randomise_statistics(_bottleneck(shape))
+    convs = [(module.conv1, module.bn1), (module.conv2, module.bn2), (module.conv3, module.bn3)]
+    convs += [tuple(module.downsample)] if module.downsample is not None else []
+    x = _channels_last(batch, shape.in_channels, shape.height, shape.width)
+
+    def fused(algorithm: str) -> Callable[[], Tensor]:
+        if live:
+            operands = [_unpacked(*conv) for conv in convs]
+            op = partial(ops.live_bottleneck, algorithm=algorithm)
+        else:
+            algorithms = ["direct", algorithm, "direct", "direct"]
+            operands = [_pack(*conv, name) for conv, name in zip(convs, algorithms, strict=False)]
+            op = ops.grouped_bottleneck
+        tensors = [tensor for operand in operands for tensor in operand]
+        return partial(op, x, *tensors, stride=shape.stride, groups=shape.groups)
+
+    return Layer(
+        eager=lambda: module(x),
+        exact=lambda: copy.deepcopy(module).double()(x.double()),
+        fastres={algorithm: fused(algorithm) for algorithm in shape.algorithms},
+    )
+
+
+def _bottleneck(shape: BottleneckShape) -> Bottleneck:
     down = None
     if shape.has_projection:
         down = nn.Sequential(
             nn.Conv2d(shape.in_channels, shape.out_channels, 1, stride=shape.stride, bias=False),
             nn.BatchNorm2d(shape.out_channels),
         )
-    block = Bottleneck(
+    return Bottleneck(
         shape.in_channels,
         shape.out_channels // Bottleneck.expansion,
         stride=shape.stride,
@@ -116,22 +144,17 @@ def bottleneck_layer(shape: BottleneckShape, batch: int) -> Layer:
         # The width that this asks for is shape.width_channels.
         base_width=64 * 4 * shape.width_channels // shape.out_channels // shape.groups,
     )
-    module = _randomise_statistics(block)
-    x = _channels_last(batch, shape.in_channels, shape.height, shape.width)
 
-    def fused(algorithm: str) -> Callable[[], Tensor]:
-        packs = [_pack(module.conv1, module.bn1), _pack(module.conv2, module.bn2, algorithm)]
-        packs += [_pack(module.conv3, module.bn3)]
-        packs += [_pack(*module.downsample)] if module.downsample is not None else []
-        arguments = [tensor for pack in packs for tensor in pack]
-        return lambda: ops.grouped_bottleneck(
-            x, *arguments, stride=shape.stride, groups=shape.groups
-        )
 
+def pool_layer(shape: PoolShape, batch: int) -> Layer:
+    """Builds the max-pool and its input in channels_last."""
+    torch.manual_seed(0)
+    x = _channels_last(batch, shape.channels, shape.height, shape.width)
+    window = (shape.kernel, shape.stride, shape.padding)
     return Layer(
-        eager=lambda: module(x),
-        exact=lambda: copy.deepcopy(module).double()(x.double()),
-        fastres={algorithm: fused(algorithm) for algorithm in shape.algorithms},
+        eager=lambda: nn.functional.max_pool2d(x, *window),
+        exact=lambda: nn.functional.max_pool2d(x.double(), *window),
+        fastres={"direct": lambda: ops.max_pool(x, *window)},
     )
 
 
@@ -152,7 +175,11 @@ def _randomise_statistics(module: nn.Module) -> nn.Module:
 def _pack(
     conv: nn.Conv2d, norm: nn.BatchNorm2d, algorithm: str = "direct"
 ) -> tuple[Tensor, Tensor]:
+    weight, scale, shift = _unpacked(conv, norm)
+    return ops.pack_conv_weight(weight, scale, conv.groups, algorithm), shift
+
+
+def _unpacked(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor, Tensor]:
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
     shift = norm.bias - norm.running_mean * scale
-    packed = ops.pack_conv_weight(conv.weight.detach(), scale.detach(), conv.groups, algorithm)
-    return packed, shift.detach()
+    return conv.weight.detach(), scale.detach(), shift.detach()

@@ -30,6 +30,14 @@ pre { overflow-x: auto; background: #f6f7f8; padding: 1rem; font-size: 13px; }
 p { color: #6b7280; }
 """
 
+#: What a layer may have in its ``extra_info``, and the column of the table.
+_FIGURES = {
+    "gflops": "GFLOP/s",
+    "percent_of_peak": "% of peak",
+    "gbytes_per_s": "GB/s",
+    "percent_of_copy": "% of copy",
+}
+
 
 @dataclass
 class Layer:
@@ -198,12 +206,11 @@ def _table(results: Results) -> list[str]:
             layer.implementation,
             f"{layer.milliseconds:.3f}",
             f"{eager[layer.group] / layer.milliseconds:.2f}x" if layer.group in eager else "-",
-            f"{layer.info['gflops']:.1f}",
-            f"{layer.info.get('percent_of_peak', '-')}",
+            *(f"{layer.info[name]:.1f}" if name in layer.info else "-" for name in _FIGURES),
         ]
         for layer in timed
     ]
-    header = ["", "implementation", "ms", "speed-up", "GFLOP/s", "% of peak"]
+    header = ["", "implementation", "ms", "speed-up", *_FIGURES.values()]
     return [f"<pre>{html.escape(format_table(header, rows, left=2))}</pre>"]
 
 

@@ -144,12 +144,42 @@ class BottleneckShape:
         return f"{text}_{self.height}x{self.width}" + ("_down" if self.has_projection else "")
 
 
+@dataclass(frozen=True)
+class PoolShape:
+    """A max-pool."""
+
+    channels: int
+    kernel: int
+    stride: int
+    padding: int
+    height: int
+    width: int
+
+    @property
+    def algorithms(self) -> tuple[str, ...]:
+        """As a convolution's: there is one way."""
+        return ("direct",)
+
+    def bytes(self, batch: int) -> int:
+        """What has to move at least, in float32: input and output."""
+        sizes = [
+            (size + 2 * self.padding - self.kernel) // self.stride + 1
+            for size in (self.height, self.width)
+        ]
+        return 4 * batch * self.channels * (self.height * self.width + sizes[0] * sizes[1])
+
+    def __str__(self) -> str:
+        window = f"{self.kernel}x{self.kernel}_s{self.stride}"
+        return f"{self.channels}_{window}_{self.height}x{self.width}"
+
+
 class _Call(NamedTuple):
     """A call of a module in a network's forward pass."""
 
     name: str
     module: nn.Module
     parent: nn.Module
+    channels: int
     height: int
     width: int
 
@@ -179,6 +209,12 @@ def bottleneck_shapes(*names: str) -> list[BottleneckShape]:
     )
 
 
+def pool_shapes(*names: str) -> list[PoolShape]:
+    """Every different max-pool of these networks, in order of appearance."""
+    calls = (call for name in names for call in _calls(name))
+    return list(dict.fromkeys(_pool_shape(c) for c in calls if isinstance(c.module, nn.MaxPool2d)))
+
+
 @cache
 def _calls(model: str) -> list[_Call]:
     calls: list[_Call] = []
@@ -190,7 +226,8 @@ def _calls(model: str) -> list[_Call]:
         parent = network.get_submodule(name.rpartition(".")[0])
 
         def hook(module: nn.Module, inputs: Any) -> None:
-            calls.append(_Call(name.rpartition(".")[2], module, parent, *inputs[0].shape[-2:]))
+            _, *size = *inputs[0].shape, 1, 1  # the classifier's input has no height and width
+            calls.append(_Call(name.rpartition(".")[2], module, parent, *size[:3]))
 
         return hook
 
@@ -229,4 +266,11 @@ def _bottleneck_shape(call: _Call) -> BottleneckShape:
         groups=block.conv2.groups,
         height=call.height,
         width=call.width,
+    )
+
+
+def _pool_shape(call: _Call) -> PoolShape:
+    pool = call.module
+    return PoolShape(
+        call.channels, pool.kernel_size, pool.stride, pool.padding, call.height, call.width
     )

@@ -17,6 +17,7 @@ from benchmarks import baseline, report  # noqa: E402
 
 NETWORK = "resnet50 batch 1"
 LAYER = "conv_bn_act 8-8_3x3_9x9 batch 1"
+POOL = "max_pool 8_3x3_s2_9x9 batch 1"
 
 
 def _record(group, implementation, median, peak=100.0, **params):
@@ -137,6 +138,9 @@ def files(tmp_path):
         _record(NETWORK, n, t, model="resnet50") for n, t in (("eager", 3.0), ("fastres", 2))
     ]
     layers = [_record(LAYER, n, t) for n, t in (("eager", 4.0), ("fastres-winograd", 1.6))]
+    layers.append(_record(POOL, "fastres-direct", 1.6))
+    for name in ("gflops", "percent_of_peak"):
+        del layers[-1]["extra_info"][name]  # nothing is multiplied
     comparison = {"model": "resnet18", "batch": 8, "skipped": {}, "differences": {}}
     comparison["milliseconds"] = {"eager": 12.0, "eager channels_last": 10.0, "fastres": 8.0}
     peaks = {"eager": 300 * 2**20, "fastres": 200 * 2**20, "absent": None}
@@ -167,7 +171,9 @@ def test_the_page_has_every_plot_and_the_table(files, tmp_path, capsys):
     assert len(_svg_texts(page)) == 5  # networks, peers, peaks, roofline, memory
     assert "a processor, 2 threads; torch 9" in page
     row = next(line for line in page.splitlines() if "fastres-winograd" in line and LAYER in line)
-    assert row.split()[-4:] == ["1600.000", "2.50x", "0.3", "50.0</pre>"]
+    assert row.split()[-6:] == ["1600.000", "2.50x", "0.3", "50.0", "0.1", "-"]
+    (row,) = (line for line in page.splitlines() if POOL in line)
+    assert row.split()[-6:] == ["1600.000", "-", "-", "-", "0.1", "-</pre>"]
     assert not any(loads in page for loads in ("<script", "<link", "src=", "@import", "url(http"))
 
 

@@ -83,12 +83,24 @@ BOTTLENECKS = {
 @torch.inference_mode()
 def test_convolutions_validate(name):
     layers.conv_layer(CONVS[name], batch=2).validate()
+    layers.conv_layer(CONVS[name], batch=2, live=True).validate()
 
 
 @pytest.mark.parametrize("name", BOTTLENECKS)
 @torch.inference_mode()
 def test_bottlenecks_validate(name):
     layers.bottleneck_layer(BOTTLENECKS[name], batch=2).validate()
+    layers.bottleneck_layer(BOTTLENECKS[name], batch=2, live=True).validate()
+
+
+@torch.inference_mode()
+def test_pools_validate():
+    (shape,) = shapes.pool_shapes(*shapes.MODELS)
+    assert str(shape) == "64_3x3_s2_112x112"
+    layer = layers.pool_layer(shape, batch=2)
+    layer.validate()
+    assert shape.bytes(2) == 4 * 2 * 64 * (112 * 112 + 56 * 56)
+    assert layer.call("fastres-direct")().shape == (2, 64, 56, 56)
 
 
 @torch.inference_mode()
@@ -124,7 +136,7 @@ def _run(tmp_path, *arguments):
 def test_a_run_records_how_good_the_machine_is_used(tmp_path):
     output = tmp_path / "benchmark.json"
     options = [f"--benchmark-json={output}", f"--benchmark-storage={tmp_path}", "--threads", "1"]
-    options += ["--benchmark-max-time=0.01", "--models", "resnext50_32x4d", "-k", "g32_7x7"]
+    options += ["--benchmark-max-time=0.01", "--models", "resnext50_32x4d", "-k", "g32_7x7 or pool"]
     result = _run(tmp_path, "benchmarks", *options)
     assert result.returncode == 0, result.stdout
     runs = json.loads(output.read_text())["benchmarks"]
@@ -133,12 +145,16 @@ def test_a_run_records_how_good_the_machine_is_used(tmp_path):
         "test_conv_stats",
         "test_conv_stats_backward",
         "test_grouped_bottleneck",
+        "test_live_bottleneck",
+        "test_live_conv_bn_act",
+        "test_max_pool",
     }
-    assert len({run["group"] for run in runs}) == 4
-    assert all(run["extra_info"]["gflops"] > 0 for run in runs)
+    assert len({run["group"] for run in runs}) == 7
+    multiplying = [run for run in runs if not run["group"].startswith("max_pool")]
+    assert all(run["extra_info"]["gflops"] > 0 for run in multiplying)
     assert all(run["extra_info"]["gbytes_per_s"] > 0 for run in runs)
     if hasattr(_library.diagnostics(), "fma_peak_gflops"):
-        assert all(0 < run["extra_info"]["percent_of_peak"] < 200 for run in runs)
+        assert all(0 < run["extra_info"]["percent_of_peak"] < 200 for run in multiplying)
     assert all(run["extra_info"]["threads"] == 1 for run in runs)
 
 
