@@ -169,10 +169,11 @@ class BandWalker {
   }
 
   // Only layers with few weights, which leave tiles the time for other lines.
-  ConvLayer fetching_if_small(const ConvLayer& layer, const Image& image, int64_t n, int64_t begin,
+  ConvLayer fetching_if_small(ConvLayer layer, const Image& image, int64_t n, int64_t begin,
                               int64_t end) const {
     const bool spare_time = small_weights_ && weight_bytes(layer) <= level2_cache_bytes() / 4;
-    return spare_time ? fetching(layer, image, n, begin, end) : layer;
+    if (spare_time) layer.upcoming.add_rows(image, n, begin, end);
+    return layer;
   }
 
   void run(ConvLayer layer, const ConvBand& band) const {

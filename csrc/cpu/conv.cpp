@@ -189,8 +189,8 @@ class BandRunner {
     band.output = direct_output_ ? direct(conv_.out, n, h) : output_scratch(rows);
     if (conv_.plain.data == nullptr) {
       const int64_t next = h + rows;
-      const ConvLayer layer =
-          fetches_output_ ? fetching(conv_.layer, conv_.out, n, next, next + rows) : conv_.layer;
+      ConvLayer layer = conv_.layer;
+      if (fetches_output_) layer.upcoming.add_rows(conv_.out, n, next, next + rows);
       conv_rows(kernels_, layer, band, panels_);
     } else if (conv_.layer.header.layout == PackedLayout::winograd) {
       winograd_rows(kernels_, conv_.layer, conv_.plain, band, panels_);
@@ -212,12 +212,9 @@ class BandRunner {
       pack_blocks(kernels_, h, conv_.plain, blocks, packed);
       layer.weights = packed;
       layer.first_block = blocks.begin;
-      layer.upcoming = nullptr;
+      layer.upcoming = {};
       if (panel + 1 < panels_.end) {
-        const PlainValues next =
-            plain_values(h, conv_.plain, panel_blocks(kernels_, layer, panel + 1));
-        layer.upcoming = next.data;
-        layer.upcoming_floats = next.count;
+        layer.upcoming.add(plain_values(h, conv_.plain, panel_blocks(kernels_, layer, panel + 1)));
       }
       conv_rows(kernels_, layer, band, {panel, panel + 1});
     }

@@ -86,18 +86,13 @@ void set_next(const Microkernels& kernels, const ConvLayer& layer, Range panels,
               ConvTile& t) {
   const int64_t next = nth_panel(layer, panels, i + 1);
   if (next >= 0 && layer.packing != nullptr) {
-    const PlainValues values = layer.packing->unpacked(panel_blocks(kernels, layer, next));
-    t.next_weights = values.data;
-    t.next_weight_floats = values.count;
-    if (values.data != nullptr) return;
+    t.upcoming.spans[0] = layer.packing->unpacked(panel_blocks(kernels, layer, next));
+    if (t.upcoming.spans[0].count > 0) return;
   }
-  if (layer.upcoming != nullptr) {
-    const Range part = even_range(layer.upcoming_floats, panels.size(), i);
-    t.next_weights = layer.upcoming + part.begin;
-    t.next_weight_floats = part.size();
+  if (!layer.upcoming.empty()) {
+    t.upcoming = layer.upcoming.part(panels.size(), i);
   } else if (next >= 0) {
-    t.next_weights = panel_weights(kernels, layer, next);
-    t.next_weight_floats = panel_blocks(kernels, layer, next).size() * layer.header.block_stride();
+    t.upcoming.spans[0] = panel_floats(kernels, layer, next);
   }
 }
 
@@ -119,13 +114,19 @@ void igemm_panel(const Microkernels& kernels, const ConvLayer& layer, ConvTile t
 
 }  // namespace
 
-ConvLayer fetching(ConvLayer layer, const Image& image, int64_t n, int64_t begin, int64_t end) {
+void Upcoming::add_rows(const Image& image, int64_t n, int64_t begin, int64_t end) {
   end = std::min(end, image.height);
-  if (image.is_float32_nhwc() && begin < end) {
-    layer.upcoming = reinterpret_cast<const float*>(image.at(n, begin, 0));
-    layer.upcoming_floats = (end - begin) * image.stride_h;
+  if (!image.is_float32_nhwc() || begin >= end) return;
+  add({reinterpret_cast<const float*>(image.at(n, begin, 0)), (end - begin) * image.stride_h});
+}
+
+FetchList Upcoming::part(int64_t parts, int64_t i) const {
+  FetchList part = list_;
+  for (int s = 0; s < size_; ++s) {
+    const Range range = even_range(list_.spans[s].count, parts, i);
+    part.spans[s] = {list_.spans[s].data + range.begin, range.size()};
   }
-  return layer;
+  return part;
 }
 
 int64_t nth_panel(const ConvLayer& layer, Range panels, int64_t i) {
@@ -159,6 +160,13 @@ Range panel_blocks(const Microkernels& kernels, const ConvLayer& layer, int64_t 
   const int64_t channels = std::min(kernels.panel_channels, h.group_out_channels() - first);
   const int64_t block = panel / per_group * h.blocks() + first / kChannelBlock;
   return {block, block + (channels + kChannelBlock - 1) / kChannelBlock};
+}
+
+FloatSpan panel_floats(const Microkernels& kernels, const ConvLayer& layer, int64_t panel) {
+  const int64_t stride = layer.header.block_stride();
+  if (layer.header.layout == PackedLayout::lanes) return {layer.weights + panel * stride, stride};
+  return {panel_weights(kernels, layer, panel),
+          panel_blocks(kernels, layer, panel).size() * stride};
 }
 
 void conv_rows(const Microkernels& kernels, const ConvLayer& layer, ConvBand band, Range panels) {

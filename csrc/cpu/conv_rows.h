@@ -15,6 +15,24 @@ namespace fastres::cpu {
 
 class PackOnUse;
 
+// A list that is made one span after the other, and shared out evenly.
+class Upcoming {
+ public:
+  bool empty() const { return size_ == 0; }
+  // Rows [begin, end) of an image; those outside the image, and images that no band points into,
+  // are not fetched. Lines are far apart in the order in which tiles read and write them, too far
+  // for the processor to foresee.
+  void add_rows(const Image& image, int64_t n, int64_t begin, int64_t end);
+  void add(FloatSpan span) {
+    if (span.count > 0) list_.spans[size_++] = span;
+  }
+  FetchList part(int64_t parts, int64_t i) const;
+
+ private:
+  FetchList list_;
+  int size_ = 0;
+};
+
 // Everything about a convolution that is not its data.
 struct ConvLayer {
   PackedHeader header;
@@ -23,9 +41,8 @@ struct ConvLayer {
   const float* weights = nullptr;  // packed, from block `first_block` on
   int64_t first_block = 0;
   // What will be read or written after this: fetched meanwhile, instead of the weights of the panel
-  // after each. Null for nothing.
-  const float* upcoming = nullptr;
-  int64_t upcoming_floats = 0;
+  // after each.
+  Upcoming upcoming;
   const float* shift = nullptr;
   Extent stride, dilation;
   Activation act = Activation::none;
@@ -37,11 +54,6 @@ inline int64_t weight_bytes(const ConvLayer& layer) {
   return layer.header.payload_floats() * static_cast<int64_t>(sizeof(float));
 }
 
-// The layer, made to fetch rows [begin, end) of an image while it computes; those outside the
-// image, and images that no band points into, are not. Lines are far apart in the order in which
-// tiles read and write them, too far for the processor to foresee.
-ConvLayer fetching(ConvLayer layer, const Image& image, int64_t n, int64_t begin, int64_t end);
-
 // The i-th of `panels` in the order that the layer takes them; -1 after the last.
 int64_t nth_panel(const ConvLayer& layer, Range panels, int64_t i);
 
@@ -52,6 +64,9 @@ Range panel_channels(const Microkernels& kernels, const ConvLayer& layer, Range 
 
 // The blocks of output channels of an igemm panel, in the packed weight's order.
 Range panel_blocks(const Microkernels& kernels, const ConvLayer& layer, int64_t panel);
+
+// Their packed weights.
+FloatSpan panel_floats(const Microkernels& kernels, const ConvLayer& layer, int64_t panel);
 
 struct ConvBand {
   Band input;     // starts at the padded input pixel of the first output pixel's first tap

@@ -19,7 +19,9 @@ namespace {
 
 constexpr const char* kOp = "conv_stats";
 
-// One thread's convolution and statistics of slices of output rows.
+// One thread's convolution and statistics of slices of output rows. Panel by panel of output
+// channels: their statistics are taken while a panel's output is in the cache, which need not have
+// room for all channels.
 class SliceRunner {
  public:
   SliceRunner(const Kernels& kernels, const TrainingConv& conv, const ConvLayer& layer,
@@ -30,24 +32,34 @@ class SliceRunner {
         y_(y),
         direct_input_(!conv.has_prologue && conv.x.is_float32_nhwc() &&
                       !conv.geometry.padding.any()),
-        direct_output_(y.type == StorageType::float32) {}
+        direct_output_(y.type == StorageType::float32),
+        fetches_output_(direct_output_ && weight_bytes(layer) <= level2_cache_bytes() / 4) {}
 
   int64_t rows_in_cache() const {
     const ConvGeometry& g = conv_.geometry;
-    const int64_t floats = g.stride.h * g.padded_width() * g.in_channels + g.out.w * g.out_channels;
-    return level2_cache_bytes() / 4 / (floats * static_cast<int64_t>(sizeof(float)));
+    const int64_t input = g.stride.h * g.padded_width() * g.in_channels;
+    const int64_t output = g.out.w * g.out_channels;
+    // As the convolution reads it, and the next slice's as it comes.
+    int64_t floats = (direct_input_ ? 1 : 2) * input;
+    if (fetches_output_ || !direct_output_) floats += output;
+    if (fetches_output_) floats += output;
+    return level2_cache_bytes() / 2 / (floats * static_cast<int64_t>(sizeof(float)));
   }
 
-  void run(const Slices::Slice& slice, Moments& moments) const {
+  // `next` comes after the slice; it may be the same.
+  void run(const Slices::Slice& slice, const Slices::Slice& next, Moments& moments) const {
     const ConvGeometry& g = conv_.geometry;
     ConvBand band;
     band.rows = slice.rows;
     band.pixels = g.out.w;
     band.input = input_band(slice);
     band.output = output_band(slice);
-    const Range panels{0, panel_count(kernels_.base, layer_)};
-    conv_rows(kernels_.base, layer_, band, panels);
-    moments.add(kernels_, band.output, slice.rows, g.out.w);
+    const Upcoming upcoming = upcoming_rows(next);
+    const int64_t panels = panel_count(kernels_.base, layer_);
+    for (int64_t panel = 0; panel < panels; ++panel) {
+      run_panel(band, upcoming, panels, panel, moments);
+    }
+    moments.count(slice.rows * g.out.w);
     if (!direct_output_) {
       store_band(kernels_.base, band.output, y_, slice.image, slice.row, slice.rows, 0,
                  g.out_channels);
@@ -55,6 +67,27 @@ class SliceRunner {
   }
 
  private:
+  void run_panel(const ConvBand& band, const Upcoming& upcoming, int64_t panels, int64_t panel,
+                 Moments& moments) const {
+    ConvLayer layer = layer_;
+    for (const FloatSpan& span : upcoming.part(panels, panel).spans) layer.upcoming.add(span);
+    if (panel + 1 < panels) layer.upcoming.add(panel_floats(kernels_.base, layer, panel + 1));
+    conv_rows(kernels_.base, layer, band, {panel, panel + 1});
+    const Range channels = panel_channels(kernels_.base, layer, {panel, panel + 1});
+    Band output = band.output;
+    output.data += channels.begin;
+    moments.add(kernels_, output, band.rows, band.pixels, channels);
+  }
+
+  Upcoming upcoming_rows(const Slices::Slice& next) const {
+    const ConvGeometry& g = conv_.geometry;
+    Upcoming upcoming;
+    const int64_t row = std::max<int64_t>(0, next.row * g.stride.h - g.padding.top);
+    upcoming.add_rows(conv_.x, next.image, row, row + g.input_rows(next.rows));
+    if (fetches_output_) upcoming.add_rows(y_, next.image, next.row, next.row + next.rows);
+    return upcoming;
+  }
+
   static Band direct(const Image& image, int64_t n, int64_t h) {
     return {reinterpret_cast<float*>(image.at(n, h, 0)), image.stride_h, image.stride_w};
   }
@@ -82,6 +115,7 @@ class SliceRunner {
   const Image& y_;
   const bool direct_input_;
   const bool direct_output_;
+  const bool fetches_output_;  // the weights leave the cache room
 };
 
 // Convolves all slices and merges their statistics in the slices' order.
@@ -101,8 +135,10 @@ Moments run(const Kernels& kernels, const TrainingConv& conv, Image y) {
   const Slices slices(conv.geometry.batch, conv.geometry.out.h, runner.rows_in_cache());
   std::vector<Moments> parts(static_cast<size_t>(slices.count()),
                              Moments(conv.geometry.out_channels));
-  parallel_parts(slices.count(),
-                 [&](int64_t i) { runner.run(slices[i], parts[static_cast<size_t>(i)]); });
+  parallel_parts(slices.count(), [&](int64_t i) {
+    const int64_t next = std::min(i + 1, slices.count() - 1);
+    runner.run(slices[i], slices[next], parts[static_cast<size_t>(i)]);
+  });
   for (size_t i = 1; i < parts.size(); ++i) parts[0].merge(parts[i]);
   return std::move(parts[0]);
 }

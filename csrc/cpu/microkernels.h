@@ -16,6 +16,18 @@ enum class Activation { none, relu, relu6, silu, leaky_relu };
 
 enum class StorageType { float32, bfloat16, float16 };
 
+// Adjacent floats that will be read or written soon.
+struct FloatSpan {
+  const float* data = nullptr;
+  int64_t count = 0;
+};
+
+// What to fetch into the level-2 cache while something else is computed.
+struct FetchList {
+  static constexpr int kSpans = 5;
+  FloatSpan spans[kSpans];
+};
+
 // One band of output rows for one panel of output channels.
 struct ConvTile {
   // First input value of the first output pixel, padding included: the band is already padded.
@@ -37,9 +49,7 @@ struct ConvTile {
   ptrdiff_t residual_row_stride;
   ptrdiff_t residual_pixel_stride;
 
-  // What the next call will read: fetched into the level-2 cache while this one computes.
-  const float* next_weights;  // null for none
-  int64_t next_weight_floats;
+  FetchList upcoming;
 
   float* output;
   ptrdiff_t output_row_stride;

@@ -16,19 +16,23 @@ class Moments {
   explicit Moments(int64_t channels)
       : mean_(static_cast<size_t>(channels), 0.0), m2_(static_cast<size_t>(channels), 0.0) {}
 
-  // `rows` rows of `pixels` pixels of channels that are adjacent.
-  void add(const Kernels& kernels, const Band& band, int64_t rows, int64_t pixels);
+  // `channels` of `rows` rows of `pixels` pixels, which the band begins with.
+  void add(const Kernels& kernels, const Band& band, int64_t rows, int64_t pixels, Range channels);
+  // That many pixels were added of all channels.
+  void count(int64_t pixels) { count_ += static_cast<double>(pixels); }
   void merge(const Moments& other);
 
   const std::vector<double>& mean() const { return mean_; }
   const std::vector<double>& m2() const { return m2_; }
 
  private:
-  void add_run(const Kernels& kernels, ConstPixels run, int64_t pixels);
-  void choose_pivot(const Kernels& kernels, ConstPixels run, int64_t pixels, float* pivot,
-                    float* scratch) const;
+  // `before` pixels are in the channels' values already.
+  void add_run(const Kernels& kernels, ConstPixels run, int64_t pixels, double before,
+               Range channels);
+  void choose_pivot(const Kernels& kernels, ConstPixels run, int64_t pixels, double before,
+                    Range channels, float* pivot, float* scratch) const;
 
-  double count_ = 0.0;
+  double count_ = 0.0;  // of all channels
   std::vector<double> mean_, m2_;
 };
 

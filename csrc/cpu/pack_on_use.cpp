@@ -25,7 +25,7 @@ void PackOnUse::prepare(Range blocks) {
   }
 }
 
-PlainValues PackOnUse::unpacked(Range blocks) const {
+FloatSpan PackOnUse::unpacked(Range blocks) const {
   for (int64_t block = blocks.begin; block < blocks.end; ++block) {
     const auto& state = states_[static_cast<size_t>(block)];
     if (state.load(std::memory_order_relaxed) != State::plain) return {};

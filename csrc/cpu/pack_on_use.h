@@ -25,7 +25,7 @@ class PackOnUse {
   void prepare(Range blocks);
 
   // The plain values of blocks of one group that nobody has begun to pack; none if somebody has.
-  PlainValues unpacked(Range blocks) const;
+  FloatSpan unpacked(Range blocks) const;
 
  private:
   enum class State : uint8_t { plain, packing, packed };

@@ -216,8 +216,7 @@ class ChannelRange {
       t.out_channels = std::min(kernels_.wide_panel_channels, lanes_ - lane);
       if (part.size() == input_.length() && next_rows > 0) {
         const Range next = even_range(next_rows * input_.length(), panels, panel);
-        t.next_weights = row + rows * input_.length() + next.begin;
-        t.next_weight_floats = next.size();
+        t.upcoming.spans[0] = {row + rows * input_.length() + next.begin, next.size()};
       }
       kernels_.igemm(t);
     }

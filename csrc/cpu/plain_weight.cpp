@@ -40,7 +40,7 @@ int64_t block_count(const PackedHeader& h) {
   return h.layout == PackedLayout::igemm ? h.groups * h.blocks() : h.blocks();
 }
 
-PlainValues plain_values(const PackedHeader& h, const PlainWeight& weight, Range blocks) {
+FloatSpan plain_values(const PackedHeader& h, const PlainWeight& weight, Range blocks) {
   const int64_t length = h.group_in_channels * h.taps();
   const Range channels{block_channels(h, blocks.begin).begin,
                        block_channels(h, blocks.end - 1).end};

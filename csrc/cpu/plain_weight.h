@@ -21,11 +21,7 @@ struct PlainWeight {
 int64_t block_count(const PackedHeader& header);
 
 // The values of blocks, of one group, that follow each other.
-struct PlainValues {
-  const float* data = nullptr;
-  int64_t count = 0;
-};
-PlainValues plain_values(const PackedHeader& header, const PlainWeight& weight, Range blocks);
+FloatSpan plain_values(const PackedHeader& header, const PlainWeight& weight, Range blocks);
 
 // Packs blocks of the direct layouts, one after the other from `target` on.
 void pack_blocks(const Microkernels& kernels, const PackedHeader& header, const PlainWeight& weight,

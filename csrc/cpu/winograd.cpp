@@ -26,8 +26,7 @@ struct PanelWeights {
   const float* data;
   int64_t position_stride;
   // The next panel's, not transformed: fetched meanwhile. Null where these come from memory.
-  const float* upcoming = nullptr;
-  int64_t upcoming_floats = 0;
+  FloatSpan upcoming = {};
 };
 
 PanelWeights packed_panel(const Microkernels& kernels, const ConvLayer& layer, Range panels,
@@ -41,9 +40,7 @@ PanelWeights packed_panel(const Microkernels& kernels, const ConvLayer& layer, R
   if (layer.packing == nullptr) return weights;
   layer.packing->prepare(panel_blocks(kernels, layer, panel));
   if (const int64_t next = nth_panel(layer, panels, i + 1); next >= 0) {
-    const PlainValues values = layer.packing->unpacked(panel_blocks(kernels, layer, next));
-    weights.upcoming = values.data;
-    weights.upcoming_floats = values.count;
+    weights.upcoming = layer.packing->unpacked(panel_blocks(kernels, layer, next));
   }
   return weights;
 }
@@ -57,10 +54,9 @@ PanelWeights live_panel(const Microkernels& kernels, const ConvLayer& layer,
   float* packed = thread_scratch().weights.floats(kWinogradPositions * stride);
   pack_winograd_blocks(kernels, h, plain, blocks, packed, stride);
   packed += panel * kernels.panel_channels % kChannelBlock;  // narrow panels share a block
-  if (blocks.end == h.blocks()) return {packed, stride, packed, 0};
+  if (blocks.end == h.blocks()) return {packed, stride, {packed, 0}};
   const Range next{blocks.end, std::min(blocks.end + blocks.size(), h.blocks())};
-  const PlainValues values = plain_values(h, plain, next);
-  return {packed, stride, values.data, values.count};
+  return {packed, stride, plain_values(h, plain, next)};
 }
 
 class Chunk {
@@ -124,13 +120,11 @@ class Chunk {
       t.input = input.transformed + position * input.position_stride;
       t.weights = weights.data + position * weights.position_stride;
       t.output = products.transformed + position * products.position_stride;
-      if (weights.upcoming != nullptr) {
-        const Range part = even_range(weights.upcoming_floats, kWinogradPositions, position);
-        t.next_weights = weights.upcoming + part.begin;
-        t.next_weight_floats = part.size();
+      if (weights.upcoming.data != nullptr) {
+        const Range part = even_range(weights.upcoming.count, kWinogradPositions, position);
+        t.upcoming.spans[0] = {weights.upcoming.data + part.begin, part.size()};
       } else if (position + 1 < kWinogradPositions) {
-        t.next_weights = t.weights + weights.position_stride;
-        t.next_weight_floats = panel_channels_ * in_channels_;
+        t.upcoming.spans[0] = {t.weights + weights.position_stride, panel_channels_ * in_channels_};
       }
       kernels.igemm(t);
     }

@@ -37,8 +37,8 @@ struct Accumulators {
 // 512-channel 3x3 is a quarter of a single sum's, for 1 % of the time.
 constexpr int64_t kProductsPerSum = 256;
 
-// Walks over a share of the next weights while a tile computes. Without it the first tile of a
-// panel waits for the shared cache: with 7 tiles a panel that was a sixth of the time.
+// Walks over a share of what comes next while a tile computes. Without it the first tile of a
+// panel of weights waits for the shared cache: with 7 tiles a panel that was a sixth of the time.
 struct Prefetch {
   const char* at;
   ptrdiff_t step;  // bytes per input channel and tap
@@ -195,13 +195,42 @@ Tile tile_of(int64_t pixels, std::integer_sequence<int, kPixelsMinusOne...>) {
   return kTiles[pixels - 1];
 }
 
-// Spreads the next weights over all tiles of this call.
-Prefetch plan_prefetch(const ConvTile& t, int64_t tiles) {
-  if (t.next_weights == nullptr) return {reinterpret_cast<const char*>(t.weights), 0};
-  const int64_t steps = tiles * t.tap_rows * t.tap_cols * t.channels;
-  const int64_t bytes = t.next_weight_floats * static_cast<int64_t>(sizeof(float));
-  return {reinterpret_cast<const char*>(t.next_weights), std::min<int64_t>(64, bytes / steps + 1)};
-}
+// Spreads what is to be fetched over all tiles of a call.
+class Fetching {
+ public:
+  Fetching(const ConvTile& t, int64_t tiles) : t_(t) {
+    int64_t floats = 0;
+    for (const FloatSpan& span : t.upcoming.spans) floats += span.count;
+    if (floats == 0) return;
+    const int64_t steps = t.tap_rows * t.tap_cols * t.channels;
+    const auto bytes = floats * static_cast<int64_t>(sizeof(float));
+    step_ = std::min<int64_t>(kLineBytes, bytes / (tiles * steps) + 1);
+    tile_floats_ = step_ * steps / static_cast<int64_t>(sizeof(float));
+  }
+
+  // Of the next tile, which is of one span.
+  Prefetch next() {
+    while (span_ < FetchList::kSpans && done_ >= t_.upcoming.spans[span_].count) {
+      ++span_;
+      done_ = 0;
+    }
+    if (step_ == 0 || span_ == FetchList::kSpans) {
+      return {reinterpret_cast<const char*>(t_.weights), 0};
+    }
+    const float* at = t_.upcoming.spans[span_].data + done_;
+    done_ += tile_floats_;
+    return {reinterpret_cast<const char*>(at), step_};
+  }
+
+ private:
+  static constexpr int64_t kLineBytes = 64;
+
+  const ConvTile& t_;
+  ptrdiff_t step_ = 0;
+  int64_t tile_floats_ = 0;
+  int span_ = 0;
+  int64_t done_ = 0;
+};
 
 template <int kVecs>
 void rows(const ConvTile& t) {
@@ -210,8 +239,7 @@ void rows(const ConvTile& t) {
   const int64_t tiles = (t.pixels + kMax - 1) / kMax;
   const int64_t width = t.pixels / tiles;
   const int64_t wider = t.pixels % tiles;
-  Prefetch prefetch = plan_prefetch(t, tiles * t.rows);
-  const ptrdiff_t prefetch_per_tile = prefetch.step * t.tap_rows * t.tap_cols * t.channels;
+  Fetching fetching(t, tiles * t.rows);
   for (int64_t row = 0; row < t.rows; ++row) {
     const float* input = t.input + row * t.input_row_stride;
     const float* residual =
@@ -220,8 +248,7 @@ void rows(const ConvTile& t) {
     for (int64_t i = 0; i < tiles; ++i) {
       const int64_t pixels = width + (i < wider ? 1 : 0);
       tile_of<kVecs>(pixels, std::make_integer_sequence<int, kMax>{})(t, input, residual, output,
-                                                                      prefetch);
-      prefetch.at += prefetch_per_tile;
+                                                                      fetching.next());
       input += pixels * t.input_pixel_stride;
       if (residual != nullptr) residual += pixels * t.residual_pixel_stride;
       output += pixels * t.output_pixel_stride;
