@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
+#include <numeric>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -19,9 +20,14 @@ namespace {
 
 constexpr const char* kOp = "conv_stats";
 
-// One thread's convolution and statistics of slices of output rows. Panel by panel of output
-// channels: their statistics are taken while a panel's output is in the cache, which need not have
-// room for all channels.
+// How many parts of the panels, times the slices, several threads can share evenly.
+int64_t panel_parts(int64_t slices, int64_t panels) {
+  const int64_t parts = Slices::kForThreads / std::gcd(slices, Slices::kForThreads);
+  return std::min(parts, panels);
+}
+
+// Convolves slices of output rows and takes their statistics, panel by panel of output channels:
+// while a panel's output is in the cache, which need not have room for all channels.
 class SliceRunner {
  public:
   SliceRunner(const Kernels& kernels, const TrainingConv& conv, const ConvLayer& layer,
@@ -30,48 +36,70 @@ class SliceRunner {
         conv_(conv),
         layer_(layer),
         y_(y),
+        panels_(panel_count(kernels.base, layer)),
+        small_weights_(weight_bytes(layer) <= level2_cache_bytes() / 4),
         direct_input_(!conv.has_prologue && conv.x.is_float32_nhwc() &&
                       !conv.geometry.padding.any()),
         direct_output_(y.type == StorageType::float32),
-        fetches_output_(direct_output_ && weight_bytes(layer) <= level2_cache_bytes() / 4) {}
+        slices_(conv.geometry.batch, conv.geometry.out.h, rows_in_cache(), 1,
+                small_weights_ ? Slices::kForThreads : 1),
+        panel_parts_(small_weights_ ? 1 : panel_parts(slices_.count(), panels_)) {}
 
+  const Slices& slices() const { return slices_; }
+  // Large weights are read less often by few large slices; the panels are then work for threads.
+  int64_t units() const { return slices_.count() * panel_parts_; }
+
+  // Adds to the moments of each unit's slice, of its channels.
+  void run(Range units, std::vector<Moments>& moments) const {
+    for (int64_t unit = units.begin; unit < units.end;) {
+      const int64_t slice = unit / panel_parts_;
+      const int64_t end = std::min(units.end, (slice + 1) * panel_parts_);
+      const Range panels{even_range(panels_, panel_parts_, unit % panel_parts_).begin,
+                         even_range(panels_, panel_parts_, (end - 1) % panel_parts_).end};
+      run_slice(slice, panels, moments[static_cast<size_t>(slice)]);
+      unit = end;
+    }
+  }
+
+ private:
   int64_t rows_in_cache() const {
     const ConvGeometry& g = conv_.geometry;
     const int64_t input = g.stride.h * g.padded_width() * g.in_channels;
     const int64_t output = g.out.w * g.out_channels;
     // As the convolution reads it, and the next slice's as it comes.
     int64_t floats = (direct_input_ ? 1 : 2) * input;
-    if (fetches_output_ || !direct_output_) floats += output;
-    if (fetches_output_) floats += output;
+    if (fetches_output() || !direct_output_) floats += output;
+    if (fetches_output()) floats += output;
     return level2_cache_bytes() / 2 / (floats * static_cast<int64_t>(sizeof(float)));
   }
 
-  // `next` comes after the slice; it may be the same.
-  void run(const Slices::Slice& slice, const Slices::Slice& next, Moments& moments) const {
+  bool fetches_output() const { return small_weights_ && direct_output_; }
+
+  void run_slice(int64_t i, Range panels, Moments& moments) const {
     const ConvGeometry& g = conv_.geometry;
+    const Slices::Slice slice = slices_[i];
     ConvBand band;
     band.rows = slice.rows;
     band.pixels = g.out.w;
     band.input = input_band(slice);
     band.output = output_band(slice);
-    const Upcoming upcoming = upcoming_rows(next);
-    const int64_t panels = panel_count(kernels_.base, layer_);
-    for (int64_t panel = 0; panel < panels; ++panel) {
-      run_panel(band, upcoming, panels, panel, moments);
+    const Upcoming upcoming =
+        i + 1 < slices_.count() ? upcoming_rows(slices_[i + 1]) : Upcoming();
+    for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
+      run_panel(band, upcoming, panel, moments);
     }
-    moments.count(slice.rows * g.out.w);
     if (!direct_output_) {
-      store_band(kernels_.base, band.output, y_, slice.image, slice.row, slice.rows, 0,
-                 g.out_channels);
+      const Range channels = panel_channels(kernels_.base, layer_, panels);
+      store_band(kernels_.base, band.output, y_, slice.image, slice.row, slice.rows,
+                 channels.begin, channels.end);
     }
   }
 
- private:
-  void run_panel(const ConvBand& band, const Upcoming& upcoming, int64_t panels, int64_t panel,
+  void run_panel(const ConvBand& band, const Upcoming& upcoming, int64_t panel,
                  Moments& moments) const {
     ConvLayer layer = layer_;
-    for (const FloatSpan& span : upcoming.part(panels, panel).spans) layer.upcoming.add(span);
-    if (panel + 1 < panels) layer.upcoming.add(panel_floats(kernels_.base, layer, panel + 1));
+    for (const FloatSpan& span : upcoming.part(panels_, panel).spans) layer.upcoming.add(span);
+    if (panel + 1 < panels_) layer.upcoming.add(panel_floats(kernels_.base, layer, panel + 1));
     conv_rows(kernels_.base, layer, band, {panel, panel + 1});
     const Range channels = panel_channels(kernels_.base, layer, {panel, panel + 1});
     Band output = band.output;
@@ -84,7 +112,7 @@ class SliceRunner {
     Upcoming upcoming;
     const int64_t row = std::max<int64_t>(0, next.row * g.stride.h - g.padding.top);
     upcoming.add_rows(conv_.x, next.image, row, row + g.input_rows(next.rows));
-    if (fetches_output_) upcoming.add_rows(y_, next.image, next.row, next.row + next.rows);
+    if (fetches_output()) upcoming.add_rows(y_, next.image, next.row, next.row + next.rows);
     return upcoming;
   }
 
@@ -113,9 +141,12 @@ class SliceRunner {
   const TrainingConv& conv_;
   const ConvLayer& layer_;
   const Image& y_;
+  const int64_t panels_;
+  const bool small_weights_;  // which leave the cache room
   const bool direct_input_;
   const bool direct_output_;
-  const bool fetches_output_;  // the weights leave the cache room
+  const Slices slices_;
+  const int64_t panel_parts_;
 };
 
 // Convolves all slices and merges their statistics in the slices' order.
@@ -132,13 +163,15 @@ Moments run(const Kernels& kernels, const TrainingConv& conv, Image y) {
   layer.dilation = conv.geometry.dilation;
 
   const SliceRunner runner(kernels, conv, layer, y);
-  const Slices slices(conv.geometry.batch, conv.geometry.out.h, runner.rows_in_cache());
+  const Slices& slices = runner.slices();
   std::vector<Moments> parts(static_cast<size_t>(slices.count()),
                              Moments(conv.geometry.out_channels));
-  parallel_parts(slices.count(), [&](int64_t i) {
-    const int64_t next = std::min(i + 1, slices.count() - 1);
-    runner.run(slices[i], slices[next], parts[static_cast<size_t>(i)]);
-  });
+  const int64_t threads = std::min(thread_count(), runner.units());
+  parallel_parts(threads,
+                 [&](int64_t i) { runner.run(even_range(runner.units(), threads, i), parts); });
+  for (int64_t i = 0; i < slices.count(); ++i) {
+    parts[static_cast<size_t>(i)].count(slices[i].rows * conv.geometry.out.w);
+  }
   for (size_t i = 1; i < parts.size(); ++i) parts[0].merge(parts[i]);
   return std::move(parts[0]);
 }

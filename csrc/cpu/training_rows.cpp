@@ -3,18 +3,15 @@
 namespace fastres::cpu {
 namespace {
 
-// Enough for a few threads; fewer and larger slices read the weights less often.
-constexpr int64_t kFewestSlices = 8;
-
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 }  // namespace
 
-Slices::Slices(int64_t images, int64_t rows, int64_t rows_in_cache, int64_t step)
+Slices::Slices(int64_t images, int64_t rows, int64_t rows_in_cache, int64_t step, int64_t fewest)
     : images_(images), rows_(rows), step_(step) {
   const int64_t steps = ceil_div(rows, step);
   const int64_t in_cache = std::max<int64_t>(1, rows_in_cache / step);
-  const int64_t for_threads = images > 0 ? ceil_div(kFewestSlices, images) : 1;
+  const int64_t for_threads = images > 0 ? ceil_div(fewest, images) : 1;
   per_image_ = std::clamp(std::max(ceil_div(steps, in_cache), for_threads), int64_t{1},
                           std::max<int64_t>(1, steps));
 }

@@ -24,8 +24,13 @@ inline Kernels selected_kernels() {
 // the problem and not on the number of threads, so that neither do the sums that are made of them.
 class Slices {
  public:
-  // At most `rows_in_cache` rows each, a multiple of `step` but for an image's last.
-  Slices(int64_t images, int64_t rows, int64_t rows_in_cache, int64_t step = 1);
+  // At most `rows_in_cache` rows each, a multiple of `step` but for an image's last; `fewest` of
+  // them where the rows allow it.
+  Slices(int64_t images, int64_t rows, int64_t rows_in_cache, int64_t step = 1,
+         int64_t fewest = kForThreads);
+
+  // Enough for a few threads; fewer and larger slices read the weights less often.
+  static constexpr int64_t kForThreads = 8;
 
   struct Slice {
     int64_t image, row, rows;
