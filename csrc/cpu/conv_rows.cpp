@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "cache.h"
 #include "pack_on_use.h"
 #include "winograd.h"
 
@@ -80,8 +81,8 @@ const float* panel_weights(const Microkernels& kernels, const ConvLayer& layer, 
   return layer.weights + block * layer.header.block_stride() + channel % kChannelBlock;
 }
 
-// Fetched while this panel is computed: what the next one has to be packed of, else what will be
-// read after all panels, else the next one's weights.
+// Fetched while this panel is computed: what the next one has to be packed of, or a share of what
+// comes after all panels, and the next one's weights, unless they are in the cache by then.
 void set_next(const Microkernels& kernels, const ConvLayer& layer, Range panels, int64_t i,
               ConvTile& t) {
   const int64_t next = nth_panel(layer, panels, i + 1);
@@ -89,11 +90,10 @@ void set_next(const Microkernels& kernels, const ConvLayer& layer, Range panels,
     t.upcoming.spans[0] = layer.packing->unpacked(panel_blocks(kernels, layer, next));
     if (t.upcoming.spans[0].count > 0) return;
   }
-  if (!layer.upcoming.empty()) {
-    t.upcoming = layer.upcoming.part(panels.size(), i);
-  } else if (next >= 0) {
-    t.upcoming.spans[0] = panel_floats(kernels, layer, next);
-  }
+  const Upcoming& upcoming = layer.upcoming;
+  const bool in_cache = !upcoming.empty() && weight_bytes(layer) <= level2_cache_bytes() / 4;
+  t.upcoming = upcoming.part(panels.size(), i);
+  if (next >= 0 && !in_cache) t.upcoming.spans[upcoming.size()] = panel_floats(kernels, layer, next);
 }
 
 void igemm_panel(const Microkernels& kernels, const ConvLayer& layer, ConvTile t, Range panels,

@@ -19,6 +19,7 @@ class PackOnUse;
 class Upcoming {
  public:
   bool empty() const { return size_ == 0; }
+  int size() const { return size_; }
   // Rows [begin, end) of an image; those outside the image, and images that no band points into,
   // are not fetched. Lines are far apart in the order in which tiles read and write them, too far
   // for the processor to foresee.
@@ -40,9 +41,7 @@ struct ConvLayer {
   int64_t first_panel = 0;       // where this thread begins with the panels it is given
   const float* weights = nullptr;  // packed, from block `first_block` on
   int64_t first_block = 0;
-  // What will be read or written after this: fetched meanwhile, instead of the weights of the panel
-  // after each.
-  Upcoming upcoming;
+  Upcoming upcoming;  // what will be read or written after this, fetched meanwhile
   const float* shift = nullptr;
   Extent stride, dilation;
   Activation act = Activation::none;

@@ -93,11 +93,17 @@ Range InputGradient::gradient_rows(const Slices::Slice& slice) const {
   return rows;
 }
 
-void InputGradient::run_slice(const Slices::Slice& slice, const Band& gradient,
-                              InputGradientSums& sums, const Band& activated) const {
+void InputGradient::run_slice(const Slices::Slice& slice, const Slices::Slice* next,
+                              const Band& gradient, Upcoming upcoming, InputGradientSums& sums,
+                              const Band& activated) const {
   const Band output = output_band(slice);
+  upcoming.add_rows(conv_.x, slice.image, slice.row, slice.row + slice.rows);
+  if (next != nullptr) {
+    upcoming.add_rows(grad_x_, next->image, next->row, next->row + next->rows);
+  }
   for (const Phase& phase : phases_) {
-    if (phase_rows(phase, slice).size() > 0) run_phase(phase, slice, gradient, output);
+    if (phase_rows(phase, slice).size() > 0) run_phase(phase, slice, gradient, upcoming, output);
+    upcoming = {};
   }
   finish(slice, output, sums, activated);
   if (grad_x_.type != StorageType::float32) {
@@ -107,7 +113,7 @@ void InputGradient::run_slice(const Slices::Slice& slice, const Band& gradient,
 }
 
 void InputGradient::run_phase(const Phase& phase, const Slices::Slice& slice, const Band& gradient,
-                              const Band& output) const {
+                              const Upcoming& upcoming, const Band& output) const {
   const ConvGeometry& g = conv_.geometry;
   const Range rows = phase_rows(phase, slice);
   ConvBand band;
@@ -123,7 +129,9 @@ void InputGradient::run_phase(const Phase& phase, const Slices::Slice& slice, co
   band.input.data +=
       (phase.h.first + rows.begin - gradient_rows(slice).begin) * gradient.row_stride +
       (phase.w.first - columns_.begin) * gradient.pixel_stride;
-  conv_rows(kernels_.base, phase.layer, band, {0, panel_count(kernels_.base, phase.layer)});
+  ConvLayer layer = phase.layer;
+  layer.upcoming = upcoming;
+  conv_rows(kernels_.base, layer, band, {0, panel_count(kernels_.base, layer)});
 }
 
 // Input pixels that no tap of the kernel reads.
@@ -220,7 +228,12 @@ InputGradientSums run_dgrad(const Kernels& kernels, TrainingConv conv, OutputGra
     const Slices::Slice slice = slices[i];
     const Band band = gradient_band(kernels, gradient, slice.image, dgrad.gradient_rows(slice),
                                     dgrad.gradient_columns());
-    dgrad.run_slice(slice, band, parts[static_cast<size_t>(i)], {});
+    if (i + 1 == slices.count()) {
+      return dgrad.run_slice(slice, nullptr, band, {}, parts[static_cast<size_t>(i)], {});
+    }
+    const Slices::Slice next = slices[i + 1];
+    const Upcoming upcoming = gradient.upcoming(next.image, dgrad.gradient_rows(next));
+    dgrad.run_slice(slice, &next, band, upcoming, parts[static_cast<size_t>(i)], {});
   });
   for (size_t i = 1; i < parts.size(); ++i) parts[0].add(parts[i]);
   return std::move(parts[0]);

@@ -45,9 +45,10 @@ class InputGradient {
   Range gradient_columns() const { return columns_; }
 
   // `gradient` holds those. Where `activated` has data, it receives the activated input of the
-  // slice, float32 pixels of all channels.
-  void run_slice(const Slices::Slice& slice, const Band& gradient, InputGradientSums& sums,
-                 const Band& activated) const;
+  // slice, float32 pixels of all channels. Meanwhile fetches the slice's input, what the next slice
+  // will write, and `upcoming`, which has room for two spans more.
+  void run_slice(const Slices::Slice& slice, const Slices::Slice* next, const Band& gradient,
+                 Upcoming upcoming, InputGradientSums& sums, const Band& activated) const;
 
  private:
   // One of stride.h * stride.w convolutions of the output's gradient.
@@ -61,7 +62,7 @@ class InputGradient {
   void pack_weights(int64_t floats);
   Range phase_rows(const Phase& phase, const Slices::Slice& slice) const;
   void run_phase(const Phase& phase, const Slices::Slice& slice, const Band& gradient,
-                 const Band& output) const;
+                 const Upcoming& upcoming, const Band& output) const;
   void clear(const ConvBand& band) const;
   Band output_band(const Slices::Slice& slice) const;
   void finish(const Slices::Slice& slice, const Band& output, InputGradientSums& sums,

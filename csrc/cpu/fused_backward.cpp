@@ -30,8 +30,10 @@ class FusedBackward {
 
   const WeightSums& weight_sums() const { return sums_; }
 
-  // `weight` receives the slice's part of the weight's gradient; null for none.
-  void run(const Slices::Slice& slice, InputGradientSums& input, float* weight) const {
+  // `weight` receives the slice's part of the weight's gradient; null for none. `next` is the slice
+  // that comes after; null for none.
+  void run(const Slices::Slice& slice, const Slices::Slice* next, InputGradientSums& input,
+           float* weight) const {
     const Range columns = dgrad_.gradient_columns(), rows = dgrad_.gradient_rows(slice);
     const int64_t out_channels = conv_.geometry.out_channels;
     const int64_t floats = band_floats(rows.size() * columns.size(), out_channels);
@@ -44,7 +46,11 @@ class FusedBackward {
         inside.data += conv_.geometry.padding.top * inside.row_stride +
                        conv_.geometry.padding.left * inside.pixel_stride;
       }
-      dgrad_.run_slice(slice, gradient, input, inside);
+      Upcoming upcoming;
+      if (next != nullptr) {
+        upcoming = gradient_.upcoming(next->image, dgrad_.gradient_rows(*next));
+      }
+      dgrad_.run_slice(slice, next, gradient, upcoming, input, inside);
     }
     if (weight == nullptr) return;
     WgradBands bands;
@@ -127,7 +133,9 @@ InputGradientSums run_fused_backward(const Kernels& kernels, TrainingConv conv,
     std::fill_n(weight, floats, 0.0F);
     const Range mine = even_range(slices.count(), parts, part);
     for (int64_t i = mine.begin; i < mine.end; ++i) {
-      backward.run(slices[i], inputs[static_cast<size_t>(i)], weight);
+      const Slices::Slice next = slices[std::min(i + 1, mine.end - 1)];
+      backward.run(slices[i], i + 1 < mine.end ? &next : nullptr, inputs[static_cast<size_t>(i)],
+                   weight);
     }
   });
   if (floats > 0) finish_wgrad(sums.data(), floats, parts, grad_weight);

@@ -54,6 +54,14 @@ Band OutputGradient::load(const Kernels& kernels, const Part& part, float* targe
   return {target, row_floats, stride};
 }
 
+Upcoming OutputGradient::upcoming(int64_t n, Range rows) const {
+  Upcoming upcoming;
+  const int64_t first = std::max<int64_t>(0, rows.begin);
+  upcoming.add_rows(grad_, n, first, rows.end);
+  if (has_stats_) upcoming.add_rows(y_, n, first, rows.end);
+  return upcoming;
+}
+
 void OutputGradient::load_row(const Kernels& kernels, const Part& part, int64_t h, Range columns,
                               Pixels target) const {
   const int64_t count = part.channels.size();

@@ -32,6 +32,9 @@ class OutputGradient {
   };
   Band load(const Kernels& kernels, const Part& part, float* target) const;
 
+  // What loading those rows of image n will read.
+  Upcoming upcoming(int64_t n, Range rows) const;
+
  private:
   void load_row(const Kernels& kernels, const Part& part, int64_t h, Range columns,
                 Pixels target) const;
