@@ -93,7 +93,8 @@ void set_next(const Microkernels& kernels, const ConvLayer& layer, Range panels,
   const Upcoming& upcoming = layer.upcoming;
   const bool in_cache = !upcoming.empty() && weight_bytes(layer) <= level2_cache_bytes() / 4;
   t.upcoming = upcoming.part(panels.size(), i);
-  if (next >= 0 && !in_cache) t.upcoming.spans[upcoming.size()] = panel_floats(kernels, layer, next);
+  if (next >= 0 && !in_cache)
+    t.upcoming.spans[upcoming.size()] = panel_floats(kernels, layer, next);
 }
 
 void igemm_panel(const Microkernels& kernels, const ConvLayer& layer, ConvTile t, Range panels,

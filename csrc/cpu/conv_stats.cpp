@@ -83,15 +83,14 @@ class SliceRunner {
     band.pixels = g.out.w;
     band.input = input_band(slice);
     band.output = output_band(slice);
-    const Upcoming upcoming =
-        i + 1 < slices_.count() ? upcoming_rows(slices_[i + 1]) : Upcoming();
+    const Upcoming upcoming = i + 1 < slices_.count() ? upcoming_rows(slices_[i + 1]) : Upcoming();
     for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
       run_panel(band, upcoming, panel, moments);
     }
     if (!direct_output_) {
       const Range channels = panel_channels(kernels_.base, layer_, panels);
-      store_band(kernels_.base, band.output, y_, slice.image, slice.row, slice.rows,
-                 channels.begin, channels.end);
+      store_band(kernels_.base, band.output, y_, slice.image, slice.row, slice.rows, channels.begin,
+                 channels.end);
     }
   }
 
