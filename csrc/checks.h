@@ -197,12 +197,13 @@ inline void check_block_end(const Tensor& y, const char* op) {
         torch::headeronly::toString(y.scalar_type()));
 }
 
-// A tensor of y's shape and dtype.
-inline void check_like(const Tensor& tensor, const Tensor& y, const char* op, const char* name) {
-  check(tensor.dim() == 4 && shape_string(tensor) == shape_string(y), op, ": ", name,
-        " must have y's shape ", shape_string(y), ", got ", shape_string(tensor));
-  check(tensor.scalar_type() == y.scalar_type(), op, ": ", name, " must have y's dtype ",
-        torch::headeronly::toString(y.scalar_type()), ", got ",
+// A tensor of the shape and dtype of `like`, the argument called `whose`.
+inline void check_like(const Tensor& tensor, const Tensor& like, const char* op, const char* name,
+                       const char* whose = "y") {
+  check(tensor.dim() == 4 && shape_string(tensor) == shape_string(like), op, ": ", name,
+        " must have ", whose, "'s shape ", shape_string(like), ", got ", shape_string(tensor));
+  check(tensor.scalar_type() == like.scalar_type(), op, ": ", name, " must have ", whose,
+        "'s dtype ", torch::headeronly::toString(like.scalar_type()), ", got ",
         torch::headeronly::toString(tensor.scalar_type()));
 }
 

@@ -59,13 +59,15 @@ STABLE_TORCH_LIBRARY(fastres, m) {
       "int groups) -> (Tensor y, Tensor mean, Tensor m2)");
 
   // Its gradients, from those of y, mean and m2. What is not wanted comes back empty: x's gradient,
-  // those of in_mean, in_scale and in_bias, and weight's.
+  // those of in_mean, in_scale and in_bias, and weight's. grad_y is to be multiplied by grad_scale,
+  // one value per channel. grad_in is what else flows into the gradient of the activated input.
   m.def(
       "conv_stats_backward(Tensor grad_y, Tensor? grad_mean, Tensor? grad_m2, Tensor x, "
       "Tensor? in_mean, Tensor? in_scale, Tensor? in_bias, str in_act, float in_act_slope, "
       "Tensor weight, Tensor y, Tensor mean, int[2] stride, int[4] padding, int[2] dilation, "
-      "int groups, bool need_x, bool need_affine, bool need_weight) -> (Tensor grad_x, "
-      "Tensor grad_in_mean, Tensor grad_in_scale, Tensor grad_in_bias, Tensor grad_weight)");
+      "int groups, bool need_x, bool need_affine, bool need_weight, Tensor? grad_scale=None, "
+      "Tensor? grad_in=None) -> (Tensor grad_x, Tensor grad_in_mean, "
+      "Tensor grad_in_scale, Tensor grad_in_bias, Tensor grad_weight)");
 
   // act((y - mean) * scale + bias + shortcut), the end of a block in one pass; the shortcut is
   // (residual - res_mean) * res_scale + res_bias, residual where those are not given, or nothing.
@@ -74,11 +76,14 @@ STABLE_TORCH_LIBRARY(fastres, m) {
       "Tensor? res_mean, Tensor? res_scale, Tensor? res_bias, str act, float act_slope) -> Tensor");
 
   // The gradients of its tensors, in its arguments' order; those of absent arguments are empty.
+  // Those of y and of the residual are one tensor times scale and times res_scale: unscaled, that
+  // tensor is grad_y, and grad_residual is empty.
   m.def(
       "affine_add_act_backward(Tensor grad, Tensor y, Tensor mean, Tensor scale, Tensor bias, "
       "Tensor? residual, Tensor? res_mean, Tensor? res_scale, Tensor? res_bias, str act, "
-      "float act_slope) -> (Tensor grad_y, Tensor grad_mean, Tensor grad_scale, Tensor grad_bias, "
-      "Tensor grad_residual, Tensor grad_res_mean, Tensor grad_res_scale, Tensor grad_res_bias)");
+      "float act_slope, bool unscaled=False) -> (Tensor grad_y, Tensor grad_mean, "
+      "Tensor grad_scale, Tensor grad_bias, Tensor grad_residual, Tensor grad_res_mean, "
+      "Tensor grad_res_scale, Tensor grad_res_bias)");
 
   // One hash per tensor, of its elements: tells whether parameters changed since they were packed.
   m.def("content_hash(Tensor[] tensors) -> int[]");

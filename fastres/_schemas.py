@@ -40,8 +40,9 @@ SCHEMAS: dict[str, str] = {
         "conv_stats_backward(Tensor grad_y, Tensor? grad_mean, Tensor? grad_m2, Tensor x, "
         "Tensor? in_mean, Tensor? in_scale, Tensor? in_bias, str in_act, float in_act_slope, "
         "Tensor weight, Tensor y, Tensor mean, int[2] stride, int[4] padding, int[2] dilation, "
-        "int groups, bool need_x, bool need_affine, bool need_weight) -> (Tensor grad_x, "
-        "Tensor grad_in_mean, Tensor grad_in_scale, Tensor grad_in_bias, Tensor grad_weight)"
+        "int groups, bool need_x, bool need_affine, bool need_weight, Tensor? grad_scale=None, "
+        "Tensor? grad_in=None) -> (Tensor grad_x, Tensor grad_in_mean, Tensor grad_in_scale, "
+        "Tensor grad_in_bias, Tensor grad_weight)"
     ),
     "affine_add_act": (
         "affine_add_act(Tensor y, Tensor mean, Tensor scale, Tensor bias, Tensor? residual, "
@@ -51,9 +52,9 @@ SCHEMAS: dict[str, str] = {
     "affine_add_act_backward": (
         "affine_add_act_backward(Tensor grad, Tensor y, Tensor mean, Tensor scale, Tensor bias, "
         "Tensor? residual, Tensor? res_mean, Tensor? res_scale, Tensor? res_bias, str act, "
-        "float act_slope) -> (Tensor grad_y, Tensor grad_mean, Tensor grad_scale, "
-        "Tensor grad_bias, Tensor grad_residual, Tensor grad_res_mean, Tensor grad_res_scale, "
-        "Tensor grad_res_bias)"
+        "float act_slope, bool unscaled=False) -> (Tensor grad_y, Tensor grad_mean, "
+        "Tensor grad_scale, Tensor grad_bias, Tensor grad_residual, Tensor grad_res_mean, "
+        "Tensor grad_res_scale, Tensor grad_res_bias)"
     ),
     "content_hash": "content_hash(Tensor[] tensors) -> int[]",
 }

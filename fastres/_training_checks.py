@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -93,10 +93,25 @@ def output_like_check(op: str, shape: Shape, like: Tensor, **tensors: Tensor) ->
     Raises:
         ValueError: names the argument, what it is and what it has to be.
     """
+    _require_image(op, "the output", shape, like, tensors)
+
+
+def like_check(op: str, like: Tensor, whose: str, **tensors: Tensor) -> None:
+    """Checks tensors of the shape, dtype and device of ``like``, the argument called ``whose``.
+
+    Raises:
+        ValueError: names the argument, what it is and what it has to be.
+    """
+    _require_image(op, whose, tuple(like.shape), like, tensors)
+
+
+def _require_image(
+    op: str, whose: str, shape: Sequence[int], like: Tensor, tensors: Mapping[str, Tensor]
+) -> None:
     for name, tensor in tensors.items():
         if tensor.dim() != 4 or any(a != b for a, b in zip(tensor.shape, shape, strict=True)):
             raise ValueError(
-                f"{op}: {name} must have the output's shape {list(shape)}, got {list(tensor.shape)}"
+                f"{op}: {name} must have {whose}'s shape {list(shape)}, got {list(tensor.shape)}"
             )
         if tensor.dtype != like.dtype:
             raise ValueError(f"{op}: {name} must be {like.dtype}, got {tensor.dtype}")

@@ -5,6 +5,8 @@ own statistics' gradients, and at the end of a block. Where it is cheap to compu
 instead of kept: the first node that needs it asks the node that made it, which computes it from
 what it keeps itself (Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016, but by
 layer, and without BatchNorm's statistics, which are kept). The same kernels give the same bits.
+
+They also hand gradients to each other where that saves a pass over one, see _handed.py.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._handed import Fork, Handed
 from .fx.pools import MaxPoolWindow
 from .reference import compute_dtype
 from .training_ops import affine_add_act_gradients, conv_stats_gradients
@@ -43,13 +46,22 @@ def _call(act: Sequence[Any], geometry: Sequence[Any], inputs: Sequence[Any]) ->
 def _inputs_of(node: Any) -> tuple[list[Tensor | None], tuple[Tensor, ...]]:
     """x, in_mean, in_scale, in_bias and weight of a convolution's node, and what else it keeps."""
     x, *vectors, weight, y, mean = node.saved_tensors
-    if node.source is not None:
+    if rebuilds(node.source):
         x = _rebuilt(node.source)
     return [x, *vectors, weight], (y, mean)
 
 
-def _refuse_second_order(*sources: Any) -> None:
-    if torch.is_grad_enabled() and any(source is not None for source in sources):
+def rebuilds(node: Any) -> bool:
+    """Whether a node is a convolution's that computes its output again in backward."""
+    return _is_convolution(node) and bool(node.rebuild)
+
+
+def _is_convolution(node: Any) -> bool:
+    return isinstance(node, Convolution._backward_cls)
+
+
+def _refuse_second_order(*nodes: Any) -> None:
+    if torch.is_grad_enabled() and any(map(rebuilds, nodes)):
         raise RuntimeError(
             "accelerate: a model with memory='save' can be differentiated once, got "
             "create_graph=True; accelerate it with memory='keep'"
@@ -57,7 +69,11 @@ def _refuse_second_order(*sources: Any) -> None:
 
 
 class Convolution(torch.autograd.Function):
-    """``conv_stats``, whose output may be rebuilt in backward."""
+    """``conv_stats``, whose output may be rebuilt in backward.
+
+    ``source`` is the node that made x. Of ``adds`` it adds the gradient to x's, and to ``gives`` it
+    hands x's.
+    """
 
     @staticmethod
     def forward(  # noqa: D102
@@ -71,25 +87,34 @@ class Convolution(torch.autograd.Function):
         geometry: Sequence[Any],
         rebuild: bool,
         source: Any,
+        adds: Fork | None,
+        gives: Fork | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         inputs = (x, in_mean, in_scale, in_bias, weight)
         y, mean, m2 = _call(act, geometry, inputs)
         ctx.act, ctx.geometry, ctx.rebuild, ctx.source = act, geometry, rebuild, source
+        ctx.adds, ctx.gives, ctx.grad_scale = adds, gives, Handed()
+        ctx.again = False  # whether what its backward computed may be differentiated
         ctx.value = None
-        kept_x = x if source is None else None
+        kept_x = None if rebuilds(source) else x
         ctx.save_for_backward(kept_x, *inputs[1:], None if rebuild else y, mean)
         ctx.set_materialize_grads(False)
         return y, mean, m2
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:  # noqa: D102
-        _refuse_second_order(ctx.source, ctx if ctx.rebuild else None)
+        _refuse_second_order(ctx.source, ctx)
         inputs, (y, mean) = _inputs_of(ctx)
         if ctx.rebuild:
             y, ctx.value = _rebuilt(ctx), None
         needs = ctx.needs_input_grad[:5]
-        found = conv_stats_gradients(grads, inputs, ctx.act, (y, mean), ctx.geometry, needs)
-        return (*found, None, None, None, None)
+        found = conv_stats_gradients(
+            grads, inputs, ctx.act, (y, mean), ctx.geometry, needs, ctx.grad_scale.take(),
+            None if ctx.adds is None else ctx.adds.take(),
+        )  # fmt: skip
+        if ctx.gives is not None:
+            found[0] = ctx.gives.give(found[0])
+        return (*found, *[None] * 6)
 
 
 class Statistics(torch.autograd.Function):
@@ -155,16 +180,24 @@ def _window_starts(like: Tensor, width: int, window: MaxPoolWindow) -> Tensor:
 
 
 class BlockEnd(torch.autograd.Function):
-    """``affine_add_act`` of outputs that may be rebuilt in backward."""
+    """``affine_add_act`` of outputs that may be rebuilt in backward.
+
+    ``sources`` are the nodes that made y and the residual, if those are convolutions' that nothing
+    else reads. To ``gives`` goes the residual's gradient.
+    """
 
     @staticmethod
     def forward(  # noqa: D102
-        ctx: Any, act: Sequence[Any], sources: tuple[Any, Any], *inputs: Tensor | None
+        ctx: Any,
+        act: Sequence[Any],
+        sources: tuple[Any, Any],
+        gives: Fork | None,
+        *inputs: Tensor | None,
     ) -> Tensor:
-        ctx.act, ctx.sources = act, sources
+        ctx.act, ctx.sources, ctx.gives = act, sources, gives
         kept = list(inputs)
         for position, source in zip((0, 4), sources, strict=True):
-            if source is not None:
+            if rebuilds(source):
                 kept[position] = None
         ctx.save_for_backward(*kept)
         out: Tensor = _OPS.affine_add_act(*inputs, *act)
@@ -175,9 +208,36 @@ class BlockEnd(torch.autograd.Function):
         _refuse_second_order(*ctx.sources)
         inputs = list(ctx.saved_tensors)
         for position, source in zip((0, 4), ctx.sources, strict=True):
-            if source is not None:
+            if rebuilds(source):
                 inputs[position] = _rebuilt(source)
-        return (
-            *(None, None),
-            *affine_add_act_gradients(grad, inputs, ctx.act, ctx.needs_input_grad[2:]),
-        )
+        needs = ctx.needs_input_grad[3:]
+        shared = inputs[4] is not None and _hand_scales(ctx.sources, inputs, needs)
+        found = affine_add_act_gradients(grad, inputs, ctx.act, needs, shared)
+        if ctx.gives is not None:
+            found[4] = ctx.gives.give(found[4])
+        return (None, None, None, *found)
+
+
+def _hand_scales(
+    sources: tuple[Any, Any], inputs: Sequence[Tensor | None], needs: Sequence[bool]
+) -> bool:
+    """Tells the convolutions of a block's end to multiply the gradient that they get.
+
+    False, and nothing done, where one of the two gradients goes to nobody who could.
+    """
+    scales = inputs[2], inputs[6]
+    pairs = [
+        (source, scale)
+        for source, scale, needed in zip(sources, scales, (needs[0], needs[4]), strict=True)
+        if needed and scale is not None
+    ]
+    if not all(_is_convolution(node) for node, _ in pairs):
+        return False
+    for node, _ in pairs:
+        # Then its output is read by its gradients too, which reach it through autograd.
+        node.again |= torch.is_grad_enabled()
+    if any(node.again for node, _ in pairs):
+        return False
+    for node, scale in pairs:
+        node.grad_scale.give(scale)
+    return True

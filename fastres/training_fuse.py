@@ -27,7 +27,7 @@ from .fx.patterns import Reader
 from .fx.pools import MaxPoolWindow, read_max_pool
 from .fx.readings import Act, Add, Conv, Unfit
 from .fx.shapes import AUTOCAST, Image, Shapes
-from .training_layers import ConvLayer, EndLayer, Layer, NormLayer, PoolLayer
+from .training_layers import ConvLayer, EndLayer, ForkLayer, Layer, NormLayer, PoolLayer
 from .units import NO_ACT, describe, label, occurrences, sole_user
 
 Memory = Literal["keep", "save"]
@@ -140,6 +140,8 @@ class _Fuser:
         self._ends: dict[fx.Node, _End] = {}  # by where it is computed
         self._lone: dict[fx.Node, _Lone] = {}  # by the BatchNorm's node
         self._pools: dict[fx.Node, MaxPoolWindow] = {}
+        self._forks: dict[fx.Node, fx.Node] = {}  # a block's first convolution -> its shortcut
+        self._gives: dict[fx.Node, fx.Node] = {}  # a shortcut -> what it hands its gradient to
         self._order = {node: i for i, node in enumerate(graph.nodes)}
         self._needs: dict[fx.Node, list[int]] = {node: [] for node in assumed}
         self._carried: dict[fx.Node, fx.Node] = {}  # a value -> the node that carries it
@@ -159,6 +161,7 @@ class _Fuser:
             if unit.norm is not None and not self._is_absorbed(unit):
                 self._ends[unit.value] = _End(unit, [unit.value], unit.act)
         self._find_pools()
+        self._find_forks()
         self._emit()
         self._result.images = list(self._needs.items())
         self._graph.lint()
@@ -283,6 +286,23 @@ class _Fuser:
             if window is not None and x in computed:
                 self._pools[node] = window
 
+    def _find_forks(self) -> None:
+        for node, end in self._ends.items():
+            if end.shortcut is None:
+                continue
+            side = self._open_unit(end.shortcut, node)
+            start, shortcut = end.shortcut, node
+            if side is not None:
+                start, shortcut = side.conv.x, side.nodes[0]
+            first = end.main
+            while first.conv.x is not start and first.conv.x in self._units:
+                first = self._units[first.conv.x]
+            conv = first.nodes[0]
+            if first.conv.x is start and conv is not shortcut and set(start.users) == {
+                conv, shortcut
+            }:  # fmt: skip
+                self._forks[conv] = shortcut
+
     def _leave(self, node: fx.Node, reason: str) -> None:
         self._result.left.append(Left(label(node), reason))
 
@@ -330,6 +350,11 @@ class _Fuser:
 
     def _emit_unit(self, unit: _Unit, position: fx.Node) -> None:
         conv, x = unit.conv, unit.conv.x
+        adds = None
+        if unit.nodes[0] in self._forks and x not in self._carried:
+            adds = self._call(ForkLayer(), position)
+            self._gives[self._forks[unit.nodes[0]]] = adds
+        forks = (adds, self._gives.get(unit.nodes[0]))
         in_act = self._acts[x] if x in self._carried else NO_ACT
         for placeholder, needs_dtype in self._needed(x):
             indices = self._needs.setdefault(placeholder, [])
@@ -337,7 +362,8 @@ class _Fuser:
                 indices.append(len(self._result.layers))
         work = _multiply_adds(conv)
         rebuild = self._saves and unit.norm is not None and work <= _CHEAP
-        node = self._call(ConvLayer(conv, unit.norm, in_act, rebuild), position, self._value(x))
+        layer = ConvLayer(conv, unit.norm, in_act, rebuild)
+        node = self._call(layer, position, self._value(x), *(forks if any(forks) else ()))
         names = tuple(label(n) for n in unit.nodes)
         detail = describe(conv, unit.act[0])
         if rebuild:
@@ -377,7 +403,9 @@ class _Fuser:
     def _emit_end(self, end: _End, position: fx.Node) -> None:
         shortcut = None if end.shortcut is None else self._value(end.shortcut)
         main = self._carried.pop(end.main.value)
-        node = self._call(EndLayer(end.act), position, main, shortcut)
+        gives = self._gives.get(position)
+        forks = () if gives is None else (gives,)
+        node = self._call(EndLayer(end.act), position, main, shortcut, *forks)
         names = tuple(label(n) for n in end.nodes)
         self._result.fused.append(Fused("affine_add_act", names, end.act[0]))
         self._replace(end.nodes[-1], node)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ._handed import Fork
 from .batch_norm import ChannelAffine
 from .fx.norms import BatchNorm
 from .fx.pools import MaxPoolWindow
@@ -26,7 +27,7 @@ class Carried(NamedTuple):
     y: Tensor
     affine: ChannelAffine
     source: Any = None
-    """The node of the graph of autograd that rebuilds y in backward; None if y is kept."""
+    """The node of the graph of autograd that made y, if that is a convolution's."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +43,20 @@ class ConvLayer:
     rebuild: bool = False
     """Whether the output is computed again in backward."""
 
-    def run(self, root: nn.Module, x: Tensor | Carried) -> Tensor | Carried:
+    def run(
+        self,
+        root: nn.Module,
+        x: Tensor | Carried,
+        adds: Fork | None = None,
+        gives: Fork | None = None,
+    ) -> Tensor | Carried:
         """Calls the layer.
 
         Args:
             root: what attributes without a module belong to.
             x: [N, C, H, W].
+            adds: whose gradient to add to that of x, where this is its first convolution.
+            gives: what to hand x's gradient to, where this is a shortcut's convolution.
 
         Returns:
             The output; carried, if there is a BatchNorm.
@@ -58,14 +67,19 @@ class ConvLayer:
         conv = self.conv
         weight = conv.weight.read(root, ())
         bias = None if conv.bias is None else conv.bias.read(root, ())
+        given = x
         x, affine, source = x if isinstance(x, Carried) else (_cast(x), _NO_AFFINE, None)
+        if x is not given:  # gradients of different tensors
+            adds = gives = None
         geometry = (conv.stride, conv.padding, conv.dilation, conv.groups)
         y, mean, m2 = Convolution.apply(
-            x, *affine, weight, self.in_act, geometry, self.rebuild, source
+            x, *affine, weight, self.in_act, geometry, self.rebuild, source, adds, gives
         )
+        if adds is not None:
+            adds.is_open = True
         if self.norm is not None:
             affine = self.norm.call(root).affine(y.size(), mean, m2, bias)
-            return Carried(y, affine, y.grad_fn if self.rebuild else None)
+            return Carried(y, affine, y.grad_fn)
         return y if bias is None else y + bias.to(y.dtype)[:, None, None]
 
     def check(self, root: nn.Module) -> Tensor:
@@ -133,13 +147,23 @@ class EndLayer:
 
     act: tuple[str, float]
 
-    def run(self, main: Carried, shortcut: Tensor | Carried | None) -> Tensor:
-        """Calls the layer; both [N, C, H, W], of one dtype."""
+    def run(
+        self, main: Carried, shortcut: Tensor | Carried | None, gives: Fork | None = None
+    ) -> Tensor:
+        """Calls the layer; both [N, C, H, W], of one dtype.
+
+        Args:
+            main: a convolution's output.
+            shortcut: another one's, or a value.
+            gives: what to hand the gradient of a shortcut to that is a value.
+        """
         residual, res, source = (
             shortcut if isinstance(shortcut, Carried) else (shortcut, _NO_AFFINE, None)
         )
         sources = main.source, source
-        out: Tensor = BlockEnd.apply(self.act, sources, main.y, *main.affine, residual, *res)
+        out: Tensor = BlockEnd.apply(
+            self.act, sources, gives, main.y, *main.affine, residual, *res
+        )
         return out
 
 
@@ -155,7 +179,16 @@ class PoolLayer:
         return out
 
 
-Layer = ConvLayer | NormLayer | EndLayer | PoolLayer
+@dataclass(frozen=True)
+class ForkLayer:
+    """Where a block's shortcut starts."""
+
+    def run(self) -> Fork:
+        """What the block's first convolution and its shortcut share in this call."""
+        return Fork()
+
+
+Layer = ConvLayer | NormLayer | EndLayer | PoolLayer | ForkLayer
 
 
 def _cast(x: Tensor) -> Tensor:

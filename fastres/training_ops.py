@@ -193,6 +193,8 @@ def conv_stats_gradients(
     outputs: Sequence[Tensor],
     geometry: Sequence[Any],
     needs: Sequence[bool],
+    grad_scale: Tensor | None = None,
+    grad_in: Tensor | None = None,
 ) -> list[Tensor | None]:
     """The gradients of ``conv_stats``'s tensors.
 
@@ -203,6 +205,8 @@ def conv_stats_gradients(
         outputs: y and mean.
         geometry: stride, padding, dilation and groups, as the operator takes them.
         needs: for each of ``inputs``, whether its gradient is wanted.
+        grad_scale: what y's gradient is to be multiplied by, if anything.
+        grad_in: another gradient of the activated input, if there is one.
 
     Returns:
         A gradient for each of ``inputs``, None where it is not wanted or there is no input.
@@ -214,7 +218,7 @@ def conv_stats_gradients(
     *before, weight = inputs
     gradients = _OPS.conv_stats_backward(
         grad_y, grad_mean, grad_m2, *before, *act, weight, y, mean, *geometry,
-        needs[0], any(needs[1:4]), needs[4],
+        needs[0], any(needs[1:4]), needs[4], grad_scale, grad_in,
     )  # fmt: skip
     return list(map(_given, gradients, inputs, needs))
 
@@ -228,9 +232,10 @@ def _conv_stats_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None
 
 @torch.library.register_fake("fastres::conv_stats_backward")
 def _conv_stats_backward_fake(*arguments: Any) -> tuple[Tensor, ...]:
-    *others, need_x, need_affine, need_weight = arguments
-    training_reference.conv_stats_backward_check(*others)
-    x, in_mean, weight = others[3], others[4], others[9]
+    needs, more = arguments[16:19], arguments[19:]
+    training_reference.conv_stats_backward_check(*arguments[:16], *more)
+    need_x, need_affine, need_weight = needs
+    x, in_mean, weight = arguments[3], arguments[4], arguments[9]
     vectors = [
         in_mean.new_empty(in_mean.shape) if need_affine and in_mean is not None else _nothing(x)
         for _ in range(3)
@@ -327,7 +332,11 @@ def _affine_add_act_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> 
 
 
 def affine_add_act_gradients(
-    grad: Tensor, inputs: Sequence[Tensor | None], act: Sequence[Any], needs: Sequence[bool]
+    grad: Tensor,
+    inputs: Sequence[Tensor | None],
+    act: Sequence[Any],
+    needs: Sequence[bool],
+    unscaled: bool = False,
 ) -> list[Tensor | None]:
     """The gradients of ``affine_add_act``'s tensors, for that of its output.
 
@@ -336,11 +345,15 @@ def affine_add_act_gradients(
         inputs: y, mean, scale, bias, residual, res_mean, res_scale and res_bias.
         act: act and act_slope.
         needs: for each of ``inputs``, whether its gradient is wanted.
+        unscaled: whether to leave those of y and residual unmultiplied by scale and res_scale,
+            which makes them one tensor.
 
     Returns:
         A gradient for each of ``inputs``, None where it is not wanted or there is no input.
     """
-    gradients = _OPS.affine_add_act_backward(grad, *inputs, *act)
+    gradients = list(_OPS.affine_add_act_backward(grad, *inputs, *act, unscaled))
+    if unscaled:
+        gradients[4] = gradients[0]
     return list(map(_given, gradients, inputs, needs))
 
 
@@ -352,10 +365,11 @@ def _affine_add_act_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...
 @torch.library.register_fake("fastres::affine_add_act_backward")
 def _affine_add_act_backward_fake(grad: Tensor, y: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     op = "affine_add_act_backward"
-    checks.affine_add_act_check(op, y, *arguments[:-1])
-    checks.output_like_check(op, tuple(y.shape), y, grad=grad)
+    checks.affine_add_act_check(op, y, *arguments[:8])
+    checks.like_check(op, y, "y", grad=grad)
     mean, _, _, residual, res_mean, *_ = arguments
-    shortcut = y.new_empty(0) if residual is None else _empty_channels_last(y, y.shape)
+    left_out = residual is None or True in arguments[9:]
+    shortcut = y.new_empty(0) if left_out else _empty_channels_last(y, y.shape)
     none = _nothing(y)
     return (
         _empty_channels_last(y, y.shape),

@@ -116,6 +116,8 @@ def conv_stats_backward(
     need_x: bool,
     need_affine: bool,
     need_weight: bool,
+    grad_scale: Tensor | None = None,
+    grad_in: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of ``conv_stats``.
 
@@ -139,6 +141,9 @@ def conv_stats_backward(
         need_x: whether x's gradient is wanted.
         need_affine: whether those of in_mean, in_scale and in_bias are.
         need_weight: whether weight's is.
+        grad_scale: [K], what ``grad_y`` is to be multiplied by, or None for 1.
+        grad_in: shape and dtype of x, any strides: what else flows into the gradient of the
+            activated input, as where a shortcut starts; or None.
 
     Returns:
         The gradients of x (dense channels_last), in_mean, in_scale, in_bias and weight (of weight's
@@ -149,10 +154,12 @@ def conv_stats_backward(
     """
     shape = conv_stats_backward_check(
         grad_y, grad_mean, grad_m2, x, in_mean, in_scale, in_bias, in_act, in_act_slope, weight, y,
-        mean, stride, padding, dilation, groups,
+        mean, stride, padding, dilation, groups, grad_scale, grad_in,
     )  # fmt: skip
     wide = compute_dtype(x)
     grad = grad_y.to(wide)
+    if grad_scale is not None:
+        grad = grad * _per_channel(grad_scale)
     if grad_mean is not None:
         grad = grad + _per_channel(grad_mean) / max(1, shape[0] * shape[2] * shape[3])
     if grad_m2 is not None:
@@ -165,6 +172,8 @@ def conv_stats_backward(
         g = conv2d_input(padded.shape, weight.to(wide), grad, stride, 0, dilation, groups)
         top, _, left, _ = padding
         g = g[:, :, top : top + x.shape[2], left : left + x.shape[3]]
+        if grad_in is not None:
+            g = g + grad_in.to(wide)
         g = act_grad(g, before, in_act, in_act_slope)
         if need_x:
             grad_x = g if in_scale is None else g * _per_channel(in_scale)
@@ -195,6 +204,8 @@ def conv_stats_backward_check(
     padding: Sequence[int],
     dilation: Sequence[int],
     groups: int,
+    grad_scale: Tensor | None = None,
+    grad_in: Tensor | None = None,
 ) -> Shape:
     """Checks the arguments of ``conv_stats_backward`` and returns y's shape.
 
@@ -206,7 +217,11 @@ def conv_stats_backward_check(
         op, x, in_mean, in_scale, in_bias, in_act, weight, stride, padding, dilation, groups
     )
     checks.output_like_check(op, shape, x, grad_y=grad_y, y=y)
-    checks.require_channels(op, y, grad_mean=grad_mean, grad_m2=grad_m2, mean=mean)
+    checks.require_channels(
+        op, y, grad_mean=grad_mean, grad_m2=grad_m2, mean=mean, grad_scale=grad_scale
+    )
+    if grad_in is not None:
+        checks.like_check(op, x, "x", grad_in=grad_in)
     return shape
 
 
@@ -286,6 +301,7 @@ def affine_add_act_backward(
     res_bias: Tensor | None,
     act: str,
     act_slope: float,
+    unscaled: bool = False,
 ) -> tuple[Tensor, ...]:
     """Gradients of ``affine_add_act``.
 
@@ -301,10 +317,12 @@ def affine_add_act_backward(
         res_bias: of ``affine_add_act``.
         act: of ``affine_add_act``.
         act_slope: of ``affine_add_act``.
+        unscaled: whether y's gradient comes back before it is multiplied by scale, which makes it
+            the residual's before res_scale too; the residual's is left out then.
 
     Returns:
         The gradients of y (dense channels_last), mean, scale, bias, residual (dense channels_last),
-        res_mean, res_scale and res_bias; of shape [0] without the argument.
+        res_mean, res_scale and res_bias; of shape [0] without the argument or where left out.
 
     Raises:
         ValueError: the arguments do not fit together.
@@ -317,13 +335,14 @@ def affine_add_act_backward(
     wide = compute_dtype(y)
     before = _block_end(y, mean, scale, bias, residual, res_mean, res_scale, res_bias)
     g = act_grad(grad.to(wide), before, act, act_slope)
-    grad_y = channels_last((g * _per_channel(scale)).to(y.dtype))
+    grad_y = channels_last((g if unscaled else g * _per_channel(scale)).to(y.dtype))
     main = _affine_grads(g, y.to(wide), mean, scale)
     shortcut = tuple(y.new_empty(0, dtype=wide) for _ in range(3))
     grad_residual = y.new_empty(0)
     if residual is not None:
-        factor = 1 if res_scale is None else _per_channel(res_scale)
-        grad_residual = channels_last((g * factor).to(y.dtype))
+        if not unscaled:
+            factor = 1 if res_scale is None else _per_channel(res_scale)
+            grad_residual = channels_last((g * factor).to(y.dtype))
         if res_mean is not None and res_scale is not None:
             shortcut = _affine_grads(g, residual.to(wide), res_mean, res_scale)
     return (grad_y, *main, grad_residual, *shortcut)

@@ -8,7 +8,7 @@ import torch
 from conv_case import SLOPE, laid_out
 from torch import Tensor
 
-from fastres import ops, reference
+from fastres import ops, reference, training_reference
 
 SHAPES = ((2, 17, 5, 7), (1, 1, 1, 1), (3, 64, 13, 9), (2, 33, 1, 5), (1, 5, 7, 1), (2, 3, 2, 131))
 SHORTCUTS = ("none", "identity", "affine")
@@ -108,3 +108,21 @@ def check(assert_accurate, inputs: Inputs, act: str = "relu", grad_layout: str =
         found, theirs, true, magnitudes(inputs, grad), strict=True
     ):
         assert_accurate(ours, their, exactly, magnitude=term.abs)
+
+
+def check_unscaled(assert_accurate, inputs: Inputs, act: str = "relu", layout: str = "nchw") -> None:
+    """Checks the gradient that y's and the residual's are both made of."""
+    backward = torch.ops.fastres.affine_add_act_backward
+    grad = laid_out(torch.randn(inputs.y.shape).to(inputs.y.dtype), layout)
+    found = backward(grad, *inputs, act, SLOPE, True)
+    for i, (ours, separate) in enumerate(
+        zip(found, backward(grad, *inputs, act, SLOPE), strict=True)
+    ):
+        assert ours.shape == (0,) if i == 4 else i == 0 or torch.equal(ours, separate), i
+    reference = training_reference.affine_add_act_backward
+    (theirs, *_), (true, *_) = (
+        reference(function(grad), *inputs.map(function), act, SLOPE, True)
+        for function in (lambda t: t, Tensor.double)
+    )
+    assert found[0].stride() == theirs.stride()
+    assert_accurate(found[0], theirs, true, magnitude=grad.double().abs)

@@ -59,7 +59,7 @@ def _struct(name: str, *fields: tuple[str, Any]) -> Any:
 _Geometry = _struct("Geometry", *((f"v{i}", _INT64) for i in range(18)))
 _Source = _struct(
     "Source",
-    *((name, _POINTER) for name in ("x", "addend", "mean", "scale", "bias")),
+    *((name, _POINTER) for name in ("x", "addend", "mean", "scale", "bias", "addend_scale")),
     *((name, _FLOAT) for name in ("scale_factor", "bias_factor")),
     ("act", ctypes.c_int32),
     ("act_slope", _FLOAT),
@@ -89,6 +89,7 @@ _ConvStatsBackward = _struct(
     ("gradient", _Source),
     ("x", _Source),
     ("weight", _Weight),
+    ("grad_in", _POINTER),
     *((name, _POINTER) for name in ("grad_x", "grad_in_mean", "grad_in_scale", "grad_in_bias")),
     ("grad_weight", _Weight),
 )
@@ -98,6 +99,7 @@ _AffineAddAct = _struct(
     *((name, _POINTER) for name in ("residual", "res_mean", "res_scale", "res_bias")),
     ("act", ctypes.c_int32),
     ("act_slope", _FLOAT),
+    ("unscaled", ctypes.c_int32),
     *((name, _POINTER) for name in ("out", "grad_residual", "partial")),
     ("pixels", _INT64),
     ("pixels_per_block", _INT64),
@@ -421,16 +423,18 @@ class Device:
         need_x: bool = True,
         need_affine: bool = True,
         need_weight: bool = True,
+        grad_scale: Tensor | None = None,
+        grad_in: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         k = weight.shape[0]
         kernel_size = weight.shape[2:]
         geometry, _ = _geometry(x, k, kernel_size, stride, padding, dilation, groups)
         count = y.numel() // k
-        if grad_mean is None and grad_m2 is None:
+        if grad_mean is None and grad_m2 is None and grad_scale is None:
             gradient = self._source(grad_y, None, None, None, None, 1, 1, "none", 0)
         else:
             gradient = self._source(
-                y, grad_y, mean, grad_m2, grad_mean, 2, 1 / max(1, count), "none", 0
+                y, grad_y, mean, grad_m2, grad_mean, 2, 1 / max(1, count), "none", 0, grad_scale
             )
         n, c, h, w = x.shape
         grad_x = _unwritten((n, h, w, c), x.dtype) if need_x else torch.empty(0)
@@ -441,6 +445,7 @@ class Device:
             gradient,
             self._source(x, None, in_mean, in_scale, in_bias, 1, 1, in_act, in_act_slope),
             self._weight(weight),
+            0 if grad_in is None else self.token(nhwc(grad_in)),
             self.token(grad_x),
             *map(self.token, affine),
             self._weight(grad_weight) if need_weight else _Weight(),
@@ -460,7 +465,9 @@ class Device:
     def affine_add_act_backward(
         self, grad: Tensor, y: Tensor, *arguments: Any
     ) -> tuple[Tensor, ...]:
-        params, residual = self._block_end(grad, y, *arguments)
+        unscaled = len(arguments) > 9 and arguments[9]
+        params, residual = self._block_end(grad, y, *arguments[:9])
+        residual, params.unscaled = residual and not unscaled, unscaled
         shape, c = nhwc(y).shape, y.shape[1]
         grad_y = _unwritten(shape, y.dtype)
         grad_residual = _unwritten(shape if residual else (0,), y.dtype)
@@ -487,11 +494,12 @@ class Device:
         bias_factor: float,
         act: str,
         act_slope: float,
+        addend_scale: Tensor | None = None,
     ) -> Any:
         return _Source(
             self.token(nhwc(x)), 0 if addend is None else self.token(nhwc(addend)),
-            self.token(mean), self.token(scale), self.token(bias), scale_factor, bias_factor,
-            ACTIVATIONS.index(act), act_slope,
+            self.token(mean), self.token(scale), self.token(bias), self.token(addend_scale),
+            scale_factor, bias_factor, ACTIVATIONS.index(act), act_slope,
         )  # fmt: skip
 
     def _weight(self, weight: Tensor) -> Any:

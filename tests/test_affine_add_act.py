@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
-from affine_case import SHAPES, SHORTCUTS, Inputs, check, eager, fused, gradients, make_inputs
+from affine_case import (
+    SHAPES,
+    SHORTCUTS,
+    Inputs,
+    check,
+    check_unscaled,
+    eager,
+    fused,
+    gradients,
+    make_inputs,
+)
 from conv_case import ACTIVATIONS, DTYPES, LAYOUTS
 from torch import Tensor
 
@@ -23,6 +33,17 @@ def test_odd_shapes(assert_accurate, shape, shortcut):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_activations(assert_accurate, act, shortcut, dtype):
     check(assert_accurate, make_inputs(shortcut=shortcut, dtype=dtype), act)
+
+
+@pytest.mark.parametrize("shortcut", SHORTCUTS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_one_gradient_for_both_sides(assert_accurate, shortcut, dtype):
+    for shape in SHAPES:
+        check_unscaled(assert_accurate, make_inputs(shape, shortcut, dtype))
+    for layout in LAYOUTS:
+        inputs = make_inputs(shortcut=shortcut, dtype=dtype, layout=layout)
+        for act in ACTIVATIONS:
+            check_unscaled(assert_accurate, inputs, act, layout)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -100,7 +121,8 @@ def test_opcheck(shortcut):
     )
     torch.library.opcheck(forward, (*leaves, "relu", 0.01), test_utils=tests)
     grad = torch.randn_like(inputs.y)
-    torch.library.opcheck(backward, (grad, *inputs, "relu", 0.01), test_utils=tests)
+    for more in ((), (True,)):
+        torch.library.opcheck(backward, (grad, *inputs, "relu", 0.01, *more), test_utils=tests)
 
 
 WRONG_VALUES = {

@@ -11,6 +11,7 @@ from training_case import (
     KINDS,
     Inputs,
     check_gradients,
+    check_shared_gradients,
     eager,
     fused,
     given_gradients,
@@ -57,6 +58,21 @@ def test_group_widths(assert_accurate, group_channels, groups):
     for stride in (1, 2):
         case = same(channels, channels, 3, stride, groups, h=5, w=7)
         check_gradients(assert_accurate, case, make_inputs(case))
+
+
+@EVERY_CASE
+@pytest.mark.parametrize("affine", [True, False], ids=["prologue", "plain"])
+def test_a_scale_and_another_gradient_of_the_input(assert_accurate, case, affine):
+    inputs = make_inputs(case, affine=affine)
+    check_shared_gradients(assert_accurate, case, inputs, "relu" if affine else "none")
+
+
+@EVERY_KIND
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_scale_and_another_gradient_of_any_strides(assert_accurate, case, layout):
+    for dtype in DTYPES[:2]:
+        inputs = make_inputs(case, dtype, layout)
+        check_shared_gradients(assert_accurate, case, inputs, layout=layout)
 
 
 @EVERY_KIND
@@ -203,11 +219,12 @@ def test_opcheck(case, affine):
         torch.ops.fastres.conv_stats.default, (*leaves, *geometry), test_utils=tests
     )
     for mask in ((True, True, True), (False, True, False), (True, False, True)):
-        torch.library.opcheck(
-            torch.ops.fastres.conv_stats_backward.default,
-            (grad_y, grad_mean, grad_m2, *arguments, y, mean, *geometry, *mask),
-            test_utils=tests,
-        )
+        for more in ((), (torch.randn(case.k), torch.randn_like(inputs.x))):
+            torch.library.opcheck(
+                torch.ops.fastres.conv_stats_backward.default,
+                (grad_y, grad_mean, grad_m2, *arguments, y, mean, *geometry, *mask, *more),
+                test_utils=tests,
+            )
 
 
 def test_compiles_whole():
@@ -231,11 +248,14 @@ def test_wrong_gradients():
         ("grad_m2", {"grad_m2": m2.double()}),
         ("y", {"y": y[1:]}),
         ("mean", {"mean": mean[None]}),
+        ("grad_scale", {"grad_scale": mean[1:]}),
+        ("grad_in", {"grad_in": x[1:]}),
+        ("grad_in", {"grad_in": x.half()}),
     ):
         given = {"grad_y": y, "grad_mean": mean, "grad_m2": m2, "y": y, "mean": mean, **changed}
         with pytest.raises(ValueError, match=f"{name} must"):
             call(
                 given["grad_y"], given["grad_mean"], given["grad_m2"], x, None, None, None,
                 "none", 0.01, weight, given["y"], given["mean"], (1, 1), (0,) * 4, (1, 1), 2,
-                True, True, True,
+                True, True, True, given.get("grad_scale"), given.get("grad_in"),
             )  # fmt: skip

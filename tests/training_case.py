@@ -121,7 +121,9 @@ def gradients(
     return list(torch.autograd.grad(outputs, leaves.tensors(), grads))
 
 
-def gradient_magnitudes(case: ConvCase, inputs: Inputs, given: tuple[Tensor, ...]) -> list[Tensor]:
+def gradient_magnitudes(
+    case: ConvCase, inputs: Inputs, given: tuple[Tensor, ...], grad_in: Tensor | None = None
+) -> list[Tensor]:
     """Of the gradients' terms: sums of absolute values, in the same order."""
     y, mean, _ = eager(case, inputs.double(), "none")
     grad_y, grad_mean, grad_m2 = (g.double().abs()[..., None, None] for g in given)
@@ -133,7 +135,7 @@ def gradient_magnitudes(case: ConvCase, inputs: Inputs, given: tuple[Tensor, ...
     grad_x, *affine, grad_weight = training_reference.conv_stats_backward(
         dy, None, None, positive.x, *(positive.affine or (None,) * 3), "none", 0.0,
         positive.weight, y, mean, case.stride, case.padding, case.dilation, case.groups,
-        True, True, True,
+        True, True, True, None, None if grad_in is None else grad_in.double().abs(),
     )  # fmt: skip
     return [grad_x, grad_weight, *(g.abs() for g in affine if inputs.affine is not None)]
 
@@ -174,3 +176,32 @@ def check_gradients(
     for leaf, *each, term in zip(inputs.tensors(), found, theirs, true, terms, strict=True):
         assert each[0].shape == leaf.shape
         assert_accurate(*each, magnitude=term.abs)
+
+
+def check_shared_gradients(
+    assert_accurate, case: ConvCase, inputs: Inputs, act: str = "relu", layout: str = "nchw"
+) -> None:
+    """Checks the gradients where y's is to be scaled, and the activated input has another one."""
+    grad_y, grad_mean, grad_m2 = given_gradients(case, inputs, layout)
+    scale = torch.randn(case.k)
+    grad_in = laid_out(torch.randn(inputs.x.shape).to(inputs.x.dtype), layout)
+    y, mean, _ = fused(case, inputs, act)
+    found = torch.ops.fastres.conv_stats_backward(
+        grad_y, grad_mean, grad_m2, inputs.x, *(inputs.affine or (None,) * 3), act, SLOPE,
+        inputs.weight, y, mean, case.stride, case.padding, case.dilation, case.groups,
+        True, True, True, scale, grad_in,
+    )  # fmt: skip
+    grad_x, *affine, grad_weight = found
+    assert grad_x.stride() == (case.h * case.w * case.c, 1, case.w * case.c, case.c)
+
+    def forked(case: ConvCase, inputs: Inputs, act: str) -> tuple[Tensor, ...]:
+        return *eager(case, inputs, act), activated(inputs, act)
+
+    scaled = grad_y.double() * scale.double()[:, None, None]
+    given = scaled, grad_mean, grad_m2, grad_in
+    true = gradients(forked, case, inputs.double(), act, given)
+    theirs = gradients(forked, case, inputs, act, given)
+    terms = gradient_magnitudes(case, inputs, given[:3], grad_in)
+    ours = [grad_x, grad_weight, *(affine if inputs.affine is not None else ())]
+    for our, their, exact, term in zip(ours, theirs, true, terms, strict=True):
+        assert_accurate(our, their, exact, magnitude=term.abs)

@@ -123,12 +123,18 @@ struct BlockSums {
   explicit BlockSums(int64_t channels) : grad(channels), main(channels), residual(channels) {}
 };
 
-// The gradients' sums and, dense NHWC, the gradients of y and of the residual (null for none).
+// The gradients' sums and, dense NHWC, the gradients of y and of the residual; or unscaled, what
+// both are made of for y's alone.
 class BlockEndGradient {
  public:
   BlockEndGradient(const Kernels& kernels, const BlockEnd& end, const Image& grad,
-                   const Image& grad_y, const Image& grad_residual)
-      : kernels_(kernels), end_(end), grad_(grad), grad_y_(grad_y), grad_residual_(grad_residual) {}
+                   const Image& grad_y, const Image& grad_residual, bool unscaled)
+      : kernels_(kernels),
+        end_(end),
+        grad_(grad),
+        grad_y_(grad_y),
+        grad_residual_(grad_residual),
+        unscaled_(unscaled) {}
 
   BlockSums run() const {
     const Slices slices = end_.slices();
@@ -158,7 +164,7 @@ class BlockEndGradient {
     const ConstPixels r = residual_row(kernels_, end_, n, h, scratch + 2 * floats);
     const OutputRow grad_y(grad_y_, n, h, scratch + 3 * floats);
     const OutputRow grad_residual(grad_residual_, n, h, scratch + 4 * floats);
-    const bool has_residual = r.data != nullptr;
+    const bool has_residual = r.data != nullptr, writes_both = has_residual && !unscaled_;
     float* sums = scratch + 5 * floats;
     short_runs(end_.y.width, [&](int64_t first, int64_t pixels) {
       std::fill_n(sums, 3 * channels, 0.0F);
@@ -167,14 +173,17 @@ class BlockEndGradient {
       };
       kernels_.training.affine_act_backward(
           end_.f, from(g), from(x), has_residual ? from(r) : ConstPixels{},
-          {grad_y.pixels(first), has_residual ? grad_residual.pixels(first) : Pixels{}, {}},
+          {grad_y.pixels(first),
+           writes_both ? grad_residual.pixels(first) : Pixels{},
+           {},
+           unscaled_},
           {sums, sums + channels, sums + 2 * channels}, pixels, channels);
       totals.grad.add(sums);
       totals.main.add(sums + channels);
       totals.residual.add(sums + 2 * channels);
     });
     grad_y.store(kernels_);
-    if (has_residual) grad_residual.store(kernels_);
+    if (writes_both) grad_residual.store(kernels_);
   }
 
   const Kernels kernels_;
@@ -182,6 +191,7 @@ class BlockEndGradient {
   const Image& grad_;
   const Image& grad_y_;
   const Image& grad_residual_;
+  const bool unscaled_;
 };
 
 Tensor empty_vector(int64_t size, const Tensor& like) {
@@ -217,7 +227,7 @@ Gradients affine_add_act_backward(const Tensor& grad, const Tensor& y, const Ten
                                   const std::optional<Tensor>& res_mean,
                                   const std::optional<Tensor>& res_scale,
                                   const std::optional<Tensor>& res_bias, const std::string& act,
-                                  double act_slope) {
+                                  double act_slope, bool unscaled) {
   constexpr const char* kOp = "affine_add_act_backward";
   const BlockEnd end(y, mean, scale, bias, residual, {res_mean, res_scale, res_bias}, act,
                      act_slope, kOp);
@@ -226,14 +236,16 @@ Gradients affine_add_act_backward(const Tensor& grad, const Tensor& y, const Ten
   const Extent size{end.y.height, end.y.width};
   const int64_t channels = end.y.channels;
   Tensor grad_y = empty_nhwc(end.y.batch, channels, size, y.scalar_type(), y);
-  Tensor grad_residual = residual.has_value()
+  const bool writes_both = residual.has_value() && !unscaled;
+  Tensor grad_residual = writes_both
                              ? empty_nhwc(end.y.batch, channels, size, y.scalar_type(), y)
                              : torch::stable::empty({0}, y.scalar_type(), std::nullopt, y.device());
   BlockSums sums(channels);
   if (y.numel() > 0) {
     const Image grad_image = image_of(grad), target = image_of(grad_y);
-    const Image residual_target = residual.has_value() ? image_of(grad_residual) : target;
-    sums = BlockEndGradient(selected_kernels(), end, grad_image, target, residual_target).run();
+    const Image residual_target = writes_both ? image_of(grad_residual) : target;
+    sums = BlockEndGradient(selected_kernels(), end, grad_image, target, residual_target, unscaled)
+               .run();
   }
   const AffineGradients main(sums.grad, sums.main, end.f.main.scale, channels, y);
   const AffineGradients shortcut(sums.grad, sums.residual, end.f.residual.scale,

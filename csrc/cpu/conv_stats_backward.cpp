@@ -59,14 +59,14 @@ WeightView weight_target(const WeightView& weight, Tensor& grad) {
 
 // Targets without data are not wanted.
 InputGradientSums run(const Kernels& kernels, const TrainingConv& conv,
-                      const OutputGradient& gradient, const Image& grad_x,
+                      const OutputGradient& gradient, const Image& grad_x, const Image& grad_in,
                       const WeightView& grad_weight) {
   if (fuses_backward(conv)) {
-    return run_fused_backward(kernels, conv, gradient, grad_x, grad_weight);
+    return run_fused_backward(kernels, conv, gradient, grad_x, grad_in, grad_weight);
   }
   if (grad_weight.data != nullptr) run_wgrad(kernels, conv, gradient, grad_weight);
   if (grad_x.data == nullptr) return InputGradientSums(conv.geometry.in_channels);
-  return run_dgrad(kernels, conv, gradient, grad_x);
+  return run_dgrad(kernels, conv, gradient, grad_x, grad_in);
 }
 
 Gradients conv_stats_backward(const Tensor& grad_y, const std::optional<Tensor>& grad_mean,
@@ -78,11 +78,19 @@ Gradients conv_stats_backward(const Tensor& grad_y, const std::optional<Tensor>&
                               const Tensor& mean, const std::vector<int64_t>& stride,
                               const std::vector<int64_t>& padding,
                               const std::vector<int64_t>& dilation, int64_t groups, bool need_x,
-                              bool need_affine, bool need_weight) {
+                              bool need_affine, bool need_weight,
+                              const std::optional<Tensor>& grad_scale,
+                              const std::optional<Tensor>& grad_in) {
   const TrainingConv conv({x, in_mean, in_scale, in_bias, in_act, in_act_slope, weight, stride,
-                           padding, dilation, groups},
+                           padding, dilation, groups, grad_in.has_value()},
                           kOp);
-  const OutputGradient gradient(grad_y, grad_mean, grad_m2, y, mean, x, conv, kOp);
+  const OutputGradient gradient(grad_y, grad_scale, grad_mean, grad_m2, y, mean, x, conv, kOp);
+  Image grad_in_image{};
+  if (grad_in.has_value()) {
+    check_cpu(*grad_in, kOp, "grad_in");
+    check_like(*grad_in, x, kOp, "grad_in", "x");
+    grad_in_image = image_of(*grad_in);
+  }
   Gradients gradients{empty_vector(0, x), empty_vector(0, x), empty_vector(0, x),
                       empty_vector(0, x), empty_vector(0, x)};
   need_affine = need_affine && conv.has_affine;
@@ -97,7 +105,7 @@ Gradients conv_stats_backward(const Tensor& grad_y, const std::optional<Tensor>&
   InputGradientSums sums(conv.geometry.in_channels);
   if (conv.geometry.batch > 0) {
     sums = run(selected_kernels(), conv, gradient,
-               need_x || need_affine ? input_target(conv, grad_x) : Image{},
+               need_x || need_affine ? input_target(conv, grad_x) : Image{}, grad_in_image,
                need_weight ? weight_target(conv.weight, grad_weight) : WeightView{});
   } else if (need_weight) {
     torch::stable::zero_(grad_weight);

@@ -38,10 +38,12 @@ Range hull(Range a, Range b) {
 
 }  // namespace
 
-InputGradient::InputGradient(const Kernels& kernels, const TrainingConv& conv, const Image& grad_x)
+InputGradient::InputGradient(const Kernels& kernels, const TrainingConv& conv, const Image& grad_x,
+                             const Image& grad_in)
     : kernels_(kernels),
       conv_(conv),
       grad_x_(grad_x),
+      grad_in_(grad_in),
       no_shift_(static_cast<size_t>(conv.geometry.in_channels), 0.0F) {
   make_phases();
 }
@@ -160,28 +162,42 @@ void InputGradient::finish(const Slices::Slice& slice, const Band& output, Input
   const Image& x = conv_.x;
   const auto joined = [&](ptrdiff_t row, ptrdiff_t pixel) { return row == x.width * pixel; };
   // Rows that follow each other are one long row: fewer, longer runs.
-  const bool one_row = x.is_float32_nhwc() && joined(x.stride_h, x.stride_w) &&
+  const auto in_one_row = [&](const Image& image) {
+    return image.is_float32_nhwc() && joined(image.stride_h, image.stride_w);
+  };
+  const bool adds = grad_in_.data != nullptr;
+  const bool one_row = in_one_row(x) && (!adds || in_one_row(grad_in_)) &&
                        joined(output.row_stride, output.pixel_stride) &&
                        !conv_.geometry.padding.any();
   const int64_t lines = one_row ? 1 : slice.rows;
   const int64_t pixels = one_row ? slice.rows * x.width : x.width;
-  float* scratch = thread_scratch().inner1.floats(x.width * x.channels);
+  const int64_t floats = x.width * x.channels;
+  float* scratch = thread_scratch().inner1.floats(2 * floats);
+  const auto row_of = [&](const Image& image, int64_t i, float* converted) {
+    return row_pixels(kernels_.base, image, slice.image, slice.row + i, {0, x.channels}, converted);
+  };
   for (int64_t i = 0; i < lines; ++i) {
-    const ConstPixels row =
-        row_pixels(kernels_.base, x, slice.image, slice.row + i, {0, x.channels}, scratch);
+    const ConstPixels row = row_of(x, i, scratch);
+    const ConstPixels grad_in = adds ? row_of(grad_in_, i, scratch + floats) : ConstPixels{};
     float* out = activated.data == nullptr ? nullptr : activated.data + i * activated.row_stride;
-    finish_row(row, {output.data + i * output.row_stride, output.pixel_stride},
+    finish_row(row, grad_in, {output.data + i * output.row_stride, output.pixel_stride},
                {out, activated.pixel_stride}, pixels, sums);
   }
 }
 
-void InputGradient::finish_row(ConstPixels x, Pixels grad_x, Pixels activated, int64_t pixels,
-                               InputGradientSums& sums) const {
+void InputGradient::finish_row(ConstPixels x, ConstPixels grad_in, Pixels grad_x, Pixels activated,
+                               int64_t pixels, InputGradientSums& sums) const {
   const int64_t channels = conv_.geometry.in_channels;
+  const AffineAct sum{conv_.identity.identity(), conv_.identity.identity()};
   float* run_sums = thread_scratch().residual.floats(2 * channels);
   short_runs(pixels, [&](int64_t first, int64_t count) {
     std::fill_n(run_sums, 2 * channels, 0.0F);
     const Pixels grad{grad_x.data + first * grad_x.stride, grad_x.stride};
+    if (grad_in.data != nullptr) {
+      kernels_.training.affine_act(sum, {grad.data, grad.stride},
+                                   {grad_in.data + first * grad_in.stride, grad_in.stride}, grad,
+                                   count, channels);
+    }
     const Pixels out{
         activated.data == nullptr ? nullptr : activated.data + first * activated.stride,
         activated.stride};
@@ -218,9 +234,11 @@ Band gradient_band(const Kernels& kernels, const OutputGradient& gradient, int64
 }  // namespace
 
 InputGradientSums run_dgrad(const Kernels& kernels, TrainingConv conv, OutputGradient gradient,
-                            Image grad_x) {
-  join_images(conv.geometry, {&conv.x, &gradient.grad(), &gradient.y(), &grad_x});
-  const InputGradient dgrad(kernels, conv, grad_x);
+                            Image grad_x, Image grad_in) {
+  std::vector<Image*> images{&conv.x, &gradient.grad(), &gradient.y(), &grad_x};
+  if (grad_in.data != nullptr) images.push_back(&grad_in);
+  join_images(conv.geometry, images);
+  const InputGradient dgrad(kernels, conv, grad_x, grad_in);
   const Slices slices = dgrad_slices(conv.geometry, dgrad.gradient_columns());
   std::vector<InputGradientSums> parts(static_cast<size_t>(slices.count()),
                                        InputGradientSums(conv.geometry.in_channels));

@@ -35,10 +35,12 @@ struct PhaseAxis {
   }
 };
 
-// Fills slices of grad_x, dense NHWC of x's type.
+// Fills slices of grad_x, dense NHWC of x's type. `grad_in`, if it has data, is what else flows into
+// the gradient of the activated input.
 class InputGradient {
  public:
-  InputGradient(const Kernels& kernels, const TrainingConv& conv, const Image& grad_x);
+  InputGradient(const Kernels& kernels, const TrainingConv& conv, const Image& grad_x,
+                const Image& grad_in);
 
   // What a slice of input rows reads of the output's gradient; it may be outside of the image.
   Range gradient_rows(const Slices::Slice& slice) const;
@@ -67,12 +69,13 @@ class InputGradient {
   Band output_band(const Slices::Slice& slice) const;
   void finish(const Slices::Slice& slice, const Band& output, InputGradientSums& sums,
               const Band& activated) const;
-  void finish_row(ConstPixels x, Pixels grad_x, Pixels activated, int64_t pixels,
-                  InputGradientSums& sums) const;
+  void finish_row(ConstPixels x, ConstPixels grad_in, Pixels grad_x, Pixels activated,
+                  int64_t pixels, InputGradientSums& sums) const;
 
   const Kernels& kernels_;
   const TrainingConv& conv_;
   const Image& grad_x_;
+  const Image& grad_in_;
   const std::vector<float> no_shift_;
   std::vector<Phase> phases_;
   std::unique_ptr<PooledFloats> packed_;
@@ -81,6 +84,6 @@ class InputGradient {
 
 // The whole batch.
 InputGradientSums run_dgrad(const Kernels& kernels, TrainingConv conv, OutputGradient gradient,
-                            Image grad_x);
+                            Image grad_x, Image grad_in);
 
 }  // namespace fastres::cpu

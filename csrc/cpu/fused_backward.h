@@ -15,7 +15,7 @@ bool fuses_backward(const TrainingConv& conv);
 
 // What is wanted of it: grad_x without data and grad_weight without data are left out.
 InputGradientSums run_fused_backward(const Kernels& kernels, TrainingConv conv,
-                                     OutputGradient gradient, Image grad_x,
+                                     OutputGradient gradient, Image grad_x, Image grad_in,
                                      const WeightView& grad_weight);
 
 }  // namespace fastres::cpu

@@ -5,11 +5,12 @@
 #include "scratch.h"
 
 namespace fastres::cpu {
-OutputGradient::OutputGradient(const Tensor& grad_y, const std::optional<Tensor>& grad_mean,
+OutputGradient::OutputGradient(const Tensor& grad_y, const std::optional<Tensor>& grad_scale,
+                               const std::optional<Tensor>& grad_mean,
                                const std::optional<Tensor>& grad_m2, const Tensor& y,
                                const Tensor& mean, const Tensor& x, const TrainingConv& conv,
                                const char* op)
-    : has_stats_(grad_mean.has_value() || grad_m2.has_value()) {
+    : plain_(!grad_scale.has_value() && !grad_mean.has_value() && !grad_m2.has_value()) {
   const ConvGeometry& g = conv.geometry;
   check_cpu(grad_y, op, "grad_y");
   check_output_like(grad_y, x, g, op, "grad_y");
@@ -20,6 +21,11 @@ OutputGradient::OutputGradient(const Tensor& grad_y, const std::optional<Tensor>
   mean_ = channel_vector(mean, g.out_channels, op, "mean", kept_);
   offset_.assign(static_cast<size_t>(g.out_channels), 0.0F);
   slope_ = offset_;
+  scale_.assign(offset_.size(), 1.0F);
+  if (grad_scale.has_value()) {
+    const float* values = channel_vector(*grad_scale, g.out_channels, op, "grad_scale", kept_);
+    std::copy_n(values, g.out_channels, scale_.begin());
+  }
   if (grad_mean.has_value()) {
     const float* values = channel_vector(*grad_mean, g.out_channels, op, "grad_mean", kept_);
     const auto count = static_cast<float>(std::max<int64_t>(1, g.batch * g.out.h * g.out.w));
@@ -68,7 +74,7 @@ void OutputGradient::load_row(const Kernels& kernels, const Part& part, int64_t 
   float* scratch = thread_scratch().residual.floats(2 * grad_.width * count);
   ConstPixels grad = row_pixels(kernels.base, grad_, part.n, h, part.channels, scratch);
   grad.data += columns.begin * grad.stride;
-  if (!has_stats_) {
+  if (plain_) {
     for (int64_t i = 0; i < columns.size(); ++i) {
       std::copy_n(grad.data + i * grad.stride, count, target.data + i * target.stride);
     }
@@ -78,7 +84,8 @@ void OutputGradient::load_row(const Kernels& kernels, const Part& part, int64_t 
       row_pixels(kernels.base, y_, part.n, h, part.channels, scratch + grad_.width * count);
   y.data += columns.begin * y.stride;
   const int64_t first = part.channels.begin;
-  const StatsGradient f{offset_.data() + first, slope_.data() + first, mean_ + first};
+  const StatsGradient f{scale_.data() + first, offset_.data() + first, slope_.data() + first,
+                        mean_ + first};
   kernels.training.stats_gradient(f, grad, y, target, columns.size(), count);
 }
 

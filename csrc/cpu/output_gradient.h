@@ -12,15 +12,17 @@ namespace fastres::cpu {
 
 class OutputGradient {
  public:
-  // grad_mean and grad_m2 may be absent. All tensors outlive this.
-  OutputGradient(const Tensor& grad_y, const std::optional<Tensor>& grad_mean,
-                 const std::optional<Tensor>& grad_m2, const Tensor& y, const Tensor& mean,
-                 const Tensor& x, const TrainingConv& conv, const char* op);
+  // grad_y times grad_scale; grad_scale, grad_mean and grad_m2 may be absent. All tensors outlive
+  // this.
+  OutputGradient(const Tensor& grad_y, const std::optional<Tensor>& grad_scale,
+                 const std::optional<Tensor>& grad_mean, const std::optional<Tensor>& grad_m2,
+                 const Tensor& y, const Tensor& mean, const Tensor& x, const TrainingConv& conv,
+                 const char* op);
 
   Image& grad() { return grad_; }
   Image& y() { return y_; }
   // grad_y alone, in the layout that the kernels read.
-  bool direct() const { return !has_stats_ && grad_.is_float32_nhwc(); }
+  bool direct() const { return plain_ && grad_.is_float32_nhwc(); }
   const Image& image() const { return grad_; }
 
   // Rows and columns of image n, zero outside of it, as a band at `target`, its pixels
@@ -40,8 +42,8 @@ class OutputGradient {
                 Pixels target) const;
 
   Image grad_, y_;
-  bool has_stats_;
-  std::vector<float> offset_, slope_;
+  bool plain_;  // grad_y alone
+  std::vector<float> scale_, offset_, slope_;
   const float* mean_ = nullptr;
   std::vector<Tensor> kept_;
 };

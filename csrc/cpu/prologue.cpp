@@ -59,7 +59,7 @@ TrainingConv::TrainingConv(const ConvStatsArguments& a, const char* op)
                      channel_vector(*a.in_scale, x.channels, op, "in_scale", kept),
                      channel_vector(*a.in_bias, x.channels, op, "in_bias", kept)};
   }
-  if (g.is_pointwise()) {
+  if (g.is_pointwise() && !a.every_pixel) {
     step = g.stride;
     x = strided_image(x, step);
     g.in = g.out;

@@ -26,6 +26,7 @@ struct ConvStatsArguments {
   const std::vector<int64_t>& padding;
   const std::vector<int64_t>& dilation;
   int64_t groups;
+  bool every_pixel = false;  // keeps the pixels that a strided 1x1 does not read
 };
 
 // What the kernels make of them. A 1x1 without padding reads every step-th pixel alone: x is the

@@ -45,6 +45,7 @@ struct AffineActTargets {
   Pixels grad_x;         // g * main.scale, g the gradient of the activation's input
   Pixels grad_residual;  // g * residual.scale
   Pixels activated;      // what the forward computed; without a residual only
+  bool unscaled = false;  // grad_x is g
 };
 
 // Sums over pixels, one value per channel, added to: what the gradients of an affine are made of.
@@ -54,9 +55,10 @@ struct AffineSums {
   float* grad_residual = nullptr;  // g * (r - residual mean); unused without a residual
 };
 
-// grad + offset + slope * (y - mean): what the gradients of a convolution's output and of its
-// statistics are together.
+// grad * scale + offset + slope * (y - mean): what the gradients of a convolution's output and of
+// its statistics are together.
 struct StatsGradient {
+  const float* scale = nullptr;
   const float* offset = nullptr;
   const float* slope = nullptr;
   const float* mean = nullptr;

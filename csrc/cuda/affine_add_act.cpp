@@ -77,7 +77,8 @@ Gradients affine_add_act_backward_on_cuda(const Tensor& grad, const Tensor& y, c
                                           const std::optional<Tensor>& res_mean,
                                           const std::optional<Tensor>& res_scale,
                                           const std::optional<Tensor>& res_bias,
-                                          const std::string& act, double act_slope) {
+                                          const std::string& act, double act_slope,
+                                          bool unscaled) {
   constexpr const char* kOp = "affine_add_act_backward";
   Operands operands(y, kOp, "y");
   AffineAddActParams p = block_end(operands, y, mean, scale, bias, residual,
@@ -86,10 +87,12 @@ Gradients affine_add_act_backward_on_cuda(const Tensor& grad, const Tensor& y, c
   p.grad = operands.image(grad, "grad");
   const int64_t channels = y.size(1), res_channels = res_mean.has_value() ? channels : 0;
   Tensor grad_y = empty_like_image(operands, y);
+  const bool writes_both = residual.has_value() && !unscaled;
   Tensor grad_residual =
-      residual.has_value() ? empty_like_image(operands, y) : operands.empty(0, y.scalar_type());
+      writes_both ? empty_like_image(operands, y) : operands.empty(0, y.scalar_type());
+  p.unscaled = unscaled ? 1 : 0;
   p.out = grad_y.mutable_data_ptr();
-  if (residual.has_value()) p.grad_residual = grad_residual.mutable_data_ptr();
+  if (writes_both) p.grad_residual = grad_residual.mutable_data_ptr();
   Tensor grad_mean = operands.empty(channels), grad_scale = operands.empty(channels),
          grad_bias = operands.empty(channels), grad_res_mean = operands.empty(res_channels),
          grad_res_scale = operands.empty(res_channels),

@@ -25,7 +25,10 @@ inline Window window_of(const ConvGeometry& g) {
 }
 
 inline Source plain_source(const void* x) {
-  return {x, nullptr, nullptr, nullptr, nullptr, 1.0F, 1.0F, Activation::none, 0.0F};
+  Source source{};
+  source.x = x;
+  source.scale_factor = source.bias_factor = 1.0F;
+  return source;
 }
 
 // How the output is cut: what the epilogue's partial results are per tile of.

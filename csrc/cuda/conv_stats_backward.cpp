@@ -13,8 +13,9 @@ namespace {
 
 constexpr const char* kOp = "conv_stats_backward";
 
-// grad_y + grad_mean / n + 2 * grad_m2 * (y - mean), as a source.
+// grad_y * grad_scale + grad_mean / n + 2 * grad_m2 * (y - mean), as a source.
 Source output_gradient(Operands& operands, const Tensor& grad_y,
+                       const std::optional<Tensor>& grad_scale,
                        const std::optional<Tensor>& grad_mean, const std::optional<Tensor>& grad_m2,
                        const Tensor& x, const Tensor& y, const Tensor& mean,
                        const ConvGeometry& g) {
@@ -22,8 +23,9 @@ Source output_gradient(Operands& operands, const Tensor& grad_y,
   check_output_like(y, x, g, kOp, "y");
   const float* means = operands.vector(mean, g.out_channels, "mean");
   Source source = plain_source(operands.image(grad_y, "grad_y"));
-  if (!grad_mean.has_value() && !grad_m2.has_value()) return source;
+  if (!grad_scale.has_value() && !grad_mean.has_value() && !grad_m2.has_value()) return source;
   source.addend = source.x;
+  source.addend_scale = operands.vector(grad_scale, g.out_channels, "grad_scale");
   source.x = operands.image(y, "y");
   source.mean = means;
   source.scale = operands.vector(grad_m2, g.out_channels, "grad_m2");
@@ -40,15 +42,20 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> conv_stats_backward_on_cuda(
     const std::string& in_act, double in_act_slope, const Tensor& weight, const Tensor& y,
     const Tensor& mean, const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
     const std::vector<int64_t>& dilation, int64_t groups, bool need_x, bool need_affine,
-    bool need_weight) {
+    bool need_weight, const std::optional<Tensor>& grad_scale,
+    const std::optional<Tensor>& grad_in) {
   Operands operands(x, kOp, "x");
   const TrainingConv conv(operands, x, in_mean, in_scale, in_bias, in_act, in_act_slope, weight,
                           stride, padding, dilation, groups, kOp);
   const ConvGeometry& g = conv.geometry;
   ConvStatsBackwardArguments a{};
-  a.gradient = output_gradient(operands, grad_y, grad_mean, grad_m2, x, y, mean, g);
+  a.gradient = output_gradient(operands, grad_y, grad_scale, grad_mean, grad_m2, x, y, mean, g);
   a.x = conv.x;
   a.weight = conv.weight;
+  if (grad_in.has_value()) {
+    check_like(*grad_in, x, kOp, "grad_in", "x");
+    a.grad_in = operands.image(*grad_in, "grad_in");
+  }
 
   need_affine = need_affine && in_mean.has_value();
   const int64_t channels = need_affine ? g.in_channels : 0;

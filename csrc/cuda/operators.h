@@ -213,7 +213,8 @@ struct ConvStatsBackwardArguments {
   Source gradient;  // of the convolution's output, its statistics' gradients included
   Source x;         // with the prologue
   WeightTensor weight;
-  void* grad_x;  // null where not wanted, as all below
+  const void* grad_in;  // of the activated input too, or null
+  void* grad_x;         // null where not wanted, as all below
   float* grad_in_mean;
   float* grad_in_scale;
   float* grad_in_bias;
@@ -232,6 +233,7 @@ inline void conv_stats_backward(Executor& executor, Dtype type, const ConvGeomet
     e.act_slope = a.x.act_slope;
     e.channels = static_cast<int32_t>(g.in_channels);
     e.out = a.grad_x;
+    e.residual = a.grad_in;
     if (!a.x.plain()) e.x = a.x.x;
     e.mean = a.x.mean, e.scale = a.x.scale, e.bias = a.x.bias;
     if (affine) e.partial = static_cast<float*>(executor.scratch(tiles * g.in_channels * 8));

@@ -26,15 +26,16 @@ constexpr int conv_gemm_bytes(int bm, int bn, int threads) {
 }
 
 // A tensor as a kernel loads it: act((x - mean) * scale * scale_factor + bias * bias_factor) +
-// addend. The prologue of a training convolution is one, and so is the gradient of a convolution's
-// output, grad_y + grad_mean / n + 2 * grad_m2 * (y - mean), with y for x and grad_y for the
-// addend.
+// addend * addend_scale. The prologue of a training convolution is one, and so is the gradient of a
+// convolution's output, grad_y * grad_scale + grad_mean / n + 2 * grad_m2 * (y - mean), with y for
+// x and grad_y for the addend.
 struct Source {
   const void* x;
   const void* addend;  // or null
   const float* mean;   // null: no affine
   const float* scale;  // null: 0
   const float* bias;   // null: 0
+  const float* addend_scale;  // null: 1
   float scale_factor;
   float bias_factor;
   Activation act;
@@ -52,7 +53,8 @@ struct Source {
 enum class EpilogueKind : int32_t {
   inference,       // out = act(value + shift + residual)
   statistics,      // out = value, and per tile and channel its mean and M2
-  input_gradient,  // out = value * act'(before) * scale, and per tile and channel two sums
+  // out = (value + residual) * act'(before) * scale, and per tile and channel two sums
+  input_gradient,
 };
 
 // What becomes of a convolution's float32 result, tile by tile.
@@ -283,6 +285,7 @@ struct AffineAddActParams {
   const float *res_mean, *res_scale, *res_bias;  // or null
   Activation act;
   float act_slope;
+  int32_t unscaled;     // backward: grad_y is g
   void* out;            // forward: the result; backward: grad_y
   void* grad_residual;  // backward, or null
   float*

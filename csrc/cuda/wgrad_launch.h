@@ -42,8 +42,9 @@ class Wgrad {
   }
 
  private:
-  // Blocks that keep any GPU busy, four to each multiprocessor of an A100.
-  static constexpr int64_t kBlocks = 432;
+  // Two to each multiprocessor of an A100, as many as their registers let it run at a time: more
+  // would leave more partial sums to write and read.
+  static constexpr int64_t kBlocks = 216;
 
   // Splits `items` so that there are about kBlocks blocks, each of at least `least` items.
   int64_t split(Executor& executor, int64_t items, int64_t blocks, int64_t least) {

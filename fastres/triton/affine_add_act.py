@@ -77,6 +77,7 @@ def affine_add_act_backward(
     res_bias: Tensor | None,
     act: str,
     act_slope: float,
+    unscaled: bool = False,
 ) -> tuple[Tensor, ...]:
     """Its gradients, see ``training_reference.affine_add_act_backward``."""
     op = "affine_add_act_backward"
@@ -87,7 +88,8 @@ def affine_add_act_backward(
     n, c, h, w = y.shape
     pixels = n * h * w
     grad_y = empty_channels_last(y, y.shape)
-    grad_residual = None if residual is None else empty_channels_last(y, y.shape)
+    left_out = residual is None or unscaled
+    grad_residual = None if left_out else empty_channels_last(y, y.shape)
     rows = _rows(pixels, c)
     # Of the gradient g before the activation: sums of g, g * (y - mean), g * (residual - res_mean).
     vectors = 2 if res_mean is None else 3
@@ -99,7 +101,7 @@ def affine_add_act_backward(
             grad_y, grad_residual, parts,
             h, w, pixels, parts.shape[1], act_slope,
             *grad.stride(), *y.stride(), *_strides(residual),
-            C=c, ACT=act, ROWS=rows, TALL=tall, WIDE=wide,
+            C=c, ACT=act, UNSCALED=unscaled, ROWS=rows, TALL=tall, WIDE=wide,
         )  # fmt: skip
     total, *centred = sum_parts(parts)
     none = y.new_empty(0, dtype=torch.float32)
@@ -152,7 +154,8 @@ def affine_add_act_backward_kernel(
     grad_y, grad_residual, parts,
     H, W, pixels, tiles, slope,
     g_n, g_c, g_h, g_w, y_n, y_c, y_h, y_w, res_n, res_c, res_h, res_w,
-    C: tl.constexpr, ACT: tl.constexpr, ROWS: tl.constexpr, TALL: tl.constexpr, WIDE: tl.constexpr,
+    C: tl.constexpr, ACT: tl.constexpr, UNSCALED: tl.constexpr, ROWS: tl.constexpr,
+    TALL: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """ROWS pixels of WIDE channels, TALL at a time."""
     columns: tl.constexpr = (C + WIDE - 1) // WIDE
@@ -177,13 +180,14 @@ def affine_add_act_backward_kernel(
         g = tl.where(inside, activate_grad(g, before, slope, ACT), 0.0)
         total += sum_rows(g)
         centred += sum_rows(g * (value - load_channels(mean, c, valid)[None, :]))
-        result = g * load_channels(scale, c, valid)[None, :]
+        result = g if UNSCALED else g * load_channels(scale, c, valid)[None, :]
         tl.store(grad_y + at, narrow(result, grad_y.dtype.element_ty), mask=inside)
-        if residual is not None:
+        if res_mean is not None:
+            res_deviation = shortcut - load_channels(res_mean, c, valid)[None, :]
+            res_centred += sum_rows(g * res_deviation)
+        if grad_residual is not None:
             result = g
             if res_mean is not None:
-                res_deviation = shortcut - load_channels(res_mean, c, valid)[None, :]
-                res_centred += sum_rows(g * res_deviation)
                 result = g * load_channels(res_scale, c, valid)[None, :]
             tl.store(grad_residual + at, narrow(result, grad_y.dtype.element_ty), mask=inside)
     part = tile.to(tl.int64) * C + c

@@ -38,20 +38,22 @@ def conv_stats_backward(
     need_x: bool,
     need_affine: bool,
     need_weight: bool,
+    grad_scale: Tensor | None = None,
+    grad_in: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     """Gradients of ``conv_stats``, see ``training_reference.conv_stats_backward``."""
     training_reference.conv_stats_backward_check(
         grad_y, grad_mean, grad_m2, x, in_mean, in_scale, in_bias, in_act, in_act_slope, weight, y,
-        mean, stride, padding, dilation, groups,
+        mean, stride, padding, dilation, groups, grad_scale, grad_in,
     )  # fmt: skip
-    gradient = output_gradient(grad_y, y, mean, grad_mean, grad_m2)
+    gradient = output_gradient(grad_y, y, mean, grad_scale, grad_mean, grad_m2)
     geometry, prologue = Geometry(stride, padding, dilation), Affine(in_mean, in_scale, in_bias)
     gradients = [x.new_empty(0, dtype=torch.float32) for _ in range(5)]
     need_affine = need_affine and in_scale is not None
     if need_x or need_affine:
         grad_x, parts = dgrad(
             gradient, x, transposed_operand(weight, groups, x.dtype), geometry, prologue,
-            in_act, in_act_slope, need_x=need_x, need_affine=need_affine,
+            in_act, in_act_slope, grad_in, need_x=need_x, need_affine=need_affine,
         )  # fmt: skip
         if grad_x is not None:
             gradients[0] = grad_x

@@ -47,6 +47,7 @@ def dgrad(
     prologue: Affine,
     in_act: str,
     act_slope: float,
+    grad_in: Tensor | None,
     *,
     need_x: bool,
     need_affine: bool,
@@ -61,6 +62,7 @@ def dgrad(
         prologue: of fprop.
         in_act: of fprop.
         act_slope: of in_act.
+        grad_in: what else flows into the gradient of the activated input, like x, or None.
         need_x: whether x's gradient is wanted.
         need_affine: whether the prologue's are; needs one.
 
@@ -77,6 +79,8 @@ def dgrad(
     tiles_m = triton.cdiv(pixels, rows) * stride_h * stride_w
     grad_x = empty_channels_last(x, x.shape) if need_x else None
     parts = x.new_empty((2, tiles_m, c), dtype=torch.float32) if need_affine else None
+    if grad_in is not None:
+        grad_in = grad_in.contiguous(memory_format=torch.channels_last)
     if pixels == 0:
         return grad_x, parts
 
@@ -84,7 +88,7 @@ def dgrad(
         return (tiles_m * tiles.number * triton.cdiv(tiles.out_width, meta["BLOCK_N"]),)
 
     dgrad_kernel[grid](
-        *gradient, operand.values, x, *prologue, grad_x, parts,
+        *gradient, operand.values, x, *prologue, grad_in, grad_x, parts,
         h, w, oh, ow, n * oh * ow, pixels, tiles.number, act_slope,
         *gradient.strides(), *x.stride(),
         C=c, K=k, IN_WIDTH=tiles.in_width, OUT_WIDTH=tiles.out_width,
@@ -120,7 +124,7 @@ def _phase_taps(
 
 @triton.jit
 def _accumulate(
-    grad_y, y, mean, grad_mean, grad_m2, weight, image, ih, iw, row_valid, tile, n, only_group,
+    grad_y, y, mean, grad_scale, grad_mean, grad_m2, weight, image, ih, iw, row_valid, tile, n, only_group,
     first_r, taps_h, first_s, taps_w, OH, OW, out_pixels,
     g_n, g_c, g_h, g_w, y_n, y_c, y_h, y_w,
     K: tl.constexpr, IN_WIDTH: tl.constexpr, OUT_WIDTH: tl.constexpr, GROUP_IN: tl.constexpr,
@@ -144,7 +148,7 @@ def _accumulate(
         inside = row_valid[:, None] & valid[None, :]
         inside &= (oh >= 0) & (oh < OH) & (ow >= 0) & (ow < OW)
         a = load_output_gradient(
-            grad_y, y, mean, grad_mean, grad_m2, image, oh, ow, k, inside, valid, out_pixels,
+            grad_y, y, mean, grad_scale, grad_mean, grad_m2, image, oh, ow, k, inside, valid, out_pixels,
             g_n, g_c, g_h, g_w, y_n, y_c, y_h, y_w,
         )  # fmt: skip
         r = first_r + weight_tap // taps_w * STEP_H
@@ -165,7 +169,8 @@ def _accumulate(
 )  # fmt: skip
 @triton.jit
 def dgrad_kernel(
-    grad_y, y, mean, grad_mean, grad_m2, weight, x, in_mean, in_scale, in_bias, grad_x, parts,
+    grad_y, y, mean, grad_scale, grad_mean, grad_m2, weight, x, in_mean, in_scale, in_bias,
+    grad_in, grad_x, parts,
     H, W, OH, OW, out_pixels, pixels, channel_tiles, slope,
     g_n, g_c, g_h, g_w, y_n, y_c, y_h, y_w, x_n, x_c, x_h, x_w,
     C: tl.constexpr, K: tl.constexpr, IN_WIDTH: tl.constexpr, OUT_WIDTH: tl.constexpr,
@@ -192,7 +197,7 @@ def dgrad_kernel(
     first_r, taps_h = _phase_taps(phase_h, PAD_H, DIL_H, STRIDE_H, STEP_H, R)
     first_s, taps_w = _phase_taps(phase_w, PAD_W, DIL_W, STRIDE_W, STEP_W, S)
     acc = _accumulate(
-        grad_y, y, mean, grad_mean, grad_m2, weight, image, ih, iw, row_valid, tile, n, 0,
+        grad_y, y, mean, grad_scale, grad_mean, grad_m2, weight, image, ih, iw, row_valid, tile, n, 0,
         first_r, taps_h, first_s, taps_w, OH, OW, out_pixels,
         g_n, g_c, g_h, g_w, y_n, y_c, y_h, y_w,
         K, IN_WIDTH, OUT_WIDTH, GROUP_IN, DIAGONAL, False, R, S, STRIDE_H, STRIDE_W, PAD_H, PAD_W,
@@ -203,7 +208,7 @@ def dgrad_kernel(
         if any_not_finite(acc):
             for group in range(IN_WIDTH // GROUP_IN):
                 alone = _accumulate(
-                    grad_y, y, mean, grad_mean, grad_m2, weight, image, ih, iw, row_valid, tile, n,
+                    grad_y, y, mean, grad_scale, grad_mean, grad_m2, weight, image, ih, iw, row_valid, tile, n,
                     group, first_r, taps_h, first_s, taps_w, OH, OW, out_pixels,
                     g_n, g_c, g_h, g_w, y_n, y_c, y_h, y_w,
                     K, IN_WIDTH, OUT_WIDTH, GROUP_IN, DIAGONAL, True, R, S, STRIDE_H, STRIDE_W,
@@ -215,6 +220,9 @@ def dgrad_kernel(
     c = tile * OUT_WIDTH + n
     valid = (n < OUT_WIDTH) & (c < C)
     inside = row_valid[:, None] & valid[None, :]
+    dense = ((image * H + ih) * W + iw)[:, None] * C + c[None, :]
+    if grad_in is not None:
+        acc += widen(tl.load(grad_in + dense, mask=inside, other=0))
     if in_mean is not None or IN_ACT != "none":
         at = (image * x_n + ih * x_h + iw * x_w)[:, None] + (c * x_c)[None, :]
         value = widen(tl.load(x + at, mask=inside, other=0))
@@ -228,5 +236,4 @@ def dgrad_kernel(
         if in_mean is not None:
             acc *= load_channels(in_scale, c, valid)[None, :]
     if grad_x is not None:
-        out = grad_x + ((image * H + ih) * W + iw)[:, None] * C + c[None, :]
-        tl.store(out, narrow(acc, grad_x.dtype.element_ty), mask=inside)
+        tl.store(grad_x + dense, narrow(acc, grad_x.dtype.element_ty), mask=inside)

@@ -12,12 +12,16 @@ from .tiles import load_channels, narrow, widen
 
 
 class OutputGradient(NamedTuple):
-    """``grad_y + grad_mean / pixels + 2 * grad_m2 * (y - mean)``, as kernels take it."""
+    """The gradient of a convolution's output, as kernels take it.
+
+    ``grad_y * grad_scale + grad_mean / pixels + 2 * grad_m2 * (y - mean)``
+    """
 
     grad_y: Tensor
     y: Tensor | None
-    """None where only ``grad_y`` counts, and so what follows."""
+    """None where it does not count, and so ``mean`` and ``grad_m2``."""
     mean: Tensor | None
+    grad_scale: Tensor | None
     grad_mean: Tensor | None
     grad_m2: Tensor | None
 
@@ -27,17 +31,22 @@ class OutputGradient(NamedTuple):
 
 
 def output_gradient(
-    grad_y: Tensor, y: Tensor, mean: Tensor, grad_mean: Tensor | None, grad_m2: Tensor | None
+    grad_y: Tensor,
+    y: Tensor,
+    mean: Tensor,
+    grad_scale: Tensor | None,
+    grad_mean: Tensor | None,
+    grad_m2: Tensor | None,
 ) -> OutputGradient:
     """What has to be read of these tensors, as conv_stats_backward got them."""
     if grad_m2 is None:
-        return OutputGradient(grad_y, None, None, grad_mean, None)
-    return OutputGradient(grad_y, y, mean, grad_mean, grad_m2)
+        return OutputGradient(grad_y, None, None, grad_scale, grad_mean, None)
+    return OutputGradient(grad_y, y, mean, grad_scale, grad_mean, grad_m2)
 
 
 @triton.jit
 def load_output_gradient(
-    grad_y, y, mean, grad_mean, grad_m2, image, oh, ow, k, inside, valid, pixels,
+    grad_y, y, mean, grad_scale, grad_mean, grad_m2, image, oh, ow, k, inside, valid, pixels,
     g_n, g_c, g_h, g_w, y_n, y_c, y_h, y_w,
 ):  # fmt: skip
     """A tile [pixels, output channels], 0 where it is not ``inside``.
@@ -46,8 +55,10 @@ def load_output_gradient(
     """
     at = (image * g_n)[:, None] + oh * g_h + ow * g_w + (k * g_c)[None, :]
     tile = tl.load(grad_y + at, mask=inside, other=0)
-    if grad_mean is not None or grad_m2 is not None:
+    if grad_scale is not None or grad_mean is not None or grad_m2 is not None:
         value = widen(tile)
+        if grad_scale is not None:
+            value *= load_channels(grad_scale, k, valid)[None, :]
         if grad_mean is not None:
             value += (load_channels(grad_mean, k, valid) / pixels)[None, :]
         if grad_m2 is not None:

@@ -88,7 +88,7 @@ def _sum_splits(parts: Tensor, grad_weight: Tensor) -> None:
 )  # fmt: skip
 @triton.jit
 def wgrad_kernel(
-    grad_y, y, mean, grad_mean, grad_m2, x, in_mean, in_scale, in_bias, parts,
+    grad_y, y, mean, grad_scale, grad_mean, grad_m2, x, in_mean, in_scale, in_bias, parts,
     H, W, OH, OW, pixels, slope,
     g_n, g_c, g_h, g_w, y_n, y_c, y_h, y_w, x_n, x_c, x_h, x_w,
     C: tl.constexpr, K: tl.constexpr, IN_WIDTH: tl.constexpr, OUT_WIDTH: tl.constexpr,
@@ -118,7 +118,7 @@ def wgrad_kernel(
         image = (m // (OH * OW)).to(tl.int64)
         oh, ow = (m // OW % OH)[:, None], (m % OW)[:, None]
         a = load_output_gradient(
-            grad_y, y, mean, grad_mean, grad_m2, image, oh, ow, k,
+            grad_y, y, mean, grad_scale, grad_mean, grad_m2, image, oh, ow, k,
             row_valid[:, None] & k_valid[None, :], k_valid, pixels,
             g_n, g_c, g_h, g_w, y_n, y_c, y_h, y_w,
         )  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from affine_case import SHORTCUTS, check, make_inputs
+from affine_case import SHORTCUTS, check, check_unscaled, make_inputs
 from conv_case import ACTIVATIONS, DTYPES
 
 from fastres import ops
@@ -18,6 +18,13 @@ SHAPES = ((2, 17, 5, 7), (1, 1, 1, 1), (3, 64, 13, 9), (1, 1032, 3, 2), (2, 8, 3
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_matches_eager(assert_accurate, shape, shortcut, dtype):
     check(assert_accurate, make_inputs(shape, shortcut, dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shortcut", SHORTCUTS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_one_gradient_for_both_sides(assert_accurate, shape, shortcut, dtype):
+    check_unscaled(assert_accurate, make_inputs(shape, shortcut, dtype))
 
 
 @pytest.mark.parametrize("act", ACTIVATIONS)

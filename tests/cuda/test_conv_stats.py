@@ -7,6 +7,7 @@ import torch
 from conv_case import DTYPES, SLOPE, same
 from training_case import (
     CASES,
+    check_shared_gradients,
     eager,
     fused,
     gradient_magnitudes,
@@ -41,6 +42,14 @@ def check(assert_accurate, case, inputs, act="relu"):
 @pytest.mark.parametrize("case", SHORT.values(), ids=SHORT.keys())
 def test_paths_match_eager(assert_accurate, case):
     check(assert_accurate, case, make_inputs(case))
+
+
+@EVERY_KIND
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_scale_and_another_gradient_of_the_input(assert_accurate, case, dtype):
+    for affine in (True, False):
+        inputs = make_inputs(case, dtype, affine=affine)
+        check_shared_gradients(assert_accurate, case, inputs, "relu" if affine else "none")
 
 
 @EVERY_KIND

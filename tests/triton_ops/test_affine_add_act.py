@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from affine_case import SHAPES, SHORTCUTS, check, fused, gradients, make_inputs
+from affine_case import SHAPES, SHORTCUTS, check, check_unscaled, fused, gradients, make_inputs
 from conv_case import ACTIVATIONS, DTYPES, LAYOUTS
 
 EVERY_SHORTCUT = pytest.mark.parametrize("shortcut", SHORTCUTS)
@@ -21,6 +21,13 @@ def test_odd_shapes(assert_accurate, shape, shortcut):
 def test_activations(assert_accurate, act, shortcut):
     for dtype in DTYPES:
         check(assert_accurate, make_inputs(shortcut=shortcut, dtype=dtype), act)
+
+
+@EVERY_SHORTCUT
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_one_gradient_for_both_sides(assert_accurate, shortcut, dtype):
+    for shape in SHAPES:
+        check_unscaled(assert_accurate, make_inputs(shape, shortcut, dtype))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -61,7 +68,8 @@ def test_fake_kernels_tell_what_the_real_ones_return(shortcut):
     backward = torch.ops.fastres.affine_add_act_backward.default
     grad = torch.randn_like(inputs.y)
     tests = ("test_schema", "test_faketensor")
-    torch.library.opcheck(backward, (grad, *inputs, "relu", 0.01), test_utils=tests)
+    for more in ((), (True,)):
+        torch.library.opcheck(backward, (grad, *inputs, "relu", 0.01, *more), test_utils=tests)
 
 
 def test_a_mix_of_devices_is_an_error_that_names_the_argument():

@@ -10,6 +10,7 @@ from training_case import (
     KINDS,
     Inputs,
     check_gradients,
+    check_shared_gradients,
     eager,
     fused,
     given_gradients,
@@ -31,6 +32,13 @@ EVERY_KIND = pytest.mark.parametrize("case", [CASES[name] for name in KINDS], id
 @EVERY_CASE
 def test_paths_match_eager(assert_accurate, case):
     check_gradients(assert_accurate, case, make_inputs(case))
+
+
+@EVERY_CASE
+def test_a_scale_and_another_gradient_of_the_input(assert_accurate, case):
+    for dtype, affine in ((torch.float16, True), (torch.float32, False)):
+        inputs = make_inputs(case, dtype, affine=affine)
+        check_shared_gradients(assert_accurate, case, inputs, "relu" if affine else "none")
 
 
 @EVERY_KIND

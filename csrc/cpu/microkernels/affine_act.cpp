@@ -95,12 +95,13 @@ template <Activation kAct, bool kResidual, bool kActivated>
 void backward(const AffineAct& f, ConstPixels grad, ConstPixels x, ConstPixels residual,
               const AffineActTargets& targets, const AffineSums& sums, int64_t pixels,
               int64_t channels) {
-  const auto [grad_x, grad_residual, activated] = targets;
+  const auto [grad_x, grad_residual, activated, unscaled] = targets;
   for_each_vector(
       pixels, channels, [&](auto at_once, auto partial, int64_t pixel, int64_t c, int64_t count) {
         constexpr bool kPartial = decltype(partial)::value;
         const Constants<kPartial> main(f.main, c, count);
         const Constants<kPartial> shortcut(kResidual ? f.residual : f.main, c, count);
+        const Vec factor = unscaled ? Vec{} + 1.0F : main.scale;
         Vec sum{}, sum_main{}, sum_residual{};
 #pragma GCC unroll 4
         for (int i = 0; i < decltype(at_once)::value; ++i) {
@@ -122,8 +123,7 @@ void backward(const AffineAct& f, ConstPixels grad, ConstPixels x, ConstPixels r
               f.act_slope);
           sum += g;
           sum_main += g * centred;
-          store_lanes<kPartial>(grad_x.data + (pixel + i) * grad_x.stride + c, g * main.scale,
-                                count);
+          store_lanes<kPartial>(grad_x.data + (pixel + i) * grad_x.stride + c, g * factor, count);
           if constexpr (kResidual) {
             sum_residual += g * r;
             if (grad_residual.data != nullptr) {
@@ -186,6 +186,7 @@ void stats_gradient(const StatsGradient& f, ConstPixels grad, ConstPixels y, Pix
   for_each_vector(
       pixels, channels, [&](auto at_once, auto partial, int64_t pixel, int64_t c, int64_t count) {
         constexpr bool kPartial = decltype(partial)::value;
+        const Vec scale = load_lanes<kPartial>(f.scale + c, count);
         const Vec offset = load_lanes<kPartial>(f.offset + c, count);
         const Vec slope = load_lanes<kPartial>(f.slope + c, count);
         const Vec mean = load_lanes<kPartial>(f.mean + c, count);
@@ -194,7 +195,7 @@ void stats_gradient(const StatsGradient& f, ConstPixels grad, ConstPixels y, Pix
           const Vec value = load_lanes<kPartial>(y.data + (pixel + i) * y.stride + c, count);
           const Vec g = load_lanes<kPartial>(grad.data + (pixel + i) * grad.stride + c, count);
           store_lanes<kPartial>(target.data + (pixel + i) * target.stride + c,
-                                g + ((value - mean) * slope + offset), count);
+                                g * scale + ((value - mean) * slope + offset), count);
         }
       });
 }

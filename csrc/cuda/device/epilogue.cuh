@@ -202,6 +202,12 @@ struct TileEpilogue {
       float g[kVec<E>], x[kVec<E>] = {};
       read_staged<E, BN>(tile, row, column(), g);
       if (e.x != nullptr) read(e.x, at, x);
+      if (e.residual != nullptr) {
+        float r[kVec<E>];
+        read(e.residual, at, r);
+#pragma unroll
+        for (int i = 0; i < kVec<E>; ++i) g[i] += r[i];
+      }
 #pragma unroll
       for (int i = 0; i < kVec<E>; ++i) {
         const float deviation = x[i] - mean[i];

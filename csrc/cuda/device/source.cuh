@@ -19,16 +19,20 @@ template <class E>
 __device__ inline float source_element(const Source& s, int64_t index, int channel) {
   float v = to_float(static_cast<const E*>(s.x)[index]);
   v = apply_act(source_affine(s, v, channel), s.act, s.act_slope);
-  if (s.addend != nullptr) v += to_float(static_cast<const E*>(s.addend)[index]);
+  if (s.addend != nullptr) {
+    const float scale = s.addend_scale == nullptr ? 1.0F : s.addend_scale[channel];
+    v += to_float(static_cast<const E*>(s.addend)[index]) * scale;
+  }
   return v;
 }
 
 // The affine of one chunk of channels, for many pixels.
 template <class E>
 struct ChunkAffine {
-  float mean[kVec<E>], scale[kVec<E>], bias[kVec<E>];
+  float mean[kVec<E>], scale[kVec<E>], bias[kVec<E>], addend_scale[kVec<E>];
 
   __device__ void load(const Source& s, int channel) {
+    if (s.addend_scale != nullptr) load_floats(s.addend_scale + channel, addend_scale);
     if (s.mean == nullptr) return;
     load_floats(s.mean + channel, mean);
 #pragma unroll
@@ -54,7 +58,9 @@ struct ChunkAffine {
       float other[kVec<E>];
       unpack_chunk<E>(addend, other);
 #pragma unroll
-      for (int i = 0; i < kVec<E>; ++i) v[i] += other[i];
+      for (int i = 0; i < kVec<E>; ++i) {
+        v[i] += s.addend_scale != nullptr ? other[i] * addend_scale[i] : other[i];
+      }
     }
     return pack_chunk<E>(v);
   }

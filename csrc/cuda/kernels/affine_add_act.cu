@@ -92,7 +92,7 @@ struct BlockEnd {
         sum[i] += g[i];
         centred[i] += g[i] * deviation;
         res_centred[i] += g[i] * res_deviation;
-        out[i] = g[i] * scale[i];
+        out[i] = p.unscaled != 0 ? g[i] : g[i] * scale[i];
         g[i] *= res_scale[i];
       }
       write(p.out, pixel, out);

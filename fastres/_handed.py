@@ -1,0 +1,64 @@
+"""What one node of autograd's graph hands to another in backward, beside what autograd carries.
+
+Where a shortcut starts, autograd would add two gradients in a pass of its own, and where it ends,
+two of its gradients differ by a factor per channel. The kernels that read them can do both on the
+way, if they are told.
+"""
+
+from __future__ import annotations
+
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+def _backward_pass() -> int:
+    """A number of the running backward pass that no other has."""
+    return torch._C._current_graph_task_id()
+
+
+class Handed(Generic[T]):
+    """A value on its way from one node to another; it reaches no other backward pass."""
+
+    def __init__(self) -> None:
+        self._value: T | None = None
+        self._given = self._taken = -1
+
+    def give(self, value: T) -> bool:
+        """Leaves a value; False if it is too late, as the other node has run."""
+        if self._taken == _backward_pass():
+            return False
+        self._value, self._given = value, _backward_pass()
+        return True
+
+    def take(self) -> T | None:
+        """What was given in this backward pass, once."""
+        value, self._value, self._taken = self._value, None, _backward_pass()
+        return value if self._given == self._taken else None
+
+
+class Fork:
+    """A value that two nodes read, the first convolution of a block and what becomes its shortcut.
+
+    The convolution adds the shortcut's gradient to its own. Whenever that reaches the value so does
+    the convolution's, which is computed later.
+    """
+
+    def __init__(self) -> None:
+        self.is_open = False
+        """Whether there is a convolution that adds up."""
+        self._gradient: Handed[Tensor] = Handed()
+
+    def give(self, gradient: Tensor | None) -> Tensor | None:
+        """Hands the shortcut's gradient on; returns what is left for autograd to carry."""
+        # What is to be differentiated again has to go through autograd.
+        if gradient is None or not self.is_open or torch.is_grad_enabled():
+            return gradient
+        return None if self._gradient.give(gradient) else gradient
+
+    def take(self) -> Tensor | None:
+        """The shortcut's gradient, for the convolution to add to its own."""
+        return self._gradient.take()
