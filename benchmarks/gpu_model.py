@@ -6,9 +6,7 @@ issued tensor-core operations, the part of shared-memory wavefronts that are ban
 sectors per global request (16 is a warp's 16-byte accesses with nothing wasted; less is padding and
 per-channel vectors), resident warps on an A100, and the roofline time on an A100 and an H100. Then
 the same of each bottleneck that one kernel can run, and where the launcher chooses it.
-Training's bytes are counted by hand, per tensor that an operator reads or writes (a test compares
-them with what the emulator counts), beside those of the operators that PyTorch runs one after the
-other.
+Training's bytes are counted per tensor that an operator reads or writes, see gpu_training.py.
 """
 
 from __future__ import annotations
@@ -26,6 +24,7 @@ sys.path.append(str(ROOT / "tests"))
 
 import cuda_emulation  # noqa: E402
 
+from . import gpu_training  # noqa: E402
 from .shapes import (  # noqa: E402
     DEFAULT_MODELS,
     BottleneckShape,
@@ -198,58 +197,6 @@ def _occupancy(kernel: str, block: int, shared: int) -> float:
     return ptxemu.occupancy(registers, shared, block, "sm_80")["occupancy"]
 
 
-def training_bytes(shape: ConvShape, batch: int) -> tuple[int, int]:
-    """(fused, unfused) bytes of a layer's forward and backward in float16.
-
-    Unfused: convolution, BatchNorm in training (forward and backward read their input twice), ReLU
-    in place, the addition, and their gradients. Fused: conv_stats (input, output),
-    conv_stats_backward (data gradient: gradient, output, input, and the input again where there is
-    a prologue to derive; weight gradient: gradient, output, input), what they write to scratch
-    memory and read again (packed weights, partial sums), and affine_add_act. A network's image has
-    no gradient. Where a shortcut joins, autograd adds two gradients in both.
-    """
-    x = batch * shape.in_channels * shape.height * shape.width
-    y = batch * shape.out_channels * shape.out_height * shape.out_width
-    w = shape.out_channels * (shape.in_channels // shape.groups) * shape.kernel**2
-    has_gradient = shape.in_channels > 3
-    device = cuda_emulation.Device(emulate=False)
-    run_training(shape, batch, device)
-    fused = (x + y) + (2 * y + x + x * has_prologue(shape)) * has_gradient + (2 * y + x)
-    fused += w * (2 + has_gradient) + device.scratch_bytes  # of two bytes, once each way
-    batch_norm, relu = (3 + 5) * y, (2 + 3) * y if shape.act != "none" else 0
-    unfused = (x + w + y) + (y + w + x) * has_gradient + (y + x + w) + batch_norm + relu
-    if shape.residual:
-        fused += (3 + 5) * y + 3 * y
-        unfused += 3 * y + 3 * y
-    return 2 * fused, 2 * unfused
-
-
-def has_prologue(shape: ConvShape) -> bool:
-    """Whether a convolution activates its input in training.
-
-    The first one of a block and a shortcut's read what the block before has activated.
-    """
-    return shape.in_channels > 3 and (shape.kernel > 1 or shape.residual)
-
-
-def run_training(shape: ConvShape, batch: int, device: cuda_emulation.Device) -> None:
-    """Launches conv_stats of a layer and its backward."""
-    c, k, kernel = shape.in_channels, shape.out_channels, shape.kernel
-    x = torch.empty(batch, shape.height, shape.width, c).half().permute(0, 3, 1, 2)
-    y = torch.empty(batch, shape.out_height, shape.out_width, k).half().permute(0, 3, 1, 2)
-    weight = torch.empty(k, c // shape.groups, kernel, kernel).half()
-    prologue, vector = has_prologue(shape), torch.zeros(max(c, k))
-    affine = [vector[:c] if prologue else None] * 3
-    act = ("relu" if prologue else "none", 0.0)
-    geometry = [shape.stride] * 2, [shape.padding] * 4, [1, 1], shape.groups
-    device.conv_stats(x, *affine, *act, weight, *geometry)
-    wanted = (c > 3, c > 3 and prologue, True)
-    gradients = (torch.empty_like(y), *[vector[:k]] * 2)
-    device.conv_stats_backward(
-        *gradients, x, *affine, *act, weight, y, vector[:k], *geometry, *wanted
-    )
-
-
 def unfused_bytes(shape: ConvShape, batch: int) -> int:
     """Bytes of inference one operator after the other: convolution, BatchNorm, addition, ReLU."""
     y = 2 * batch * shape.out_channels * shape.out_height * shape.out_width
@@ -280,12 +227,14 @@ def report(model: str) -> list[str]:
         lines.append(
             f"- {gpu.name}: {fused * 1e6:.0f} us fused, {apart * 1e6:.0f} us one after the other"
         )
-    sums = [training_bytes(shape, 32) for shape in calls.elements()]
-    fused, apart = (sum(column) for column in zip(*sums, strict=True))
-    lines.append(
-        f"- a training step at batch 32 moves {fused / 1e9:.2f} GB fused and {apart / 1e9:.2f} GB "
-        f"one after the other: {fused / apart:.3f} of them"
-    )
+    fused, apart = gpu_training.training_step(model, 32)
+    lines += ["", *gpu_training.report(fused, apart, 32), ""]
+    lines.append(f"A training step moves {fused.total / apart.total:.3f} of the bytes. Roofline:")
+    for gpu in GPUS:
+        times = [side.seconds(gpu.seconds, gpu.bytes_per_s) * 1e3 for side in (fused, apart)]
+        lines.append(
+            f"- {gpu.name}: {times[0]:.2f} ms fused, {times[1]:.2f} ms one after the other"
+        )
     return [*lines, "", *block_report(model, counts)]
 
 

@@ -161,9 +161,7 @@ class EndLayer:
             shortcut if isinstance(shortcut, Carried) else (shortcut, _NO_AFFINE, None)
         )
         sources = main.source, source
-        out: Tensor = BlockEnd.apply(
-            self.act, sources, gives, main.y, *main.affine, residual, *res
-        )
+        out: Tensor = BlockEnd.apply(self.act, sources, gives, main.y, *main.affine, residual, *res)
         return out
 
 

@@ -110,7 +110,9 @@ def check(assert_accurate, inputs: Inputs, act: str = "relu", grad_layout: str =
         assert_accurate(ours, their, exactly, magnitude=term.abs)
 
 
-def check_unscaled(assert_accurate, inputs: Inputs, act: str = "relu", layout: str = "nchw") -> None:
+def check_unscaled(
+    assert_accurate, inputs: Inputs, act: str = "relu", layout: str = "nchw"
+) -> None:
     """Checks the gradient that y's and the residual's are both made of."""
     backward = torch.ops.fastres.affine_add_act_backward
     grad = laid_out(torch.randn(inputs.y.shape).to(inputs.y.dtype), layout)

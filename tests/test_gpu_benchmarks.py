@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+import affine_case
 import pytest
 import torch
 from torch import nn
@@ -13,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))
 
-from benchmarks import gpu, gpu_grouped, gpu_model, shapes  # noqa: E402
+from benchmarks import gpu, gpu_grouped, gpu_model, gpu_training, shapes  # noqa: E402
 
 
 def test_without_a_gpu_the_gpu_benchmark_says_so(monkeypatch, capsys):
@@ -67,23 +68,50 @@ def test_the_gpu_model_counts_what_a_layer_does():
     assert 0.25 <= counted.useful / counted.issued < 1
     assert counted.excess_wavefronts <= 0.05
     assert not gpu_model.fits_one_kernel(shapes.BottleneckShape(64, 64, 64, 1, 1, 16, 16))
-    fused, apart = gpu_model.training_bytes(shape, 32)
-    assert fused < apart
 
 
 @pytest.mark.skipif(not gpu_model.cuda_emulation.HAS_NVCC, reason="needs nvcc")
-@pytest.mark.parametrize(("channels", "kernel"), [(32, 3), (32, 1), (3, 7)])
-def test_the_gpu_model_knows_what_training_moves(channels, kernel):
+@pytest.mark.parametrize(
+    ("channels", "kernel", "residual"),
+    [(32, 3, False), (32, 1, False), (32, 1, True), (3, 7, False)],
+)
+def test_the_gpu_model_knows_what_training_moves(channels, kernel, residual):
     padding = kernel // 2
     shape = shapes.ConvShape(
-        channels, 64, kernel, 1, padding, 1, 40, 40, residual=False, act="relu"
+        channels, 64, kernel, 1, padding, 1, 40, 40, residual=residual, act="relu"
     )
     device = gpu_model.cuda_emulation.Device(check=False, counters=True)
-    gpu_model.run_training(shape, 1, device)
+    gpu_training.run_training(shape, 1, device)
     moved = sum(s["dram_read_bytes_min"] + s["dram_write_bytes_min"] for s in device.stats)
-    fused, apart = gpu_model.training_bytes(shape, 1)
-    assert moved == pytest.approx(fused, rel=0.03)
-    assert fused != apart
+    fused, apart = gpu_training.Traffic(), gpu_training.Traffic()
+    gpu_training.add_layer(fused, apart, shape, 1, device.scratch_bytes, 0)
+    weights = fused.bytes["weights"]
+    ends = sum(fused.bytes[cause] for cause in ("block's end", "stem's end", "max-pool"))
+    # The emulated weights are of two bytes.
+    assert moved == pytest.approx(fused.total - ends - weights / 2, rel=0.03)
+    assert fused.total < apart.total
+
+
+@pytest.mark.skipif(not gpu_model.cuda_emulation.HAS_NVCC, reason="needs nvcc")
+@pytest.mark.parametrize(("shortcut", "passes"), [("none", 3), ("identity", 4)])
+def test_the_gpu_model_knows_what_the_end_of_a_block_moves(shortcut, passes):
+    inputs = affine_case.make_inputs((2, 64, 32, 32), shortcut, torch.float16)
+    device = gpu_model.cuda_emulation.Device(check=False, counters=True)
+    device.affine_add_act_backward(inputs.y.clone(), *inputs, "relu", 0.0, True)
+    moved = sum(s["dram_read_bytes_min"] + s["dram_write_bytes_min"] for s in device.stats)
+    scratch = 2 * device.scratch_bytes
+    assert moved == pytest.approx(passes * inputs.y.nbytes + scratch, rel=0.03)
+
+
+@pytest.mark.parametrize("model", shapes.DEFAULT_MODELS)
+def test_the_gpu_model_counts_every_layer_of_a_training_step(model):
+    fused, apart = gpu_training.training_step(model, 2)
+    convolutions = len(shapes.conv_calls(model))
+    for side in (fused, apart):
+        assert len(side.calls) == 3 * convolutions - 1  # the image has no gradient
+        assert side.total > sum(moved for _, moved in side.calls)
+    # Sixteen shortcuts start at what the pool and fifteen blocks give.
+    assert apart.bytes["shortcut's gradient"] == 3 * fused.bytes["shortcut's gradient"]
 
 
 @pytest.mark.skipif(not gpu_model.cuda_emulation.HAS_NVCC, reason="needs nvcc")

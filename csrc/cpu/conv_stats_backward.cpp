@@ -69,18 +69,15 @@ InputGradientSums run(const Kernels& kernels, const TrainingConv& conv,
   return run_dgrad(kernels, conv, gradient, grad_x, grad_in);
 }
 
-Gradients conv_stats_backward(const Tensor& grad_y, const std::optional<Tensor>& grad_mean,
-                              const std::optional<Tensor>& grad_m2, const Tensor& x,
-                              const std::optional<Tensor>& in_mean,
-                              const std::optional<Tensor>& in_scale,
-                              const std::optional<Tensor>& in_bias, const std::string& in_act,
-                              double in_act_slope, const Tensor& weight, const Tensor& y,
-                              const Tensor& mean, const std::vector<int64_t>& stride,
-                              const std::vector<int64_t>& padding,
-                              const std::vector<int64_t>& dilation, int64_t groups, bool need_x,
-                              bool need_affine, bool need_weight,
-                              const std::optional<Tensor>& grad_scale,
-                              const std::optional<Tensor>& grad_in) {
+Gradients conv_stats_backward(
+    const Tensor& grad_y, const std::optional<Tensor>& grad_mean,
+    const std::optional<Tensor>& grad_m2, const Tensor& x, const std::optional<Tensor>& in_mean,
+    const std::optional<Tensor>& in_scale, const std::optional<Tensor>& in_bias,
+    const std::string& in_act, double in_act_slope, const Tensor& weight, const Tensor& y,
+    const Tensor& mean, const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
+    const std::vector<int64_t>& dilation, int64_t groups, bool need_x, bool need_affine,
+    bool need_weight, const std::optional<Tensor>& grad_scale,
+    const std::optional<Tensor>& grad_in) {
   const TrainingConv conv({x, in_mean, in_scale, in_bias, in_act, in_act_slope, weight, stride,
                            padding, dilation, groups, grad_in.has_value()},
                           kOp);

@@ -35,8 +35,8 @@ struct PhaseAxis {
   }
 };
 
-// Fills slices of grad_x, dense NHWC of x's type. `grad_in`, if it has data, is what else flows into
-// the gradient of the activated input.
+// Fills slices of grad_x, dense NHWC of x's type. `grad_in`, if it has data, is what else flows
+// into the gradient of the activated input.
 class InputGradient {
  public:
   InputGradient(const Kernels& kernels, const TrainingConv& conv, const Image& grad_x,

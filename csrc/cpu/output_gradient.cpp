@@ -64,7 +64,7 @@ Upcoming OutputGradient::upcoming(int64_t n, Range rows) const {
   Upcoming upcoming;
   const int64_t first = std::max<int64_t>(0, rows.begin);
   upcoming.add_rows(grad_, n, first, rows.end);
-  if (has_stats_) upcoming.add_rows(y_, n, first, rows.end);
+  if (!plain_) upcoming.add_rows(y_, n, first, rows.end);
   return upcoming;
 }
 

@@ -42,9 +42,9 @@ struct AffineAct {
 // What the backward of act(main(x) + residual(r)) writes; those without data are left out. Any of
 // them may be the gradient that it reads.
 struct AffineActTargets {
-  Pixels grad_x;         // g * main.scale, g the gradient of the activation's input
-  Pixels grad_residual;  // g * residual.scale
-  Pixels activated;      // what the forward computed; without a residual only
+  Pixels grad_x;          // g * main.scale, g the gradient of the activation's input
+  Pixels grad_residual;   // g * residual.scale
+  Pixels activated;       // what the forward computed; without a residual only
   bool unscaled = false;  // grad_x is g
 };
 

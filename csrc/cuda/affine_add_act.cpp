@@ -77,8 +77,7 @@ Gradients affine_add_act_backward_on_cuda(const Tensor& grad, const Tensor& y, c
                                           const std::optional<Tensor>& res_mean,
                                           const std::optional<Tensor>& res_scale,
                                           const std::optional<Tensor>& res_bias,
-                                          const std::string& act, double act_slope,
-                                          bool unscaled) {
+                                          const std::string& act, double act_slope, bool unscaled) {
   constexpr const char* kOp = "affine_add_act_backward";
   Operands operands(y, kOp, "y");
   AffineAddActParams p = block_end(operands, y, mean, scale, bias, residual,

@@ -31,10 +31,10 @@ constexpr int conv_gemm_bytes(int bm, int bn, int threads) {
 // x and grad_y for the addend.
 struct Source {
   const void* x;
-  const void* addend;  // or null
-  const float* mean;   // null: no affine
-  const float* scale;  // null: 0
-  const float* bias;   // null: 0
+  const void* addend;         // or null
+  const float* mean;          // null: no affine
+  const float* scale;         // null: 0
+  const float* bias;          // null: 0
   const float* addend_scale;  // null: 1
   float scale_factor;
   float bias_factor;
@@ -51,8 +51,8 @@ struct Source {
 };
 
 enum class EpilogueKind : int32_t {
-  inference,       // out = act(value + shift + residual)
-  statistics,      // out = value, and per tile and channel its mean and M2
+  inference,   // out = act(value + shift + residual)
+  statistics,  // out = value, and per tile and channel its mean and M2
   // out = (value + residual) * act'(before) * scale, and per tile and channel two sums
   input_gradient,
 };

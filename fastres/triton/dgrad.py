@@ -124,7 +124,8 @@ def _phase_taps(
 
 @triton.jit
 def _accumulate(
-    grad_y, y, mean, grad_scale, grad_mean, grad_m2, weight, image, ih, iw, row_valid, tile, n, only_group,
+    grad_y, y, mean, grad_scale, grad_mean, grad_m2, weight, image, ih, iw, row_valid, tile, n,
+    only_group,
     first_r, taps_h, first_s, taps_w, OH, OW, out_pixels,
     g_n, g_c, g_h, g_w, y_n, y_c, y_h, y_w,
     K: tl.constexpr, IN_WIDTH: tl.constexpr, OUT_WIDTH: tl.constexpr, GROUP_IN: tl.constexpr,
@@ -148,8 +149,8 @@ def _accumulate(
         inside = row_valid[:, None] & valid[None, :]
         inside &= (oh >= 0) & (oh < OH) & (ow >= 0) & (ow < OW)
         a = load_output_gradient(
-            grad_y, y, mean, grad_scale, grad_mean, grad_m2, image, oh, ow, k, inside, valid, out_pixels,
-            g_n, g_c, g_h, g_w, y_n, y_c, y_h, y_w,
+            grad_y, y, mean, grad_scale, grad_mean, grad_m2, image, oh, ow, k, inside, valid,
+            out_pixels, g_n, g_c, g_h, g_w, y_n, y_c, y_h, y_w,
         )  # fmt: skip
         r = first_r + weight_tap // taps_w * STEP_H
         s = first_s + weight_tap % taps_w * STEP_W
@@ -197,8 +198,8 @@ def dgrad_kernel(
     first_r, taps_h = _phase_taps(phase_h, PAD_H, DIL_H, STRIDE_H, STEP_H, R)
     first_s, taps_w = _phase_taps(phase_w, PAD_W, DIL_W, STRIDE_W, STEP_W, S)
     acc = _accumulate(
-        grad_y, y, mean, grad_scale, grad_mean, grad_m2, weight, image, ih, iw, row_valid, tile, n, 0,
-        first_r, taps_h, first_s, taps_w, OH, OW, out_pixels,
+        grad_y, y, mean, grad_scale, grad_mean, grad_m2, weight, image, ih, iw, row_valid, tile, n,
+        0, first_r, taps_h, first_s, taps_w, OH, OW, out_pixels,
         g_n, g_c, g_h, g_w, y_n, y_c, y_h, y_w,
         K, IN_WIDTH, OUT_WIDTH, GROUP_IN, DIAGONAL, False, R, S, STRIDE_H, STRIDE_W, PAD_H, PAD_W,
         DIL_H, DIL_W, STEP_H, STEP_W, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
@@ -208,8 +209,8 @@ def dgrad_kernel(
         if any_not_finite(acc):
             for group in range(IN_WIDTH // GROUP_IN):
                 alone = _accumulate(
-                    grad_y, y, mean, grad_scale, grad_mean, grad_m2, weight, image, ih, iw, row_valid, tile, n,
-                    group, first_r, taps_h, first_s, taps_w, OH, OW, out_pixels,
+                    grad_y, y, mean, grad_scale, grad_mean, grad_m2, weight, image, ih, iw,
+                    row_valid, tile, n, group, first_r, taps_h, first_s, taps_w, OH, OW, out_pixels,
                     g_n, g_c, g_h, g_w, y_n, y_c, y_h, y_w,
                     K, IN_WIDTH, OUT_WIDTH, GROUP_IN, DIAGONAL, True, R, S, STRIDE_H, STRIDE_W,
                     PAD_H, PAD_W, DIL_H, DIL_W, STEP_H, STEP_W, PRECISION, BLOCK_M, BLOCK_N,
