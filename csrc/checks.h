@@ -145,6 +145,16 @@ inline void check_residual(const Tensor& residual, const Tensor& x, const ConvGe
         torch::headeronly::toString(residual.scalar_type()));
 }
 
+// Which algorithm a weight is to be convolved by.
+inline void check_algorithm_name(const Tensor& weight, int64_t groups, const std::string& algorithm,
+                                 const char* op) {
+  check(algorithm == "direct" || algorithm == "winograd", op,
+        ": algorithm must be 'direct' or 'winograd', got '", algorithm, "'");
+  check(algorithm == "direct" || (weight.size(2) == 3 && weight.size(3) == 3 && groups == 1), op,
+        ": algorithm 'winograd' needs a dense 3x3 weight, got shape ", shape_string(weight),
+        " with ", groups, " groups");
+}
+
 // The arguments of pack_conv_weight.
 inline void check_weight_to_pack(const Tensor& weight, int64_t groups, const std::string& algorithm,
                                  const char* op, const char* name = "weight") {
@@ -159,11 +169,7 @@ inline void check_weight_to_pack(const Tensor& weight, int64_t groups, const std
   check(is_storage_type(weight.scalar_type()), op, ": ", name,
         " must be float32, bfloat16 or float16 (float64 goes to fastres.reference), got ",
         torch::headeronly::toString(weight.scalar_type()));
-  check(algorithm == "direct" || algorithm == "winograd", op,
-        ": algorithm must be 'direct' or 'winograd', got '", algorithm, "'");
-  check(algorithm == "direct" || (weight.size(2) == 3 && weight.size(3) == 3 && groups == 1), op,
-        ": algorithm 'winograd' needs a dense 3x3 weight, got shape ", shape_string(weight),
-        " with ", groups, " groups");
+  check_algorithm_name(weight, groups, algorithm, op);
 }
 
 // A training convolution's weight, for x and groups.

@@ -56,7 +56,7 @@ STABLE_TORCH_LIBRARY(fastres, m) {
   m.def(
       "conv_stats(Tensor x, Tensor? in_mean, Tensor? in_scale, Tensor? in_bias, str in_act, "
       "float in_act_slope, Tensor weight, int[2] stride, int[4] padding, int[2] dilation, "
-      "int groups) -> (Tensor y, Tensor mean, Tensor m2)");
+      "int groups, str algorithm='direct') -> (Tensor y, Tensor mean, Tensor m2)");
 
   // Its gradients, from those of y, mean and m2. What is not wanted comes back empty: x's gradient,
   // those of in_mean, in_scale and in_bias, and weight's. grad_y is to be multiplied by grad_scale,
@@ -66,7 +66,7 @@ STABLE_TORCH_LIBRARY(fastres, m) {
       "Tensor? in_mean, Tensor? in_scale, Tensor? in_bias, str in_act, float in_act_slope, "
       "Tensor weight, Tensor y, Tensor mean, int[2] stride, int[4] padding, int[2] dilation, "
       "int groups, bool need_x, bool need_affine, bool need_weight, Tensor? grad_scale=None, "
-      "Tensor? grad_in=None) -> (Tensor grad_x, Tensor grad_in_mean, "
+      "Tensor? grad_in=None, str algorithm='direct') -> (Tensor grad_x, Tensor grad_in_mean, "
       "Tensor grad_in_scale, Tensor grad_in_bias, Tensor grad_weight)");
 
   // act((y - mean) * scale + bias + shortcut), the end of a block in one pass; the shortcut is

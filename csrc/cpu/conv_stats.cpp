@@ -14,6 +14,7 @@
 #include "moments.h"
 #include "prologue.h"
 #include "scratch.h"
+#include "winograd_batch.h"
 
 namespace fastres::cpu {
 namespace {
@@ -41,9 +42,9 @@ class SliceRunner {
         direct_input_(!conv.has_prologue && conv.x.is_float32_nhwc() &&
                       !conv.geometry.padding.any()),
         direct_output_(y.type == StorageType::float32),
-        slices_(conv.geometry.batch, conv.geometry.out.h, rows_in_cache(), 1,
-                small_weights_ ? Slices::kForThreads : 1),
-        panel_parts_(small_weights_ ? 1 : panel_parts(slices_.count(), panels_)) {}
+        slices_(conv.geometry.batch, conv.geometry.out.h, rows_in_cache(), conv.winograd ? 2 : 1,
+                shares_panels() ? 1 : Slices::kForThreads),
+        panel_parts_(shares_panels() ? panel_parts(slices_.count(), panels_) : 1) {}
 
   const Slices& slices() const { return slices_; }
   // Large weights are read less often by few large slices; the panels are then work for threads.
@@ -73,7 +74,9 @@ class SliceRunner {
     return level2_cache_bytes() / 2 / (floats * static_cast<int64_t>(sizeof(float)));
   }
 
-  bool fetches_output() const { return small_weights_ && direct_output_; }
+  // Winograd's inputs are transformed for all panels at once.
+  bool shares_panels() const { return !small_weights_ && !conv_.winograd; }
+  bool fetches_output() const { return small_weights_ && direct_output_ && !conv_.winograd; }
 
   void run_slice(int64_t i, Range panels, Moments& moments) const {
     const ConvGeometry& g = conv_.geometry;
@@ -82,15 +85,22 @@ class SliceRunner {
     band.rows = slice.rows;
     band.pixels = g.out.w;
     band.input = input_band(slice);
-    band.output = output_band(slice);
-    const Upcoming upcoming = i + 1 < slices_.count() ? upcoming_rows(slices_[i + 1]) : Upcoming();
+    const OutputRows output(kernels_, y_, slice.image, slice.row, slice.rows);
+    band.output = output.band();
+    if (conv_.winograd) {
+      conv_rows(kernels_.base, layer_, band, panels);
+      moments.add(kernels_, band.output, band.rows, band.pixels, {0, g.out_channels});
+    } else {
+      run_panels(band, i, panels, moments);
+    }
+    output.store(panel_channels(kernels_.base, layer_, panels));
+  }
+
+  void run_panels(const ConvBand& band, int64_t slice, Range panels, Moments& moments) const {
+    Upcoming upcoming;
+    if (slice + 1 < slices_.count()) upcoming = upcoming_rows(slices_[slice + 1]);
     for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
       run_panel(band, upcoming, panel, moments);
-    }
-    if (!direct_output_) {
-      const Range channels = panel_channels(kernels_.base, layer_, panels);
-      store_band(kernels_.base, band.output, y_, slice.image, slice.row, slice.rows, channels.begin,
-                 channels.end);
     }
   }
 
@@ -129,13 +139,6 @@ class SliceRunner {
                           thread_scratch().input.floats(floats));
   }
 
-  Band output_band(const Slices::Slice& slice) const {
-    if (direct_output_) return direct(y_, slice.image, slice.row);
-    const ConvGeometry& g = conv_.geometry;
-    const int64_t row_floats = g.out.w * g.out_channels;
-    return {thread_scratch().output.floats(slice.rows * row_floats), row_floats, g.out_channels};
-  }
-
   const Kernels& kernels_;
   const TrainingConv& conv_;
   const ConvLayer& layer_;
@@ -148,19 +151,9 @@ class SliceRunner {
   const int64_t panel_parts_;
 };
 
-// Convolves all slices and merges their statistics in the slices' order.
-Moments run(const Kernels& kernels, const TrainingConv& conv, Image y) {
-  const Taps rows = all_taps(conv.weight.kernel.h), cols = all_taps(conv.weight.kernel.w);
-  ConvLayer layer;
-  layer.header = header_of(conv.weight, false, rows, cols);
-  const PooledFloats packed(layer.header.payload_floats());
-  pack_weight(kernels.base, conv.weight, false, rows, cols, packed.data());
-  const std::vector<float> no_shift(static_cast<size_t>(conv.geometry.out_channels), 0.0F);
-  layer.weights = packed.data();
-  layer.shift = no_shift.data();
-  layer.stride = conv.geometry.stride;
-  layer.dilation = conv.geometry.dilation;
-
+// Convolves all slices, each with statistics of its own.
+std::vector<Moments> run_slices(const Kernels& kernels, const TrainingConv& conv,
+                                const ConvLayer& layer, const Image& y) {
   const SliceRunner runner(kernels, conv, layer, y);
   const Slices& slices = runner.slices();
   std::vector<Moments> parts(static_cast<size_t>(slices.count()),
@@ -171,6 +164,82 @@ Moments run(const Kernels& kernels, const TrainingConv& conv, Image y) {
   for (int64_t i = 0; i < slices.count(); ++i) {
     parts[static_cast<size_t>(i)].count(slices[i].rows * conv.geometry.out.w);
   }
+  return parts;
+}
+
+// The same by Winograd, for images [first, first + images); adds to the statistics.
+void run_batch(const Kernels& kernels, const TrainingConv& conv, const ConvLayer& layer,
+               const Image& y, int64_t first, int64_t images, std::vector<Moments>& parts) {
+  const ConvGeometry& g = conv.geometry;
+  const Range channels{0, g.out_channels};
+  const TileBuffer input(images, g.out, g.in_channels), products(images, g.out, g.out_channels);
+  const Slices slices = tile_slices(images, g.out, g.padded_width() * g.in_channels);
+  parallel_parts(slices.count(), [&](int64_t i) {
+    const Slices::Slice slice = slices[i];
+    const PaddedRows what{first + slice.image, slice.row - g.padding.top, g.input_rows(slice.rows),
+                          g.padding.left, g.padding.right};
+    const int64_t floats = band_floats(what.rows * g.padded_width(), g.in_channels);
+    const Band band = load_activated(kernels, conv, what, {0, g.in_channels},
+                                     thread_scratch().input.floats(floats));
+    kernels.base.winograd_input(input.of(slice), band.data, band.row_stride, band.pixel_stride,
+                                what.rows, g.padded_width());
+  });
+  multiply_tiles(kernels, layer, input.all(), products.all());
+  const size_t before = parts.size();
+  parts.resize(before + static_cast<size_t>(slices.count()), Moments(g.out_channels));
+  parallel_parts(slices.count(), [&](int64_t i) {
+    const Slices::Slice slice = slices[i];
+    const OutputRows rows(kernels, y, first + slice.image, slice.row, slice.rows);
+    ConvBand band;
+    band.output = rows.band();
+    band.rows = slice.rows;
+    band.pixels = g.out.w;
+    winograd_outputs(kernels.base, layer, products.of(slice), band, channels);
+    Moments& moments = parts[before + static_cast<size_t>(i)];
+    moments.add(kernels, band.output, band.rows, band.pixels, channels);
+    moments.count(band.rows * band.pixels);
+    rows.store(channels);
+  });
+}
+
+std::vector<Moments> run_batches(const Kernels& kernels, const TrainingConv& conv,
+                                 const ConvLayer& layer, const Image& y) {
+  const ConvGeometry& g = conv.geometry;
+  const int64_t at_once = winograd_images_at_once(g.out, g.in_channels + g.out_channels);
+  std::vector<Moments> parts;
+  for (int64_t n = 0; n < g.batch; n += at_once) {
+    run_batch(kernels, conv, layer, y, n, std::min(at_once, g.batch - n), parts);
+  }
+  return parts;
+}
+
+PackedHeader layer_header(const TrainingConv& conv) {
+  const Extent kernel = conv.weight.kernel;
+  return conv.winograd ? winograd_header_of(conv.weight, false)
+                       : header_of(conv.weight, false, all_taps(kernel.h), all_taps(kernel.w));
+}
+
+void pack_layer(const Kernels& kernels, const TrainingConv& conv, float* target) {
+  const Extent kernel = conv.weight.kernel;
+  if (conv.winograd) return pack_winograd_weight(kernels.base, conv.weight, false, target);
+  pack_weight(kernels.base, conv.weight, false, all_taps(kernel.h), all_taps(kernel.w), target);
+}
+
+// Convolves, and merges the slices' statistics in their order.
+Moments run(const Kernels& kernels, const TrainingConv& conv, const Image& y) {
+  const ConvGeometry& g = conv.geometry;
+  ConvLayer layer;
+  layer.header = layer_header(conv);
+  const PooledFloats packed(layer.header.payload_floats());
+  pack_layer(kernels, conv, packed.data());
+  const std::vector<float> no_shift(static_cast<size_t>(g.out_channels), 0.0F);
+  layer.weights = packed.data();
+  layer.shift = no_shift.data();
+  layer.stride = g.stride;
+  layer.dilation = g.dilation;
+  const bool batches = conv.winograd && prefers_winograd_batches(conv.weight);
+  std::vector<Moments> parts =
+      batches ? run_batches(kernels, conv, layer, y) : run_slices(kernels, conv, layer, y);
   for (size_t i = 1; i < parts.size(); ++i) parts[0].merge(parts[i]);
   return std::move(parts[0]);
 }
@@ -188,9 +257,9 @@ std::tuple<Tensor, Tensor, Tensor> conv_stats(
     const Tensor& x, const std::optional<Tensor>& in_mean, const std::optional<Tensor>& in_scale,
     const std::optional<Tensor>& in_bias, const std::string& in_act, double in_act_slope,
     const Tensor& weight, const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
-    const std::vector<int64_t>& dilation, int64_t groups) {
+    const std::vector<int64_t>& dilation, int64_t groups, const std::string& algorithm) {
   TrainingConv conv({x, in_mean, in_scale, in_bias, in_act, in_act_slope, weight, stride, padding,
-                     dilation, groups},
+                     dilation, groups, algorithm},
                     kOp);
   ConvGeometry& g = conv.geometry;
   Tensor y = empty_nhwc(g.batch, g.out_channels, g.out, x.scalar_type(), x);

@@ -9,6 +9,7 @@
 
 #include "allocate.h"
 #include "fused_backward.h"
+#include "winograd_batch.h"
 
 namespace fastres::cpu {
 namespace {
@@ -57,10 +58,22 @@ WeightView weight_target(const WeightView& weight, Tensor& grad) {
   return view;
 }
 
+InputGradientSums run_winograd(const Kernels& kernels, const TrainingConv& conv,
+                               const OutputGradient& gradient, const Image& grad_x,
+                               const Image& grad_in, const WeightView& grad_weight) {
+  if (grad_weight.data != nullptr) run_winograd_wgrad(kernels, conv, gradient, grad_weight);
+  if (grad_x.data == nullptr) return InputGradientSums(conv.geometry.in_channels);
+  if (prefers_winograd_batches(conv.weight)) {
+    return run_winograd_dgrad(kernels, conv, gradient, grad_x, grad_in);
+  }
+  return run_dgrad(kernels, conv, gradient, grad_x, grad_in);
+}
+
 // Targets without data are not wanted.
 InputGradientSums run(const Kernels& kernels, const TrainingConv& conv,
                       const OutputGradient& gradient, const Image& grad_x, const Image& grad_in,
                       const WeightView& grad_weight) {
+  if (conv.winograd) return run_winograd(kernels, conv, gradient, grad_x, grad_in, grad_weight);
   if (fuses_backward(conv)) {
     return run_fused_backward(kernels, conv, gradient, grad_x, grad_in, grad_weight);
   }
@@ -76,10 +89,10 @@ Gradients conv_stats_backward(
     const std::string& in_act, double in_act_slope, const Tensor& weight, const Tensor& y,
     const Tensor& mean, const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
     const std::vector<int64_t>& dilation, int64_t groups, bool need_x, bool need_affine,
-    bool need_weight, const std::optional<Tensor>& grad_scale,
-    const std::optional<Tensor>& grad_in) {
+    bool need_weight, const std::optional<Tensor>& grad_scale, const std::optional<Tensor>& grad_in,
+    const std::string& algorithm) {
   const TrainingConv conv({x, in_mean, in_scale, in_bias, in_act, in_act_slope, weight, stride,
-                           padding, dilation, groups, grad_in.has_value()},
+                           padding, dilation, groups, algorithm, grad_in.has_value()},
                           kOp);
   const OutputGradient gradient(grad_y, grad_scale, grad_mean, grad_m2, y, mean, x, conv, kOp);
   Image grad_in_image{};

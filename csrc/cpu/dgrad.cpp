@@ -56,7 +56,9 @@ void InputGradient::make_phases() {
       Phase phase;
       phase.h = phase_axis({g.kernel.h, g.stride.h, g.dilation.h, g.padding.top}, h);
       phase.w = phase_axis({g.kernel.w, g.stride.w, g.dilation.w, g.padding.left}, w);
-      phase.layer.header = header_of(conv_.weight, true, phase.h.taps, phase.w.taps);
+      phase.layer.header = conv_.winograd
+                               ? winograd_header_of(conv_.weight, true)
+                               : header_of(conv_.weight, true, phase.h.taps, phase.w.taps);
       phase.layer.shift = no_shift_.data();
       phase.layer.stride = {1, 1};
       phase.layer.dilation = {phase.h.step, phase.w.step};
@@ -75,7 +77,11 @@ void InputGradient::pack_weights(int64_t floats) {
   float* at = packed_->data();
   for (Phase& phase : phases_) {
     if (phase.empty()) continue;
-    pack_weight(kernels_.base, conv_.weight, true, phase.h.taps, phase.w.taps, at);
+    if (conv_.winograd) {
+      pack_winograd_weight(kernels_.base, conv_.weight, true, at);
+    } else {
+      pack_weight(kernels_.base, conv_.weight, true, phase.h.taps, phase.w.taps, at);
+    }
     phase.layer.weights = at;
     at += phase.layer.header.payload_floats();
   }
@@ -98,7 +104,8 @@ Range InputGradient::gradient_rows(const Slices::Slice& slice) const {
 void InputGradient::run_slice(const Slices::Slice& slice, const Slices::Slice* next,
                               const Band& gradient, Upcoming upcoming, InputGradientSums& sums,
                               const Band& activated) const {
-  const Band output = output_band(slice);
+  const OutputRows target(kernels_, grad_x_, slice.image, slice.row, slice.rows);
+  const Band& output = target.band();
   upcoming.add_rows(conv_.x, slice.image, slice.row, slice.row + slice.rows);
   if (next != nullptr) {
     upcoming.add_rows(grad_x_, next->image, next->row, next->row + next->rows);
@@ -108,10 +115,7 @@ void InputGradient::run_slice(const Slices::Slice& slice, const Slices::Slice* n
     upcoming = {};
   }
   finish(slice, output, sums, activated);
-  if (grad_x_.type != StorageType::float32) {
-    store_band(kernels_.base, output, grad_x_, slice.image, slice.row, slice.rows, 0,
-               conv_.geometry.in_channels);
-  }
+  target.store({0, conv_.geometry.in_channels});
 }
 
 void InputGradient::run_phase(const Phase& phase, const Slices::Slice& slice, const Band& gradient,
@@ -147,16 +151,7 @@ void InputGradient::clear(const ConvBand& band) const {
   }
 }
 
-Band InputGradient::output_band(const Slices::Slice& slice) const {
-  if (grad_x_.type == StorageType::float32) {
-    return {reinterpret_cast<float*>(grad_x_.at(slice.image, slice.row, 0)), grad_x_.stride_h,
-            grad_x_.stride_w};
-  }
-  const int64_t row_floats = grad_x_.width * grad_x_.channels;
-  return {thread_scratch().output.floats(slice.rows * row_floats), row_floats, grad_x_.channels};
-}
-
-// Through the activation and the affine, in place, while the rows are in the cache.
+// While the rows are in the cache.
 void InputGradient::finish(const Slices::Slice& slice, const Band& output, InputGradientSums& sums,
                            const Band& activated) const {
   const Image& x = conv_.x;
@@ -211,10 +206,11 @@ void InputGradient::finish_row(ConstPixels x, ConstPixels grad_in, Pixels grad_x
 
 namespace {
 
-Slices dgrad_slices(const ConvGeometry& g, Range columns) {
+Slices dgrad_slices(const TrainingConv& conv, Range columns) {
+  const ConvGeometry& g = conv.geometry;
   const int64_t floats = columns.size() * g.out_channels / g.stride.h + g.in.w * g.in_channels;
   const int64_t rows = level2_cache_bytes() / 4 / (floats * int64_t{sizeof(float)});
-  return {g.batch, g.in.h, rows, g.stride.h};
+  return {g.batch, g.in.h, rows, conv.winograd ? 2 : g.stride.h};
 }
 
 // The output's gradient that a slice reads: where it lies, or formed in scratch memory.
@@ -239,7 +235,7 @@ InputGradientSums run_dgrad(const Kernels& kernels, TrainingConv conv, OutputGra
   if (grad_in.data != nullptr) images.push_back(&grad_in);
   join_images(conv.geometry, images);
   const InputGradient dgrad(kernels, conv, grad_x, grad_in);
-  const Slices slices = dgrad_slices(conv.geometry, dgrad.gradient_columns());
+  const Slices slices = dgrad_slices(conv, dgrad.gradient_columns());
   std::vector<InputGradientSums> parts(static_cast<size_t>(slices.count()),
                                        InputGradientSums(conv.geometry.in_channels));
   parallel_parts(slices.count(), [&](int64_t i) {

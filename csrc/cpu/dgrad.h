@@ -52,6 +52,12 @@ class InputGradient {
   void run_slice(const Slices::Slice& slice, const Slices::Slice* next, const Band& gradient,
                  Upcoming upcoming, InputGradientSums& sums, const Band& activated) const;
 
+  // The parts of it, for Winograd's batches: the convolution of the gradient, and what happens to a
+  // slice of its output, through the activation and the affine, in place.
+  const ConvLayer& winograd_layer() const { return phases_.front().layer; }
+  void finish(const Slices::Slice& slice, const Band& output, InputGradientSums& sums,
+              const Band& activated) const;
+
  private:
   // One of stride.h * stride.w convolutions of the output's gradient.
   struct Phase {
@@ -66,9 +72,6 @@ class InputGradient {
   void run_phase(const Phase& phase, const Slices::Slice& slice, const Band& gradient,
                  const Upcoming& upcoming, const Band& output) const;
   void clear(const ConvBand& band) const;
-  Band output_band(const Slices::Slice& slice) const;
-  void finish(const Slices::Slice& slice, const Band& output, InputGradientSums& sums,
-              const Band& activated) const;
   void finish_row(ConstPixels x, ConstPixels grad_in, Pixels grad_x, Pixels activated,
                   int64_t pixels, InputGradientSums& sums) const;
 
@@ -85,5 +88,10 @@ class InputGradient {
 // The whole batch.
 InputGradientSums run_dgrad(const Kernels& kernels, TrainingConv conv, OutputGradient gradient,
                             Image grad_x, Image grad_in);
+
+// The same by Winograd, many images at a time.
+InputGradientSums run_winograd_dgrad(const Kernels& kernels, const TrainingConv& conv,
+                                     const OutputGradient& gradient, const Image& grad_x,
+                                     const Image& grad_in);
 
 }  // namespace fastres::cpu

@@ -69,9 +69,10 @@ struct WinogradTiles {
   int64_t tile_cols;
   int64_t channels;
   // Transformed values: [16][tile_rows * tile_cols][channels], `position_stride` floats between
-  // the sixteen.
+  // the sixteen and `tile_stride` between tiles.
   float* transformed;
   ptrdiff_t position_stride;
+  ptrdiff_t tile_stride;
 };
 
 // The weights of up to sixteen output channels, `lane_stride` floats apart: each [channels][taps],

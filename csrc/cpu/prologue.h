@@ -26,6 +26,7 @@ struct ConvStatsArguments {
   const std::vector<int64_t>& padding;
   const std::vector<int64_t>& dilation;
   int64_t groups;
+  const std::string& algorithm;
   bool every_pixel = false;  // keeps the pixels that a strided 1x1 does not read
 };
 
@@ -38,6 +39,7 @@ struct TrainingConv {
   AffineAct prologue;         // its pointers are into the members below
   bool has_prologue = false;  // otherwise x is convolved as it is
   bool has_affine = false;
+  bool winograd = false;
   WeightView weight;
 
   AffineConstants identity;

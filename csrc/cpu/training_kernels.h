@@ -87,6 +87,13 @@ struct WgradTile {
   ptrdiff_t tap_row_stride, tap_col_stride;
 };
 
+// `rows` x `pixels` gradients of a convolution's output.
+struct GradientPixels {
+  const float* data;
+  ptrdiff_t row_stride, pixel_stride;
+  int64_t rows, pixels;
+};
+
 struct TrainingKernels {
   // target = act(main(x) + residual(r)). target may be x.
   void (*affine_act)(const AffineAct& f, ConstPixels x, ConstPixels residual, Pixels target,
@@ -103,6 +110,11 @@ struct TrainingKernels {
   void (*wgrad)(const WgradTile&);
   // Narrow groups: sums are [tap_rows][tap_cols][group_width][16]; group_width in {1, 2, 4, 8}.
   void (*wgrad_lanes)(const WgradTile&, int64_t group_width);
+  // Each tile's 2x2 gradients to sixteen, zero where there are none.
+  void (*winograd_gradient)(const WinogradTiles&, const GradientPixels&);
+  // Sums of products, [16][channels][16], to those of the nine taps, [9][channels][16].
+  void (*winograd_taps)(const float* sums, ptrdiff_t position_stride, int64_t channels,
+                        float* taps);
 };
 
 const TrainingKernels& training_kernels_for(Isa isa);

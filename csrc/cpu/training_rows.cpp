@@ -1,5 +1,7 @@
 #include "training_rows.h"
 
+#include "scratch.h"
+
 namespace fastres::cpu {
 namespace {
 
@@ -32,6 +34,22 @@ ConstPixels row_pixels(const Microkernels& kernels, const Image& image, int64_t 
   part.channels = channels.size();
   const Band band = load_band(kernels, part, {0, 0, 1, 0, 0}, scratch);
   return {band.data, band.pixel_stride};
+}
+
+OutputRows::OutputRows(const Kernels& kernels, const Image& image, int64_t n, int64_t row,
+                       int64_t rows)
+    : kernels_(kernels), image_(image), n_(n), row_(row), rows_(rows) {
+  if (image.type == StorageType::float32) {
+    band_ = {reinterpret_cast<float*>(image.at(n, row, 0)), image.stride_h, image.stride_w};
+    return;
+  }
+  const int64_t row_floats = image.width * image.channels;
+  band_ = {thread_scratch().output.floats(rows * row_floats), row_floats, image.channels};
+}
+
+void OutputRows::store(Range channels) const {
+  if (image_.type == StorageType::float32) return;
+  store_band(kernels_.base, band_, image_, n_, row_, rows_, channels.begin, channels.end);
 }
 
 }  // namespace fastres::cpu

@@ -50,6 +50,21 @@ class Slices {
 ConstPixels row_pixels(const Microkernels& kernels, const Image& image, int64_t n, int64_t h,
                        Range channels, float* scratch);
 
+// Float32 rows of an image that are to be written: where they lie, or in the thread's output
+// scratch until they are stored.
+class OutputRows {
+ public:
+  OutputRows(const Kernels& kernels, const Image& image, int64_t n, int64_t row, int64_t rows);
+  const Band& band() const { return band_; }
+  void store(Range channels) const;
+
+ private:
+  const Kernels& kernels_;
+  const Image& image_;
+  const int64_t n_, row_, rows_;
+  Band band_;
+};
+
 // Per-channel constants of which the caller gave all or none: act(x) is act((x - 0) * 1 + 0).
 class AffineConstants {
  public:

@@ -140,8 +140,8 @@ class Blocks {
   std::vector<int64_t> taps_;
 };
 
-template <class Part>
-void parallel_blocks(const Blocks& blocks, const Part& part) {
+template <class AnyBlocks, class Part>
+void parallel_blocks(const AnyBlocks& blocks, const Part& part) {
   const int64_t floats = blocks.count() * blocks.stride();
   const int64_t parts =
       std::clamp(floats / kFloatsPerThread, int64_t{1}, std::min(thread_count(), blocks.count()));
@@ -193,6 +193,88 @@ void pack_weight(const Microkernels& kernels, const WeightView& weight, bool tra
       pack_block(block, target + b * blocks.stride());
     }
   });
+}
+
+PackedHeader winograd_header_of(const WeightView& weight, bool transposed) {
+  PackedHeader header = header_of(weight, transposed, all_taps(3), all_taps(3));
+  header.layout = PackedLayout::winograd;
+  return header;
+}
+
+namespace {
+
+// A block of sixteen output channels of a dense 3x3, and where the first of them begins. For the
+// gradient of the input, input and output channels change places, and the taps their order.
+class WinogradBlocks {
+ public:
+  WinogradBlocks(const Microkernels& kernels, const WeightView& weight, bool transposed)
+      : kernels_(kernels),
+        weight_(weight),
+        transposed_(transposed),
+        header_(winograd_header_of(weight, transposed)) {
+    std::fill_n(ones_, kChannelBlock, 1.0F);
+  }
+
+  int64_t count() const { return header_.blocks(); }
+  int64_t stride() const { return header_.block_stride(); }
+
+  void pack(int64_t block, float* target) const {
+    const int64_t first = block * kChannelBlock;
+    const int64_t lanes = std::min<int64_t>(kChannelBlock, header_.out_channels - first);
+    PackSource source{};
+    source.lanes = lanes;
+    source.taps = kTaps;
+    source.scale = ones_;
+    target += block * stride();
+    if (!transposed_ && is_contiguous(weight_)) {
+      source.weight = weight_.data + first * weight_.stride_k;
+      source.lane_stride = weight_.stride_k;
+      source.channels = header_.group_in_channels;
+      return kernels_.pack_winograd(source, target, count() * stride());
+    }
+    float piece[kChannelBlock * kChannelsAtOnce * kTaps];
+    source.weight = piece;
+    source.lane_stride = kChannelsAtOnce * kTaps;
+    for (int64_t c = 0; c < header_.group_in_channels; c += kChannelsAtOnce) {
+      source.channels = std::min<int64_t>(kChannelsAtOnce, header_.group_in_channels - c);
+      gather(first, lanes, {c, c + source.channels}, piece);
+      kernels_.pack_winograd(source, target + c * kChannelBlock, count() * stride());
+    }
+  }
+
+ private:
+  static constexpr int64_t kTaps = 9;
+
+  // To [lanes][kChannelsAtOnce][taps].
+  void gather(int64_t first, int64_t lanes, Range channels, float* piece) const {
+    const WeightView& w = weight_;
+    const int64_t lane_stride = transposed_ ? w.stride_c : w.stride_k;
+    const int64_t channel_stride = transposed_ ? w.stride_k : w.stride_c;
+    for (int64_t c = channels.begin; c < channels.end; ++c) {
+      for (int64_t lane = 0; lane < lanes; ++lane) {
+        const float* from = w.data + (first + lane) * lane_stride + c * channel_stride;
+        float* to = piece + (lane * kChannelsAtOnce + c - channels.begin) * kTaps;
+        for (int64_t tap = 0; tap < kTaps; ++tap) {
+          const int64_t at = transposed_ ? kTaps - 1 - tap : tap;
+          to[tap] = from[at / 3 * w.stride_r + at % 3 * w.stride_s];
+        }
+      }
+    }
+  }
+
+  const Microkernels& kernels_;
+  const WeightView& weight_;
+  const bool transposed_;
+  const PackedHeader header_;
+  float ones_[kChannelBlock];
+};
+
+}  // namespace
+
+void pack_winograd_weight(const Microkernels& kernels, const WeightView& weight, bool transposed,
+                          float* target) {
+  const WinogradBlocks blocks(kernels, weight, transposed);
+  parallel_blocks(blocks, [&](int64_t b) { blocks.pack(b, target); });
 }
 
 void unpack_weight(const float* packed, const WeightView& weight) {

@@ -46,6 +46,11 @@ PackedHeader header_of(const WeightView& weight, bool transposed, const Taps& ro
 void pack_weight(const Microkernels& kernels, const WeightView& weight, bool transposed,
                  const Taps& rows, const Taps& cols, float* target);
 
+// The same of a dense 3x3 for Winograd's F(2x2, 3x3).
+PackedHeader winograd_header_of(const WeightView& weight, bool transposed);
+void pack_winograd_weight(const Microkernels& kernels, const WeightView& weight, bool transposed,
+                          float* target);
+
 // All taps in order.
 Taps all_taps(int64_t count);
 

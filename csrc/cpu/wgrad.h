@@ -66,6 +66,10 @@ class WeightSums {
 void run_wgrad(const Kernels& kernels, TrainingConv conv, OutputGradient gradient,
                const WeightView& grad_weight);
 
+// The same of a dense 3x3 by Winograd.
+void run_winograd_wgrad(const Kernels& kernels, const TrainingConv& conv,
+                        const OutputGradient& gradient, const WeightView& grad_weight);
+
 // Adds `parts` sums of `floats` floats each, in order, and writes the weight's elements.
 void finish_wgrad(float* sums, int64_t floats, int64_t parts, const WeightView& grad_weight);
 

@@ -59,6 +59,38 @@ PanelWeights live_panel(const Microkernels& kernels, const ConvLayer& layer,
   return {packed, stride, plain_values(h, plain, next)};
 }
 
+// A 1x1 convolution over tiles, without shift or activation.
+ConvTile product_tile(const WinogradTiles& input, const WinogradTiles& products) {
+  static constexpr float kZeros[64] = {};
+  ConvTile t{};
+  t.input_pixel_stride = input.tile_stride;
+  t.tap_rows = t.tap_cols = 1;
+  t.channels = input.channels;
+  t.weight_block_stride = input.channels * kChannelBlock;
+  t.shift = kZeros;
+  t.output_pixel_stride = products.tile_stride;
+  t.rows = 1;
+  t.pixels = input.tile_rows * input.tile_cols;
+  t.out_channels = products.channels;
+  return t;
+}
+
+ConvTile output_tile(const ConvLayer& layer, const ConvBand& band, Range channels) {
+  ConvTile t{};
+  t.shift = layer.shift + channels.begin;
+  t.residual = band.residual.data != nullptr ? band.residual.data + channels.begin : nullptr;
+  t.residual_row_stride = band.residual.row_stride;
+  t.residual_pixel_stride = band.residual.pixel_stride;
+  t.output = band.output.data + channels.begin;
+  t.output_row_stride = band.output.row_stride;
+  t.output_pixel_stride = band.output.pixel_stride;
+  t.rows = band.rows;
+  t.pixels = band.pixels;
+  t.act = layer.act;
+  t.act_slope = layer.act_slope;
+  return t;
+}
+
 class Chunk {
  public:
   Chunk(const Microkernels& kernels, const ConvLayer& layer, int64_t pixels)
@@ -89,7 +121,7 @@ class Chunk {
           buffer(thread_scratch().winograd_output, tile_rows, channels.size());
       multiply(kernels, weights, input, products);
       for_each_part(products, bands, [&](const WinogradTiles& part, const ConvBand& band) {
-        kernels.winograd_output(part, output_tile(layer, band, channels));
+        winograd_outputs(kernels, layer, part, band, channels);
       });
     }
   }
@@ -103,19 +135,20 @@ class Chunk {
     for (const ConvBand& band : bands) {
       tiles.tile_rows = tile_rows_of(band);
       use(tiles, band);
-      tiles.transformed += tiles.tile_rows * tiles.tile_cols * tiles.channels;
+      tiles.transformed += tiles.tile_rows * tiles.tile_cols * tiles.tile_stride;
     }
   }
 
   WinogradTiles buffer(Scratch& scratch, int64_t tile_rows, int64_t channels) const {
     const int64_t stride = tile_rows * tile_cols_ * channels + kPositionPadding;
-    return {tile_rows, tile_cols_, channels, scratch.floats(kWinogradPositions * stride), stride};
+    float* transformed = scratch.floats(kWinogradPositions * stride);
+    return {tile_rows, tile_cols_, channels, transformed, stride, channels};
   }
 
   // For each position tiles x input channels times input x output channels.
   void multiply(const Microkernels& kernels, const PanelWeights& weights,
                 const WinogradTiles& input, const WinogradTiles& products) const {
-    ConvTile t = product_tile(input.tile_rows * tile_cols_, products.channels);
+    ConvTile t = product_tile(input, products);
     for (int64_t position = 0; position < kWinogradPositions; ++position) {
       t.input = input.transformed + position * input.position_stride;
       t.weights = weights.data + position * weights.position_stride;
@@ -130,44 +163,43 @@ class Chunk {
     }
   }
 
-  // A 1x1 convolution over the tiles, without shift or activation.
-  ConvTile product_tile(int64_t tiles, int64_t out_channels) const {
-    static constexpr float kZeros[64] = {};
-    ConvTile t{};
-    t.input_pixel_stride = in_channels_;
-    t.tap_rows = t.tap_cols = 1;
-    t.channels = in_channels_;
-    t.weight_block_stride = in_channels_ * kChannelBlock;
-    t.shift = kZeros;
-    t.output_pixel_stride = out_channels;
-    t.rows = 1;
-    t.pixels = tiles;
-    t.out_channels = out_channels;
-    return t;
-  }
-
-  static ConvTile output_tile(const ConvLayer& layer, const ConvBand& band, Range channels) {
-    ConvTile t{};
-    t.shift = layer.shift + channels.begin;
-    t.residual = band.residual.data != nullptr ? band.residual.data + channels.begin : nullptr;
-    t.residual_row_stride = band.residual.row_stride;
-    t.residual_pixel_stride = band.residual.pixel_stride;
-    t.output = band.output.data + channels.begin;
-    t.output_row_stride = band.output.row_stride;
-    t.output_pixel_stride = band.output.pixel_stride;
-    t.rows = band.rows;
-    t.pixels = band.pixels;
-    t.act = layer.act;
-    t.act_slope = layer.act_slope;
-    return t;
-  }
-
   int64_t tile_cols_;
   int64_t in_channels_;
   int64_t panel_channels_;
 };
 
 }  // namespace
+
+void winograd_products(const Microkernels& kernels, const ConvLayer& layer,
+                       const WinogradTiles& input, Range positions, Range panels,
+                       const WinogradTiles& products) {
+  const int64_t tiles = input.tile_rows * input.tile_cols;
+  const int64_t bytes = input.channels * int64_t{sizeof(float)};
+  const int64_t parts = 1 + tiles * bytes / (level2_cache_bytes() / 2);
+  ConvTile t = product_tile(input, products);
+  for (int64_t position = positions.begin; position < positions.end; ++position) {
+    for (int64_t part = 0; part < parts; ++part) {
+      const Range mine = even_range(tiles, parts, part);
+      t.pixels = mine.size();
+      t.input =
+          input.transformed + position * input.position_stride + mine.begin * input.tile_stride;
+      for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
+        const Range channels = panel_channels(kernels, layer, {panel, panel + 1});
+        const PanelWeights weights = packed_panel(kernels, layer, {panel, panel + 1}, 0);
+        t.weights = weights.data + position * weights.position_stride;
+        t.out_channels = channels.size();
+        t.output = products.transformed + position * products.position_stride +
+                   mine.begin * products.tile_stride + channels.begin;
+        kernels.igemm(t);
+      }
+    }
+  }
+}
+
+void winograd_outputs(const Microkernels& kernels, const ConvLayer& layer,
+                      const WinogradTiles& products, const ConvBand& band, Range channels) {
+  kernels.winograd_output(products, output_tile(layer, band, channels));
+}
 
 int64_t winograd_rows_in_cache(const Microkernels& kernels, const ConvLayer& layer,
                                int64_t pixels) {

@@ -18,5 +18,7 @@ void moments(ConstPixels y, int64_t pixels, int64_t channels, const float* pivot
              float* square);
 void wgrad(const WgradTile& tile);
 void wgrad_lanes(const WgradTile& tile, int64_t group_width);
+void winograd_gradient(const WinogradTiles& tiles, const GradientPixels& gradient);
+void winograd_taps(const float* sums, ptrdiff_t position_stride, int64_t channels, float* taps);
 
 }  // namespace fastres::cpu::FASTRES_ISA_NAMESPACE

@@ -5,8 +5,9 @@
 namespace fastres::cpu::FASTRES_ISA_NAMESPACE {
 
 const TrainingKernels& training_kernels() {
-  static const TrainingKernels kTable{affine_act, affine_act_backward, stats_gradient, moments,
-                                      wgrad,      wgrad_lanes};
+  static const TrainingKernels kTable{
+      affine_act, affine_act_backward, stats_gradient,    moments,
+      wgrad,      wgrad_lanes,         winograd_gradient, winograd_taps};
   return kTable;
 }
 

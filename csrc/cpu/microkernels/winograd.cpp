@@ -118,7 +118,7 @@ void winograd_input(const WinogradTiles& tiles, const float* input, ptrdiff_t ro
                     ptrdiff_t pixel_stride, int64_t rows, int64_t pixels) {
   float* out = tiles.transformed;
   for (int64_t r = 0; r < tiles.tile_rows; ++r) {
-    for (int64_t c = 0; c < tiles.tile_cols; ++c, out += tiles.channels) {
+    for (int64_t c = 0; c < tiles.tile_cols; ++c, out += tiles.tile_stride) {
       const Patch patch{input + kStep * (r * row_stride + c * pixel_stride), row_stride,
                         pixel_stride, rows - kStep * r, pixels - kStep * c};
       const bool whole = patch.rows >= kTile && patch.cols >= kTile;
@@ -137,7 +137,7 @@ void winograd_input(const WinogradTiles& tiles, const float* input, ptrdiff_t ro
 void winograd_output(const WinogradTiles& tiles, const ConvTile& output) {
   const float* products = tiles.transformed;
   for (int64_t r = 0; r < tiles.tile_rows; ++r) {
-    for (int64_t c = 0; c < tiles.tile_cols; ++c, products += tiles.channels) {
+    for (int64_t c = 0; c < tiles.tile_cols; ++c, products += tiles.tile_stride) {
       const int64_t rows = std::min<int64_t>(kStep, output.rows - kStep * r);
       const int64_t cols = std::min<int64_t>(kStep, output.pixels - kStep * c);
       for (int64_t channel = 0; channel < tiles.channels; channel += kLanes) {

@@ -1,0 +1,86 @@
+// The gradient of a dense 3x3's input by Winograd, many images at a time.
+
+#include <algorithm>
+
+#include "dgrad.h"
+#include "scratch.h"
+#include "winograd_batch.h"
+
+namespace fastres::cpu {
+namespace {
+
+class WinogradBatch {
+ public:
+  WinogradBatch(const Kernels& kernels, const TrainingConv& conv, const OutputGradient& gradient,
+                const Image& grad_x, const Image& grad_in)
+      : kernels_(kernels),
+        conv_(conv),
+        gradient_(gradient),
+        grad_x_(grad_x),
+        dgrad_(kernels, conv, grad_x, grad_in) {}
+
+  // Images [first, first + images); appends the sums of their slices.
+  void run(int64_t first, int64_t images, std::vector<InputGradientSums>& parts) const {
+    const ConvGeometry& g = conv_.geometry;
+    const TileBuffer input(images, g.in, g.out_channels), products(images, g.in, g.in_channels);
+    const Slices slices =
+        tile_slices(images, g.in, dgrad_.gradient_columns().size() * g.out_channels);
+    parallel_parts(slices.count(), [&](int64_t i) { load(first, slices[i], input); });
+    multiply_tiles(kernels_, dgrad_.winograd_layer(), input.all(), products.all());
+    const size_t before = parts.size();
+    parts.resize(before + static_cast<size_t>(slices.count()), InputGradientSums(g.in_channels));
+    parallel_parts(slices.count(), [&](int64_t i) {
+      finish(first, slices[i], products, parts[before + static_cast<size_t>(i)]);
+    });
+  }
+
+ private:
+  void load(int64_t first, Slices::Slice slice, const TileBuffer& input) const {
+    const Range rows = dgrad_.gradient_rows(slice), columns = dgrad_.gradient_columns();
+    const Range channels{0, conv_.geometry.out_channels};
+    const int64_t floats = band_floats(rows.size() * columns.size(), channels.size());
+    const Band band = gradient_.load(kernels_, {first + slice.image, rows, columns, channels},
+                                     thread_scratch().inner2.floats(floats));
+    kernels_.base.winograd_input(input.of(slice), band.data, band.row_stride, band.pixel_stride,
+                                 rows.size(), columns.size());
+  }
+
+  void finish(int64_t first, Slices::Slice slice, const TileBuffer& products,
+              InputGradientSums& sums) const {
+    const WinogradTiles tiles = products.of(slice);
+    const Range channels{0, conv_.geometry.in_channels};
+    slice.image += first;
+    const OutputRows target(kernels_, grad_x_, slice.image, slice.row, slice.rows);
+    ConvBand band;
+    band.output = target.band();
+    band.rows = slice.rows;
+    band.pixels = conv_.geometry.in.w;
+    winograd_outputs(kernels_.base, dgrad_.winograd_layer(), tiles, band, channels);
+    dgrad_.finish(slice, band.output, sums, {});
+    target.store(channels);
+  }
+
+  const Kernels& kernels_;
+  const TrainingConv& conv_;
+  const OutputGradient& gradient_;
+  const Image& grad_x_;
+  const InputGradient dgrad_;
+};
+
+}  // namespace
+
+InputGradientSums run_winograd_dgrad(const Kernels& kernels, const TrainingConv& conv,
+                                     const OutputGradient& gradient, const Image& grad_x,
+                                     const Image& grad_in) {
+  const ConvGeometry& g = conv.geometry;
+  const WinogradBatch batch(kernels, conv, gradient, grad_x, grad_in);
+  const int64_t at_once = winograd_images_at_once(g.in, g.in_channels + g.out_channels);
+  std::vector<InputGradientSums> parts;
+  for (int64_t n = 0; n < g.batch; n += at_once) {
+    batch.run(n, std::min(at_once, g.batch - n), parts);
+  }
+  for (size_t i = 1; i < parts.size(); ++i) parts[0].add(parts[i]);
+  return std::move(parts[0]);
+}
+
+}  // namespace fastres::cpu
