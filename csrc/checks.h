@@ -172,6 +172,16 @@ inline void check_weight_to_pack(const Tensor& weight, int64_t groups, const std
   check_algorithm_name(weight, groups, algorithm, op);
 }
 
+// Which algorithm a training convolution of that weight is to use.
+inline void check_training_algorithm(const Tensor& weight, const std::string& algorithm,
+                                     const ConvGeometry& g, const char* op) {
+  check_algorithm_name(weight, g.groups, algorithm, op);
+  const bool unit = g.stride.h == 1 && g.stride.w == 1 && g.dilation.h == 1 && g.dilation.w == 1;
+  check(algorithm != "winograd" || unit, op,
+        ": algorithm 'winograd' needs stride and dilation 1, got stride (", g.stride.h, ", ",
+        g.stride.w, ") and dilation (", g.dilation.h, ", ", g.dilation.w, ")");
+}
+
 // A training convolution's weight, for x and groups.
 inline void check_weight(const Tensor& weight, const Tensor& x, int64_t groups, const char* op) {
   check(weight.dim() == 4 && weight.numel() > 0, op,

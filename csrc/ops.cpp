@@ -52,7 +52,7 @@ STABLE_TORCH_LIBRARY(fastres, m) {
 
   // Training. The convolution of act((x - in_mean) * in_scale + in_bias), padded with zeros after
   // that, and of its output per channel the mean and the sum of squared deviations from it. Without
-  // in_mean, in_scale and in_bias the input is act(x).
+  // in_mean, in_scale and in_bias the input is act(x). algorithm as for pack_conv_weight.
   m.def(
       "conv_stats(Tensor x, Tensor? in_mean, Tensor? in_scale, Tensor? in_bias, str in_act, "
       "float in_act_slope, Tensor weight, int[2] stride, int[4] padding, int[2] dilation, "

@@ -385,6 +385,21 @@ def max_pool_shape(
     return (x.shape[0], x.shape[1], *out)
 
 
+def require_algorithm(op: str, weight: Tensor, groups: int, algorithm: str) -> None:
+    """Checks by which algorithm a weight is to be convolved.
+
+    Raises:
+        ValueError: names the argument, what it is and what it has to be.
+    """
+    if algorithm not in ("direct", "winograd"):
+        raise ValueError(f"{op}: algorithm must be 'direct' or 'winograd', got {algorithm!r}")
+    if algorithm == "winograd" and (tuple(weight.shape[2:]) != (3, 3) or groups != 1):
+        raise ValueError(
+            f"{op}: algorithm 'winograd' needs a dense 3x3 weight, got shape {_shape(weight)} "
+            f"with {groups} groups"
+        )
+
+
 def pack_conv_weight_check(
     weight: Tensor,
     scale: Tensor | None,
@@ -409,13 +424,7 @@ def pack_conv_weight_check(
     if groups < 1:
         raise ValueError(f"{op}: groups must be positive, got {groups}")
     _require_groups(op, "output", weight.shape[0], groups)
-    if algorithm not in ("direct", "winograd"):
-        raise ValueError(f"{op}: algorithm must be 'direct' or 'winograd', got {algorithm!r}")
-    if algorithm == "winograd" and (tuple(weight.shape[2:]) != (3, 3) or groups != 1):
-        raise ValueError(
-            f"{op}: algorithm 'winograd' needs a dense 3x3 weight, got shape {_shape(weight)} "
-            f"with {groups} groups"
-        )
+    require_algorithm(op, weight, groups, algorithm)
     if scale is None:
         return
     if scale.dim() != 1 or scale.shape[0] != weight.shape[0]:

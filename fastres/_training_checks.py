@@ -48,6 +48,7 @@ def conv_stats_shape(
     padding: Sequence[int],
     dilation: Sequence[int],
     groups: int,
+    algorithm: str = "direct",
 ) -> Shape:
     """Checks the arguments of ``conv_stats`` and returns y's shape [N, K, OH, OW].
 
@@ -80,6 +81,12 @@ def conv_stats_shape(
     _require_all_or_none(op, in_mean=in_mean, in_scale=in_scale, in_bias=in_bias)
     require_channels(op, x, in_mean=in_mean, in_scale=in_scale, in_bias=in_bias)
     require_activation(op, in_act)
+    _checks.require_algorithm(op, weight, groups, algorithm)
+    if algorithm == "winograd" and {*stride, *dilation} != {1}:
+        raise ValueError(
+            f"{op}: algorithm 'winograd' needs stride and dilation 1, got stride {tuple(stride)} "
+            f"and dilation {tuple(dilation)}"
+        )
     kernel_size = weight.shape[2:]
     height, width = _checks.conv_output_size(
         op, x.shape[2:], kernel_size, stride, padding, dilation

@@ -130,21 +130,19 @@ class Recipe:
     bias: Source | None
     weight_shape: tuple[int, int, int, int]
     groups: int
-    unit_step: bool
-    """Whether stride and dilation are 1."""
+    suits_winograd: bool
     steps: tuple[Step, ...] = ()
     """What happens to the convolution's output, in order."""
 
     @classmethod
     def of(cls, conv: Conv, steps: Sequence[Norm | Affine]) -> Recipe:
         """The recipe of a convolution and what scales and shifts its channels after it."""
-        unit_step = conv.stride == (1, 1) and conv.dilation == (1, 1)
         return cls(
             conv.weight,
             conv.bias,
             conv.weight_shape,
             conv.groups,
-            unit_step,
+            conv.suits_winograd,
             tuple(map(_step, steps)),
         )
 
@@ -204,17 +202,15 @@ class Recipe:
     def algorithm(self, images: int | None = None) -> str:
         """What ``pack_conv_weight`` calls the algorithm to use, as numerics allow.
 
-        Winograd wins wherever there are a few vectors of channels to amortise its transforms: 1.3
-        to 2 times on every dense 3x3 of ResNet, from 56x56x64 to 7x7x512. The wide ones see so few
-        pixels that transforming their weights takes what a small batch would gain.
+        Winograd wherever it suits, but for the wide weights: they see so few pixels that
+        transforming them takes what a small batch would gain.
 
         Args:
             images: how many images a weight is packed for; None for any number.
         """
-        out_channels, in_channels, *kernel = self.weight_shape
-        dense = self.groups == 1 and self.unit_step and kernel == [3, 3]
-        if not dense or min(out_channels, in_channels) < 16 or get_numerics() != "fast":
+        if not self.suits_winograd or get_numerics() != "fast":
             return "direct"
+        out_channels, in_channels, *_ = self.weight_shape
         wide = out_channels * in_channels > _WIDE
         return "direct" if wide and images is not None and images < _MANY_IMAGES else "winograd"
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ._handed import Fork
+from ._numerics import get_numerics
 from .batch_norm import ChannelAffine
 from .fx.norms import BatchNorm
 from .fx.pools import MaxPoolWindow
@@ -71,7 +72,8 @@ class ConvLayer:
         x, affine, source = x if isinstance(x, Carried) else (_cast(x), _NO_AFFINE, None)
         if x is not given:  # gradients of different tensors
             adds = gives = None
-        geometry = (conv.stride, conv.padding, conv.dilation, conv.groups)
+        algorithm = "winograd" if conv.suits_winograd and get_numerics() == "fast" else "direct"
+        geometry = (conv.stride, conv.padding, conv.dilation, conv.groups, algorithm)
         y, mean, m2 = Convolution.apply(
             x, *affine, weight, self.in_act, geometry, self.rebuild, source, adds, gives
         )

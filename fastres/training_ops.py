@@ -94,6 +94,7 @@ def conv_stats(
     padding: str | IntOrPair = 0,
     dilation: IntOrPair = 1,
     groups: int = 1,
+    algorithm: str = "direct",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Convolves ``in_act((x - in_mean) * in_scale + in_bias)`` and takes the output's statistics.
 
@@ -114,6 +115,9 @@ def conv_stats(
             zeros, of the activated input.
         dilation: int or (vertical, horizontal).
         groups: divides C and K.
+        algorithm: "direct", or "winograd" for a dense 3x3 with stride and dilation 1: F(2x2, 3x3)
+            of Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (2015), in the
+            gradients as well, where the CPU's kernels run. Others convolve directly.
 
     Returns:
         (y, mean, m2): y is [N, K, OH, OW] in the dtype of x with dense channels_last strides; mean
@@ -155,6 +159,7 @@ def conv_stats(
         resolve_padding(padding, tuple(weight.shape[2:]), dilation),
         pair("dilation", dilation),
         groups,
+        algorithm,
     )
 
 
@@ -179,8 +184,8 @@ def _conv_stats_fake(
 def _conv_stats_setup(
     ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]
 ) -> None:
-    x, in_mean, in_scale, in_bias, *ctx.act, weight, stride, padding, dilation, groups = inputs
-    ctx.geometry = stride, padding, dilation, groups
+    x, in_mean, in_scale, in_bias, act, act_slope, weight, *ctx.geometry = inputs
+    ctx.act = act, act_slope
     y, mean, _ = output
     ctx.save_for_backward(x, in_mean, in_scale, in_bias, weight, y, mean)
     ctx.set_materialize_grads(False)
@@ -203,7 +208,7 @@ def conv_stats_gradients(
         inputs: x, in_mean, in_scale, in_bias and weight.
         act: in_act and in_act_slope.
         outputs: y and mean.
-        geometry: stride, padding, dilation and groups, as the operator takes them.
+        geometry: stride, padding, dilation, groups and algorithm, as the operator takes them.
         needs: for each of ``inputs``, whether its gradient is wanted.
         grad_scale: what y's gradient is to be multiplied by, if anything.
         grad_in: another gradient of the activated input, if there is one.
@@ -216,9 +221,10 @@ def conv_stats_gradients(
     if grad_y is None:
         grad_y = torch.zeros_like(y)
     *before, weight = inputs
+    *sizes, algorithm = geometry
     gradients = _OPS.conv_stats_backward(
-        grad_y, grad_mean, grad_m2, *before, *act, weight, y, mean, *geometry,
-        needs[0], any(needs[1:4]), needs[4], grad_scale, grad_in,
+        grad_y, grad_mean, grad_m2, *before, *act, weight, y, mean, *sizes,
+        needs[0], any(needs[1:4]), needs[4], grad_scale, grad_in, algorithm,
     )  # fmt: skip
     return list(map(_given, gradients, inputs, needs))
 

@@ -62,6 +62,7 @@ def conv_stats(
     padding: Sequence[int],
     dilation: Sequence[int],
     groups: int,
+    algorithm: str = "direct",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Convolution of ``in_act((x - in_mean) * in_scale + in_bias)``, and its statistics.
 
@@ -77,6 +78,7 @@ def conv_stats(
         padding: (top, bottom, left, right), with zeros, of the activated input.
         dilation: (vertical, horizontal).
         groups: divides C and K.
+        algorithm: "direct" or "winograd", by which kernels convolve; here it is checked alone.
 
     Returns:
         y [N, K, OH, OW] in the dtype of x, dense channels_last strides; per channel of y, before it
@@ -87,7 +89,7 @@ def conv_stats(
     """
     checks.conv_stats_shape(
         "conv_stats", x, in_mean, in_scale, in_bias, in_act, weight, stride, padding, dilation,
-        groups,
+        groups, algorithm,
     )  # fmt: skip
     wide = compute_dtype(x)
     activated = apply_act(affine(x.to(wide), in_mean, in_scale, in_bias), in_act, in_act_slope)
@@ -118,6 +120,7 @@ def conv_stats_backward(
     need_weight: bool,
     grad_scale: Tensor | None = None,
     grad_in: Tensor | None = None,
+    algorithm: str = "direct",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of ``conv_stats``.
 
@@ -144,6 +147,7 @@ def conv_stats_backward(
         grad_scale: [K], what ``grad_y`` is to be multiplied by, or None for 1.
         grad_in: shape and dtype of x, any strides: what else flows into the gradient of the
             activated input, as where a shortcut starts; or None.
+        algorithm: of ``conv_stats``.
 
     Returns:
         The gradients of x (dense channels_last), in_mean, in_scale, in_bias and weight (of weight's
@@ -154,7 +158,7 @@ def conv_stats_backward(
     """
     shape = conv_stats_backward_check(
         grad_y, grad_mean, grad_m2, x, in_mean, in_scale, in_bias, in_act, in_act_slope, weight, y,
-        mean, stride, padding, dilation, groups, grad_scale, grad_in,
+        mean, stride, padding, dilation, groups, grad_scale, grad_in, algorithm,
     )  # fmt: skip
     wide = compute_dtype(x)
     grad = grad_y.to(wide)
@@ -206,6 +210,7 @@ def conv_stats_backward_check(
     groups: int,
     grad_scale: Tensor | None = None,
     grad_in: Tensor | None = None,
+    algorithm: str = "direct",
 ) -> Shape:
     """Checks the arguments of ``conv_stats_backward`` and returns y's shape.
 
@@ -214,8 +219,9 @@ def conv_stats_backward_check(
     """
     op = "conv_stats_backward"
     shape = checks.conv_stats_shape(
-        op, x, in_mean, in_scale, in_bias, in_act, weight, stride, padding, dilation, groups
-    )
+        op, x, in_mean, in_scale, in_bias, in_act, weight, stride, padding, dilation, groups,
+        algorithm,
+    )  # fmt: skip
     checks.output_like_check(op, shape, x, grad_y=grad_y, y=y)
     checks.require_channels(
         op, y, grad_mean=grad_mean, grad_m2=grad_m2, mean=mean, grad_scale=grad_scale

@@ -6,14 +6,14 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from conv_case import PATHS, SLOPE, ConvCase, laid_out
+from conv_case import FACTORS, PATHS, SLOPE, ConvCase, laid_out, same
 from torch import Tensor
 from torch.nn import functional as F
 
 from fastres import ops, reference, training_reference
 
-# Convolutions that are computed by the same kernels as these are left out.
-CASES = {name: case for name, case in PATHS.items() if case.algorithm == "direct"}
+CASES = dict(PATHS)
+CASES["3x3 winograd, many images at once"] = same(300, 160, h=6, w=5, n=3, algorithm="winograd")
 CASES["3x3 groups of 2, /2"] = ConvCase(34, 34, stride=(2, 2), padding=(1,) * 4, groups=17)
 CASES["1x1 dense, 300 to 40"] = ConvCase(300, 40, (1, 1), h=5, w=9)
 CASES["3x3 dilated, /2"] = ConvCase(17, 5, stride=(2, 2), padding=(2,) * 4, dilation=(2, 2))
@@ -21,7 +21,15 @@ CASES["3x3 dilated by 3, /2"] = ConvCase(17, 5, stride=(2, 2), padding=(3,) * 4,
 CASES["one pixel"] = ConvCase(5, 17, (1, 1), h=1, w=1, n=1)
 CASES["1x1/3, beyond the last tap"] = ConvCase(5, 17, (1, 1), (3, 3), h=9, w=8)
 # One of each kind of kernel, where all of them would take too long.
-KINDS = ("1x1", "1x1/2", "3x3", "3x3 groups of 4", "3x3 groups of 1, /2", "groups of 6")
+KINDS = (
+    "1x1",
+    "1x1/2",
+    "3x3",
+    "3x3 winograd",
+    "3x3 groups of 4",
+    "3x3 groups of 1, /2",
+    "groups of 6",
+)
 
 
 class Inputs(NamedTuple):
@@ -87,8 +95,9 @@ def fused(case: ConvCase, inputs: Inputs, act: str = "none") -> tuple[Tensor, Te
     arguments = case.arguments()
     del arguments["kernel_size"]
     return ops.conv_stats(
-        inputs.x, inputs.weight, *(inputs.affine or ()), in_act=act, in_act_slope=SLOPE, **arguments
-    )
+        inputs.x, inputs.weight, *(inputs.affine or ()), in_act=act, in_act_slope=SLOPE,
+        algorithm=case.algorithm, **arguments,
+    )  # fmt: skip
 
 
 def magnitudes(case: ConvCase, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
@@ -150,7 +159,7 @@ def check_statistics(assert_accurate, case: ConvCase, inputs: Inputs, act: str =
     for ours, their, true, terms in zip(
         out, theirs, expected, magnitudes(case, inputs), strict=True
     ):
-        assert_accurate(ours, their, true, magnitude=terms.abs)
+        assert_accurate(ours, their, true, factor=FACTORS[case.algorithm], magnitude=terms.abs)
 
 
 def given_gradients(case: ConvCase, inputs: Inputs, layout: str = "nchw") -> tuple[Tensor, ...]:
@@ -175,7 +184,7 @@ def check_gradients(
     terms = gradient_magnitudes(case, inputs, given)
     for leaf, *each, term in zip(inputs.tensors(), found, theirs, true, terms, strict=True):
         assert each[0].shape == leaf.shape
-        assert_accurate(*each, magnitude=term.abs)
+        assert_accurate(*each, factor=FACTORS[case.algorithm], magnitude=term.abs)
 
 
 def check_shared_gradients(
@@ -189,7 +198,7 @@ def check_shared_gradients(
     found = torch.ops.fastres.conv_stats_backward(
         grad_y, grad_mean, grad_m2, inputs.x, *(inputs.affine or (None,) * 3), act, SLOPE,
         inputs.weight, y, mean, case.stride, case.padding, case.dilation, case.groups,
-        True, True, True, scale, grad_in,
+        True, True, True, scale, grad_in, case.algorithm,
     )  # fmt: skip
     grad_x, *affine, grad_weight = found
     assert grad_x.stride() == (case.h * case.w * case.c, 1, case.w * case.c, case.c)
@@ -204,4 +213,4 @@ def check_shared_gradients(
     terms = gradient_magnitudes(case, inputs, given[:3], grad_in)
     ours = [grad_x, grad_weight, *(affine if inputs.affine is not None else ())]
     for our, their, exact, term in zip(ours, theirs, true, terms, strict=True):
-        assert_accurate(our, their, exact, magnitude=term.abs)
+        assert_accurate(our, their, exact, factor=FACTORS[case.algorithm], magnitude=term.abs)

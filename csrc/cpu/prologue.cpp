@@ -49,11 +49,8 @@ TrainingConv::TrainingConv(const ConvStatsArguments& a, const char* op)
   g.padding = padding_of(a.padding, op);
   g.groups = a.groups;
   set_output_size(g, op);
-  check_algorithm_name(a.weight, a.groups, a.algorithm, op);
+  check_training_algorithm(a.weight, a.algorithm, g, op);
   winograd = a.algorithm == "winograd";
-  check(!winograd || (g.stride.h == 1 && g.stride.w == 1 && g.dilation.h == 1 && g.dilation.w == 1),
-        op, ": algorithm 'winograd' needs stride and dilation 1, got stride (", g.stride.h, ", ",
-        g.stride.w, ") and dilation (", g.dilation.h, ", ", g.dilation.w, ")");
 
   has_affine = a.in_mean.has_value();
   check(a.in_scale.has_value() == has_affine && a.in_bias.has_value() == has_affine, op,

@@ -16,10 +16,10 @@ std::tuple<Tensor, Tensor, Tensor> conv_stats_on_cuda(
     const Tensor& x, const std::optional<Tensor>& in_mean, const std::optional<Tensor>& in_scale,
     const std::optional<Tensor>& in_bias, const std::string& in_act, double in_act_slope,
     const Tensor& weight, const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
-    const std::vector<int64_t>& dilation, int64_t groups) {
+    const std::vector<int64_t>& dilation, int64_t groups, const std::string& algorithm) {
   Operands operands(x, kOp, "x");
   const TrainingConv conv(operands, x, in_mean, in_scale, in_bias, in_act, in_act_slope, weight,
-                          stride, padding, dilation, groups, kOp);
+                          stride, padding, dilation, groups, algorithm, kOp);
   const ConvGeometry& g = conv.geometry;
   Tensor y = operands.empty_image(g.batch, g.out_channels, g.out, x.scalar_type());
   Tensor mean = operands.empty(g.out_channels), m2 = operands.empty(g.out_channels);

@@ -42,11 +42,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> conv_stats_backward_on_cuda(
     const std::string& in_act, double in_act_slope, const Tensor& weight, const Tensor& y,
     const Tensor& mean, const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
     const std::vector<int64_t>& dilation, int64_t groups, bool need_x, bool need_affine,
-    bool need_weight, const std::optional<Tensor>& grad_scale,
-    const std::optional<Tensor>& grad_in) {
+    bool need_weight, const std::optional<Tensor>& grad_scale, const std::optional<Tensor>& grad_in,
+    const std::string& algorithm) {
   Operands operands(x, kOp, "x");
   const TrainingConv conv(operands, x, in_mean, in_scale, in_bias, in_act, in_act_slope, weight,
-                          stride, padding, dilation, groups, kOp);
+                          stride, padding, dilation, groups, algorithm, kOp);
   const ConvGeometry& g = conv.geometry;
   ConvStatsBackwardArguments a{};
   a.gradient = output_gradient(operands, grad_y, grad_scale, grad_mean, grad_m2, x, y, mean, g);

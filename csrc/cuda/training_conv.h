@@ -19,7 +19,8 @@ struct TrainingConv {
                const std::optional<Tensor>& in_scale, const std::optional<Tensor>& in_bias,
                const std::string& in_act, double in_act_slope, const Tensor& weight_,
                const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
-               const std::vector<int64_t>& dilation, int64_t groups, const char* op) {
+               const std::vector<int64_t>& dilation, int64_t groups, const std::string& algorithm,
+               const char* op) {
     check_input(input, op);
     operands.check_device(weight_, "weight");
     check_weight(weight_, input, groups, op);
@@ -34,6 +35,7 @@ struct TrainingConv {
     g.padding = padding_of(padding, op);
     g.groups = groups;
     set_output_size(g, op);
+    check_training_algorithm(weight_, algorithm, g, op);  // these kernels convolve directly
     check(in_mean.has_value() == in_scale.has_value() && in_mean.has_value() == in_bias.has_value(),
           op, ": in_mean, in_scale and in_bias must be given together or not at all");
     x = plain_source(operands.image(input, "x"));

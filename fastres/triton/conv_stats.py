@@ -27,6 +27,7 @@ def conv_stats(
     padding: Sequence[int],
     dilation: Sequence[int],
     groups: int,
+    algorithm: str = "direct",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Convolution of ``in_act((x - in_mean) * in_scale + in_bias)``, mean and m2 of its output.
 
@@ -34,7 +35,7 @@ def conv_stats(
     """
     shape = checks.conv_stats_shape(
         "conv_stats", x, in_mean, in_scale, in_bias, in_act, weight, stride, padding, dilation,
-        groups,
+        groups, algorithm,
     )  # fmt: skip
     operand = weight_operand(weight, groups, x.dtype)
     parts = empty_statistics(x, operand, shape)

@@ -40,11 +40,12 @@ def conv_stats_backward(
     need_weight: bool,
     grad_scale: Tensor | None = None,
     grad_in: Tensor | None = None,
+    algorithm: str = "direct",
 ) -> tuple[Tensor, ...]:
     """Gradients of ``conv_stats``, see ``training_reference.conv_stats_backward``."""
     training_reference.conv_stats_backward_check(
         grad_y, grad_mean, grad_m2, x, in_mean, in_scale, in_bias, in_act, in_act_slope, weight, y,
-        mean, stride, padding, dilation, groups, grad_scale, grad_in,
+        mean, stride, padding, dilation, groups, grad_scale, grad_in, algorithm,
     )  # fmt: skip
     gradient = output_gradient(grad_y, y, mean, grad_scale, grad_mean, grad_m2)
     geometry, prologue = Geometry(stride, padding, dilation), Affine(in_mean, in_scale, in_bias)
