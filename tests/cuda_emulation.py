@@ -389,6 +389,7 @@ class Device:
         padding: Sequence[int],
         dilation: Sequence[int],
         groups: int,
+        algorithm: str = "direct",
     ) -> tuple[Tensor, Tensor, Tensor]:
         k = weight.shape[0]
         kernel_size = weight.shape[2:]
@@ -425,6 +426,7 @@ class Device:
         need_weight: bool = True,
         grad_scale: Tensor | None = None,
         grad_in: Tensor | None = None,
+        algorithm: str = "direct",
     ) -> tuple[Tensor, ...]:
         k = weight.shape[0]
         kernel_size = weight.shape[2:]
