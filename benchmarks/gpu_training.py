@@ -12,7 +12,7 @@ which are the same in both, are left out.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -49,16 +49,36 @@ class Traffic:
 def training_step(model: str, batch: int) -> tuple[Traffic, Traffic]:
     """(fused, one after the other) of a network of bottlenecks, from its stem to its last block."""
     fused, apart = Traffic(), Traffic()
-    known: dict[ConvShape, tuple[int, int]] = {}
-    for shape in conv_calls(model):
-        if shape not in known:
-            known[shape] = _scratch(shape, batch)
-        add_layer(fused, apart, shape, batch, *known[shape])
+    known: dict[tuple[ConvShape, bool], tuple[int, int]] = {}
+    for shape, passes in _with_passes(conv_calls(model)):
+        if (shape, passes) not in known:
+            known[shape, passes] = _scratch(shape, batch, passes)
+        add_layer(fused, apart, shape, batch, *known[shape, passes], passes)
     return fused, apart
 
 
+def _with_passes(shapes: list[ConvShape]) -> Iterator[tuple[ConvShape, bool]]:
+    """Each convolution, and whether gradients pass a block's end in a convolution's kernel.
+
+    That is the first of a block, after one whose shortcut is its input: true for it, and for the
+    last of the block before.
+    """
+    for i, shape in enumerate(shapes):
+        after = shapes[i + 1] if i + 1 < len(shapes) else None
+        if shape.residual:
+            yield shape, after is not None and starts_block(after)
+        else:
+            yield shape, i > 0 and starts_block(shape) and shapes[i - 1].residual
+
+
 def add_layer(
-    fused: Traffic, apart: Traffic, shape: ConvShape, batch: int, scratch: int, end_scratch: int
+    fused: Traffic,
+    apart: Traffic,
+    shape: ConvShape,
+    batch: int,
+    scratch: int,
+    end_scratch: int,
+    passes: bool = False,
 ) -> None:
     """Adds a convolution and what follows it, forward and backward; scratch of two operators."""
     x = batch * shape.in_channels * shape.height * shape.width
@@ -83,10 +103,12 @@ def add_layer(
     if shape.act != "none":
         apart.bytes["ReLU"] += 2 * (2 + 3) * y
     if shape.residual:
-        fused.bytes["block's end"] += 2 * (3 + 4) * y  # one gradient for both sides
+        # Backward reads gradient, output and shortcut, and writes one gradient for both sides.
+        fused.bytes["block's end"] += 2 * (3 + 4 * (not passes)) * y
         apart.bytes["addition"] += 2 * 3 * y
     if starts_block(shape):
         fused.bytes["shortcut's gradient"] += 2 * x  # read by the data gradient
+        fused.bytes["block's end"] += 2 * 2 * x * passes  # the output and shortcut before
         apart.bytes["shortcut's gradient"] += 2 * 3 * x
     if is_stem:
         fused.bytes["stem's end"] += 2 * (2 + 3) * y
@@ -108,8 +130,8 @@ def starts_block(shape: ConvShape) -> bool:
     return shape.in_channels > 3 and not has_prologue(shape) and shape.act != "none"
 
 
-def run_training(shape: ConvShape, batch: int, device: Device) -> None:
-    """Launches conv_stats of a layer and its backward."""
+def run_training(shape: ConvShape, batch: int, device: Device, passes: bool = False) -> None:
+    """Launches conv_stats of a layer and its backward, through the end of the block before."""
     c, k, kernel = shape.in_channels, shape.out_channels, shape.kernel
     x, y = _image(shape, batch, inside=True), _image(shape, batch)
     weight = torch.empty(k, c // shape.groups, kernel, kernel).half()
@@ -118,20 +140,24 @@ def run_training(shape: ConvShape, batch: int, device: Device) -> None:
     act = ("relu" if prologue else "none", 0.0)
     geometry = [shape.stride] * 2, [shape.padding] * 4, [1, 1], shape.groups
     device.conv_stats(x, *affine, *act, weight, *geometry)
-    wanted = (c > 3, c > 3 and prologue, True)
+    before: list[torch.Tensor] = []
+    if passes:
+        affine, act = [vector[:c]] * 3, ("relu", 0.0)
+        before = [torch.empty_like(x) for _ in range(2)]
+    wanted = (c > 3, c > 3 and (prologue or passes), True)
     scale = vector[:k] if shape.residual or shape.act == "none" else None  # before a block's end
     grad_in = torch.empty_like(x) if starts_block(shape) else None
     device.conv_stats_backward(
         torch.empty_like(y), *[vector[:k]] * 2, x, *affine, *act, weight, y, vector[:k], *geometry,
-        *wanted, scale, grad_in,
+        *wanted, scale, grad_in, "direct", *before,
     )  # fmt: skip
 
 
-def _scratch(shape: ConvShape, batch: int) -> tuple[int, int]:
+def _scratch(shape: ConvShape, batch: int, passes: bool) -> tuple[int, int]:
     """Bytes of scratch memory of a convolution's operators, and of affine_add_act_backward."""
     device, end = Device(emulate=False), Device(emulate=False)
-    run_training(shape, batch, device)
-    if shape.residual or shape.in_channels == 3:
+    run_training(shape, batch, device, passes and starts_block(shape))
+    if (shape.residual and not passes) or shape.in_channels == 3:
         y, vector = _image(shape, batch), torch.zeros(shape.out_channels)
         residual = y if shape.residual else None
         end.affine_add_act_backward(y, y, *[vector] * 3, residual, *[None] * 3, "relu", 0.0, True)

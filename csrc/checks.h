@@ -223,6 +223,18 @@ inline void check_like(const Tensor& tensor, const Tensor& like, const char* op,
         torch::headeronly::toString(tensor.scalar_type()));
 }
 
+// What conv_stats_backward is told of an input that affine_add_act has activated.
+inline void check_activated(const std::optional<Tensor>& in_residual,
+                            const std::optional<Tensor>& activated,
+                            const std::optional<Tensor>& in_mean, const Tensor& x, const char* op) {
+  check(in_residual.has_value() == activated.has_value(), op,
+        ": in_residual and activated must be given together or not at all");
+  if (!activated.has_value()) return;
+  check(in_mean.has_value(), op, ": in_residual needs in_mean, in_scale and in_bias");
+  check_like(*in_residual, x, op, "in_residual", "x");
+  check_like(*activated, x, op, "activated", "x");
+}
+
 inline int64_t output_size(int64_t in, int64_t kernel, int64_t stride, int64_t dilation,
                            int64_t padding, const char* op, const char* axis) {
   const int64_t covered = dilation * (kernel - 1) + 1;

@@ -61,13 +61,16 @@ STABLE_TORCH_LIBRARY(fastres, m) {
   // Its gradients, from those of y, mean and m2. What is not wanted comes back empty: x's gradient,
   // those of in_mean, in_scale and in_bias, and weight's. grad_y is to be multiplied by grad_scale,
   // one value per channel. grad_in is what else flows into the gradient of the activated input.
+  // If that was `activated`, what affine_add_act made of x and in_residual, grad_x is unscaled: the
+  // gradient of x before it is multiplied by in_scale, and that of in_residual.
   m.def(
       "conv_stats_backward(Tensor grad_y, Tensor? grad_mean, Tensor? grad_m2, Tensor x, "
       "Tensor? in_mean, Tensor? in_scale, Tensor? in_bias, str in_act, float in_act_slope, "
       "Tensor weight, Tensor y, Tensor mean, int[2] stride, int[4] padding, int[2] dilation, "
       "int groups, bool need_x, bool need_affine, bool need_weight, Tensor? grad_scale=None, "
-      "Tensor? grad_in=None, str algorithm='direct') -> (Tensor grad_x, Tensor grad_in_mean, "
-      "Tensor grad_in_scale, Tensor grad_in_bias, Tensor grad_weight)");
+      "Tensor? grad_in=None, str algorithm='direct', Tensor? in_residual=None, "
+      "Tensor? activated=None) -> (Tensor grad_x, Tensor grad_in_mean, Tensor grad_in_scale, "
+      "Tensor grad_in_bias, Tensor grad_weight)");
 
   // act((y - mean) * scale + bias + shortcut), the end of a block in one pass; the shortcut is
   // (residual - res_mean) * res_scale + res_bias, residual where those are not given, or nothing.

@@ -2,7 +2,8 @@
 
 Where a shortcut starts, autograd would add two gradients in a pass of its own, and where it ends,
 two of its gradients differ by a factor per channel. The kernels that read them can do both on the
-way, if they are told.
+way, if they are told. And the kernel that adds can pass the sum through the end of the block before
+it, which would otherwise be the next pass.
 """
 
 from __future__ import annotations
@@ -50,15 +51,19 @@ class Fork:
     def __init__(self) -> None:
         self.is_open = False
         """Whether there is a convolution that adds up."""
+        self.again = False
+        """Whether a gradient that was computed from the value may be differentiated."""
         self._gradient: Handed[Tensor] = Handed()
 
     def give(self, gradient: Tensor | None) -> Tensor | None:
         """Hands the shortcut's gradient on; returns what is left for autograd to carry."""
         # What is to be differentiated again has to go through autograd.
+        self.again |= torch.is_grad_enabled()
         if gradient is None or not self.is_open or torch.is_grad_enabled():
             return gradient
         return None if self._gradient.give(gradient) else gradient
 
     def take(self) -> Tensor | None:
         """The shortcut's gradient, for the convolution to add to its own."""
+        self.again |= torch.is_grad_enabled()
         return self._gradient.take()

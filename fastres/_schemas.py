@@ -41,8 +41,9 @@ SCHEMAS: dict[str, str] = {
         "Tensor? in_mean, Tensor? in_scale, Tensor? in_bias, str in_act, float in_act_slope, "
         "Tensor weight, Tensor y, Tensor mean, int[2] stride, int[4] padding, int[2] dilation, "
         "int groups, bool need_x, bool need_affine, bool need_weight, Tensor? grad_scale=None, "
-        "Tensor? grad_in=None, str algorithm='direct') -> (Tensor grad_x, Tensor grad_in_mean, "
-        "Tensor grad_in_scale, Tensor grad_in_bias, Tensor grad_weight)"
+        "Tensor? grad_in=None, str algorithm='direct', Tensor? in_residual=None, "
+        "Tensor? activated=None) -> (Tensor grad_x, Tensor grad_in_mean, Tensor grad_in_scale, "
+        "Tensor grad_in_bias, Tensor grad_weight)"
     ),
     "affine_add_act": (
         "affine_add_act(Tensor y, Tensor mean, Tensor scale, Tensor bias, Tensor? residual, "

@@ -200,6 +200,7 @@ def conv_stats_gradients(
     needs: Sequence[bool],
     grad_scale: Tensor | None = None,
     grad_in: Tensor | None = None,
+    activated: Sequence[Tensor | None] = (),
 ) -> list[Tensor | None]:
     """The gradients of ``conv_stats``'s tensors.
 
@@ -212,6 +213,8 @@ def conv_stats_gradients(
         needs: for each of ``inputs``, whether its gradient is wanted.
         grad_scale: what y's gradient is to be multiplied by, if anything.
         grad_in: another gradient of the activated input, if there is one.
+        activated: in_residual and the activated input, if ``inputs`` and ``act`` are those of the
+            ``affine_add_act`` that activated it; x's gradient is then in_residual's.
 
     Returns:
         A gradient for each of ``inputs``, None where it is not wanted or there is no input.
@@ -224,7 +227,7 @@ def conv_stats_gradients(
     *sizes, algorithm = geometry
     gradients = _OPS.conv_stats_backward(
         grad_y, grad_mean, grad_m2, *before, *act, weight, y, mean, *sizes,
-        needs[0], any(needs[1:4]), needs[4], grad_scale, grad_in, algorithm,
+        needs[0], any(needs[1:4]), needs[4], grad_scale, grad_in, algorithm, *activated,
     )  # fmt: skip
     return list(map(_given, gradients, inputs, needs))
 

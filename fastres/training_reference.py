@@ -121,6 +121,8 @@ def conv_stats_backward(
     grad_scale: Tensor | None = None,
     grad_in: Tensor | None = None,
     algorithm: str = "direct",
+    in_residual: Tensor | None = None,
+    activated: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of ``conv_stats``.
 
@@ -148,17 +150,23 @@ def conv_stats_backward(
         grad_in: shape and dtype of x, any strides: what else flows into the gradient of the
             activated input, as where a shortcut starts; or None.
         algorithm: of ``conv_stats``.
+        in_residual: shape and dtype of x, any strides: where ``affine_add_act`` has activated the
+            input, what it added; ``in_mean`` and the others are its constants then, and ``in_act``
+            its activation. None where the convolution did.
+        activated: with ``in_residual``: the result, which the convolution took for its input.
 
     Returns:
         The gradients of x (dense channels_last), in_mean, in_scale, in_bias and weight (of weight's
-        strides); of shape [0] where not wanted or without the argument.
+        strides); of shape [0] where not wanted or without the argument. With ``in_residual`` the
+        first is its gradient, of which x's is in_scale times.
 
     Raises:
         ValueError: the arguments do not fit together.
     """
     shape = conv_stats_backward_check(
         grad_y, grad_mean, grad_m2, x, in_mean, in_scale, in_bias, in_act, in_act_slope, weight, y,
-        mean, stride, padding, dilation, groups, grad_scale, grad_in, algorithm,
+        mean, stride, padding, dilation, groups, grad_scale, grad_in, algorithm, in_residual,
+        activated,
     )  # fmt: skip
     wide = compute_dtype(x)
     grad = grad_y.to(wide)
@@ -171,7 +179,10 @@ def conv_stats_backward(
 
     gradients = [x.new_empty(0, dtype=wide) for _ in range(5)]
     before = affine(x.to(wide), in_mean, in_scale, in_bias)
-    padded = _pad(apply_act(before, in_act, in_act_slope), padding)
+    if in_residual is not None:
+        before = before + in_residual.to(wide)
+    inside = apply_act(before, in_act, in_act_slope) if activated is None else activated.to(wide)
+    padded = _pad(inside, padding)
     if need_x or (need_affine and in_mean is not None):
         g = conv2d_input(padded.shape, weight.to(wide), grad, stride, 0, dilation, groups)
         top, _, left, _ = padding
@@ -180,7 +191,9 @@ def conv_stats_backward(
             g = g + grad_in.to(wide)
         g = act_grad(g, before, in_act, in_act_slope)
         if need_x:
-            grad_x = g if in_scale is None else g * _per_channel(in_scale)
+            grad_x = g
+            if in_scale is not None and in_residual is None:
+                grad_x = g * _per_channel(in_scale)
             gradients[0] = channels_last(grad_x.to(x.dtype))
         if need_affine and in_mean is not None and in_scale is not None:
             gradients[1:4] = _affine_grads(g, x.to(wide), in_mean, in_scale)
@@ -211,6 +224,8 @@ def conv_stats_backward_check(
     grad_scale: Tensor | None = None,
     grad_in: Tensor | None = None,
     algorithm: str = "direct",
+    in_residual: Tensor | None = None,
+    activated: Tensor | None = None,
 ) -> Shape:
     """Checks the arguments of ``conv_stats_backward`` and returns y's shape.
 
@@ -228,6 +243,12 @@ def conv_stats_backward_check(
     )
     if grad_in is not None:
         checks.like_check(op, x, "x", grad_in=grad_in)
+    if (in_residual is None) != (activated is None):
+        raise ValueError(f"{op}: in_residual and activated must be given together or not at all")
+    if in_residual is not None and activated is not None:
+        if in_mean is None:
+            raise ValueError(f"{op}: in_residual needs in_mean, in_scale and in_bias")
+        checks.like_check(op, x, "x", in_residual=in_residual, activated=activated)
     return shape
 
 

@@ -89,7 +89,7 @@ _ConvStatsBackward = _struct(
     ("gradient", _Source),
     ("x", _Source),
     ("weight", _Weight),
-    ("grad_in", _POINTER),
+    *((name, _POINTER) for name in ("grad_in", "in_residual", "activated")),
     *((name, _POINTER) for name in ("grad_x", "grad_in_mean", "grad_in_scale", "grad_in_bias")),
     ("grad_weight", _Weight),
 )
@@ -427,6 +427,8 @@ class Device:
         grad_scale: Tensor | None = None,
         grad_in: Tensor | None = None,
         algorithm: str = "direct",
+        in_residual: Tensor | None = None,
+        activated: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         k = weight.shape[0]
         kernel_size = weight.shape[2:]
@@ -447,7 +449,10 @@ class Device:
             gradient,
             self._source(x, None, in_mean, in_scale, in_bias, 1, 1, in_act, in_act_slope),
             self._weight(weight),
-            0 if grad_in is None else self.token(nhwc(grad_in)),
+            *(
+                0 if image is None else self.token(nhwc(image))
+                for image in (grad_in, in_residual, activated)
+            ),
             self.token(grad_x),
             *map(self.token, affine),
             self._weight(grad_weight) if need_weight else _Weight(),

@@ -11,6 +11,7 @@ from training_case import (
     KINDS,
     Inputs,
     check_gradients,
+    check_gradients_through_a_block_end,
     check_shared_gradients,
     eager,
     fused,
@@ -73,6 +74,20 @@ def test_a_scale_and_another_gradient_of_any_strides(assert_accurate, case, layo
     for dtype in DTYPES[:2]:
         inputs = make_inputs(case, dtype, layout)
         check_shared_gradients(assert_accurate, case, inputs, layout=layout)
+
+
+@EVERY_CASE
+@pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
+def test_through_the_end_of_a_block(assert_accurate, case, dtype):
+    check_gradients_through_a_block_end(assert_accurate, case, make_inputs(case, dtype))
+
+
+@EVERY_KIND
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_through_the_end_of_a_block_of_any_strides(assert_accurate, case, layout):
+    for act in ACTIVATIONS:
+        inputs = make_inputs(case, layout=layout)
+        check_gradients_through_a_block_end(assert_accurate, case, inputs, act, layout)
 
 
 @EVERY_KIND
@@ -225,7 +240,9 @@ def test_opcheck(case, affine):
         test_utils=tests,
     )
     for mask in ((True, True, True), (False, True, False), (True, False, True)):
-        for more in ((), (torch.randn(case.k), torch.randn_like(inputs.x), case.algorithm)):
+        images = [torch.randn_like(inputs.x) for _ in range(3)]
+        shared = (torch.randn(case.k), images[0], case.algorithm, *images[1 : 3 if affine else 1])
+        for more in ((), shared):
             torch.library.opcheck(
                 torch.ops.fastres.conv_stats_backward.default,
                 (grad_y, grad_mean, grad_m2, *arguments, y, mean, *geometry, *mask, *more),
@@ -246,7 +263,7 @@ def test_compiles_whole():
 def test_wrong_gradients():
     x, weight = torch.randn(2, 8, 5, 7), torch.randn(12, 4, 3, 3)
     y, mean, m2 = ops.conv_stats(x, weight, groups=2)
-    call = torch.ops.fastres.conv_stats_backward
+    call, affine = torch.ops.fastres.conv_stats_backward, (torch.ones(8),) * 3
     for name, changed in (
         ("grad_y", {"grad_y": y[:, :, 1:]}),
         ("grad_y", {"grad_y": y.bfloat16()}),
@@ -257,11 +274,16 @@ def test_wrong_gradients():
         ("grad_scale", {"grad_scale": mean[1:]}),
         ("grad_in", {"grad_in": x[1:]}),
         ("grad_in", {"grad_in": x.half()}),
+        ("in_residual and activated", {"activated": x}),
+        ("in_residual", {"in_residual": x[1:], "activated": x, "affine": affine}),
+        ("activated", {"in_residual": x, "activated": x.half(), "affine": affine}),
     ):
         given = {"grad_y": y, "grad_mean": mean, "grad_m2": m2, "y": y, "mean": mean, **changed}
         with pytest.raises(ValueError, match=f"{name} must"):
             call(
-                given["grad_y"], given["grad_mean"], given["grad_m2"], x, None, None, None,
-                "none", 0.01, weight, given["y"], given["mean"], (1, 1), (0,) * 4, (1, 1), 2,
-                True, True, True, given.get("grad_scale"), given.get("grad_in"),
+                given["grad_y"], given["grad_mean"], given["grad_m2"], x,
+                *given.get("affine", (None,) * 3), "none", 0.01, weight, given["y"], given["mean"],
+                (1, 1), (0,) * 4, (1, 1), 2,
+                True, True, True, given.get("grad_scale"), given.get("grad_in"), "direct",
+                given.get("in_residual"), given.get("activated"),
             )  # fmt: skip

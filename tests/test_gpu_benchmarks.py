@@ -72,21 +72,28 @@ def test_the_gpu_model_counts_what_a_layer_does():
 
 @pytest.mark.skipif(not gpu_model.cuda_emulation.HAS_NVCC, reason="needs nvcc")
 @pytest.mark.parametrize(
-    ("channels", "kernel", "residual"),
-    [(32, 3, False), (32, 1, False), (32, 1, True), (3, 7, False)],
+    ("channels", "kernel", "residual", "passes"),
+    [
+        (32, 3, False, False),
+        (32, 1, False, False),
+        (32, 1, False, True),
+        (32, 1, True, False),
+        (3, 7, False, False),
+    ],
 )
-def test_the_gpu_model_knows_what_training_moves(channels, kernel, residual):
+def test_the_gpu_model_knows_what_training_moves(channels, kernel, residual, passes):
     padding = kernel // 2
     shape = shapes.ConvShape(
         channels, 64, kernel, 1, padding, 1, 40, 40, residual=residual, act="relu"
     )
     device = gpu_model.cuda_emulation.Device(check=False, counters=True)
-    gpu_training.run_training(shape, 1, device)
+    gpu_training.run_training(shape, 1, device, passes)
     moved = sum(s["dram_read_bytes_min"] + s["dram_write_bytes_min"] for s in device.stats)
     fused, apart = gpu_training.Traffic(), gpu_training.Traffic()
-    gpu_training.add_layer(fused, apart, shape, 1, device.scratch_bytes, 0)
+    gpu_training.add_layer(fused, apart, shape, 1, device.scratch_bytes, 0, passes)
     weights = fused.bytes["weights"]
-    ends = sum(fused.bytes[cause] for cause in ("block's end", "stem's end", "max-pool"))
+    ends = fused.bytes["stem's end"] + fused.bytes["max-pool"]
+    ends += fused.bytes["block's end"] if residual else 0  # an operator of its own
     # The emulated weights are of two bytes.
     assert moved == pytest.approx(fused.total - ends - weights / 2, rel=0.03)
     assert fused.total < apart.total
@@ -105,11 +112,12 @@ def test_the_gpu_model_knows_what_the_end_of_a_block_moves(shortcut, passes):
 
 @pytest.mark.parametrize("model", shapes.DEFAULT_MODELS)
 def test_the_gpu_model_counts_every_layer_of_a_training_step(model):
-    fused, apart = gpu_training.training_step(model, 2)
+    fused, apart = gpu_training.training_step(model, 32)
     convolutions = len(shapes.conv_calls(model))
     for side in (fused, apart):
         assert len(side.calls) == 3 * convolutions - 1  # the image has no gradient
         assert side.total > sum(moved for _, moved in side.calls)
+    assert fused.total < 0.6 * apart.total
     # Sixteen shortcuts start at what the pool and fifteen blocks give.
     assert apart.bytes["shortcut's gradient"] == 3 * fused.bytes["shortcut's gradient"]
 

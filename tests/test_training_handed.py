@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from nets import Bottleneck, Function, TinyNet, conv_bn
+from nets import Basic, Function, TinyNet, conv_bn
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -103,7 +103,9 @@ def test_a_block_end_has_one_gradient_for_both_sides():
     loss = fastres.accelerate(TinyNet().train())(torch.randn(2, 3, 33, 31)).sum()
     with Watch():
         loss.backward()
-    assert sorted(outputs) == [(False, 0), *[(True, 0)] * 3]  # the stem's and the blocks'
+    # The stem's and two blocks'. The gradient of the third, whose shortcut is its input and whose
+    # output starts a block, passes it in that block's first convolution.
+    assert sorted(outputs) == [(False, 0), (True, 0), (True, 0)]
 
 
 def test_part_of_a_graph_leaves_nothing_for_the_next_pass():
@@ -124,15 +126,32 @@ def test_part_of_a_graph_leaves_nothing_for_the_next_pass():
         assert torch.equal(parameter.grad, expected[name]), name
 
 
-def test_twice():
-    block = randomised_for_training(Bottleneck(out=24))
-    fused = fastres.accelerate(copy.deepcopy(block))
+def in_a_row() -> nn.Module:
+    """Blocks that start where another ends, with each kind of shortcut and several activations."""
+    return nn.Sequential(
+        *(Basic(), Basic(act=nn.SiLU()), Basic(act=lambda y: F.leaky_relu(y, 0.2))),
+        *(Basic(stride=2, shortcut=conv_bn(8, 8, 1, stride=2)), Basic(), nn.Conv2d(8, 4, 1)),
+    )
+
+
+def test_blocks_in_a_row():
+    check_training(randomised_for_training(in_a_row()), torch.randn(3, 8, 13, 9))
+
+
+@pytest.mark.parametrize("wanted", ["", "3.", "3.shortcut.0", "1.conv2"])
+def test_twice(wanted):
+    """Gradients of a penalty on gradients, of all of them or of those that few nodes compute."""
+    torch.manual_seed(2)
+    net = randomised_for_training(in_a_row())
+    fused = fastres.accelerate(copy.deepcopy(net))
     found = []
-    for model, dtype in ((fused, torch.float32), (block.double(), torch.float64)):
+    for model, dtype in ((fused, torch.float32), (net.double(), torch.float64)):
         torch.manual_seed(1)
-        x = torch.randn(3, 16, 13, 9, dtype=torch.float64).to(dtype).requires_grad_()
-        tensors = [x, *model.parameters()]
-        first = torch.autograd.grad(model(x).square().mean(), tensors, create_graph=True)
-        found.append(torch.autograd.grad(sum(g.square().sum() for g in first), tensors))
+        x = torch.randn(3, 8, 13, 9, dtype=torch.float64).to(dtype).requires_grad_()
+        some = [p for name, p in model.named_parameters() if name.startswith(wanted)]
+        first = torch.autograd.grad(model(x).square().mean(), some, create_graph=True)
+        penalty = sum(g.square().sum() for g in first)
+        found.append(torch.autograd.grad(penalty, [x, *some], materialize_grads=True))
+    assert found[0]
     for ours, true in zip(*found, strict=True):
         assert (ours - true).norm() <= 1e-3 * true.norm() + 1e-6

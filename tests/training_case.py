@@ -214,3 +214,57 @@ def check_shared_gradients(
     ours = [grad_x, grad_weight, *(affine if inputs.affine is not None else ())]
     for our, their, exact, term in zip(ours, theirs, true, terms, strict=True):
         assert_accurate(our, their, exact, factor=FACTORS[case.algorithm], magnitude=term.abs)
+
+
+def check_gradients_through_a_block_end(
+    assert_accurate, case: ConvCase, inputs: Inputs, act: str = "relu", layout: str = "nchw"
+) -> None:
+    """Checks the gradients of a convolution and of the end of the block that activated its input.
+
+    That end's y is the case's x, and the affine its constants.
+    """
+    dtype, shape = inputs.x.dtype, inputs.x.shape
+    assert inputs.affine is not None
+    residual = laid_out(torch.randn(shape).to(dtype), layout)
+    grad_in = laid_out(torch.randn(shape).to(dtype), layout)
+    activated = laid_out(ops.affine_add_act(inputs.x, *inputs.affine, residual, act=act), layout)
+    geometry = case.stride, case.padding, case.dilation, case.groups
+    y, mean, _ = torch.ops.fastres.conv_stats(
+        activated, None, None, None, "none", 0.0, inputs.weight, *geometry, case.algorithm
+    )
+    grads = [torch.randn(y.shape).to(dtype), torch.randn_like(mean), torch.randn_like(mean) / 16]
+    scale = torch.randn(case.k)
+    call = torch.ops.fastres.conv_stats_backward
+
+    def backward(activation: str, *wanted: bool) -> tuple[Tensor, ...]:
+        return call(
+            *grads, inputs.x, *inputs.affine, activation, SLOPE, inputs.weight, y, mean, *geometry,
+            *wanted, scale, grad_in, case.algorithm, residual, activated,
+        )  # fmt: skip
+
+    found = backward(act, True, True, True)
+    for wanted in ((True, False, False), (False, True, False), (False, False, True)):
+        flags = (wanted[0], *(wanted[1],) * 3, wanted[2])
+        for ours, alone, flag in zip(found, backward(act, *wanted), flags, strict=True):
+            assert torch.equal(ours, alone) if flag else alone.shape == (0,)
+
+    def separate(wide: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        """The same in two operators of the reference."""
+        constants = [wide(t) for t in (inputs.weight, y, mean)]
+        grad, _, _, _, grad_weight = training_reference.conv_stats_backward(
+            *map(wide, grads), wide(activated), None, None, None, "none", 0.0, *constants,
+            *geometry, True, False, True, wide(scale), wide(grad_in),
+        )  # fmt: skip
+        end = training_reference.affine_add_act_backward(
+            grad, *map(wide, (inputs.x, *inputs.affine, residual)), None, None, None, act, SLOPE,
+            True,
+        )  # fmt: skip
+        return [*end[:4], grad_weight]
+
+    # Of sums over an image, terms as large as all of the gradients' are.
+    terms = separate(lambda t: t.double())
+    factor = FACTORS[case.algorithm]
+    for ours, theirs, true in zip(found, separate(lambda t: t), terms, strict=True):
+        assert_accurate(
+            ours, theirs, true, factor=factor, magnitude=lambda true=true: true.abs() * 64
+        )

@@ -25,14 +25,14 @@ Tensor empty_vector(int64_t size, const Tensor& like) {
 float* floats_of(Tensor& tensor) { return static_cast<float*>(tensor.mutable_data_ptr()); }
 
 // Those of the affine's mean, scale and bias.
-void affine_gradients(const TrainingConv& conv, const InputGradientSums& sums, const Tensor& like,
+void affine_gradients(const Affine& affine, const InputGradientSums& sums, const Tensor& like,
                       Gradients& gradients) {
-  const int64_t channels = conv.geometry.in_channels;
+  const int64_t channels = like.size(1);
   Tensor mean = empty_vector(channels, like), scale = empty_vector(channels, like),
          bias = empty_vector(channels, like);
   for (int64_t c = 0; c < channels; ++c) {
     const double sum = sums.grad[c];
-    floats_of(mean)[c] = static_cast<float>(-sum * conv.prologue.main.scale[c]);
+    floats_of(mean)[c] = static_cast<float>(-sum * affine.scale[c]);
     floats_of(scale)[c] = static_cast<float>(sums.grad_centred[c]);
     floats_of(bias)[c] = static_cast<float>(sum);
   }
@@ -59,27 +59,46 @@ WeightView weight_target(const WeightView& weight, Tensor& grad) {
 }
 
 InputGradientSums run_winograd(const Kernels& kernels, const TrainingConv& conv,
-                               const OutputGradient& gradient, const Image& grad_x,
-                               const Image& grad_in, const WeightView& grad_weight) {
+                               const OutputGradient& gradient, const InputBackward& input,
+                               const WeightView& grad_weight) {
   if (grad_weight.data != nullptr) run_winograd_wgrad(kernels, conv, gradient, grad_weight);
-  if (grad_x.data == nullptr) return InputGradientSums(conv.geometry.in_channels);
+  if (input.grad_x.data == nullptr) return InputGradientSums(conv.geometry.in_channels);
   if (prefers_winograd_batches(conv.weight)) {
-    return run_winograd_dgrad(kernels, conv, gradient, grad_x, grad_in);
+    return run_winograd_dgrad(kernels, conv, gradient, input);
   }
-  return run_dgrad(kernels, conv, gradient, grad_x, grad_in);
+  return run_dgrad(kernels, conv, gradient, input);
 }
 
 // Targets without data are not wanted.
 InputGradientSums run(const Kernels& kernels, const TrainingConv& conv,
-                      const OutputGradient& gradient, const Image& grad_x, const Image& grad_in,
+                      const OutputGradient& gradient, const InputBackward& input,
                       const WeightView& grad_weight) {
-  if (conv.winograd) return run_winograd(kernels, conv, gradient, grad_x, grad_in, grad_weight);
+  if (conv.winograd) return run_winograd(kernels, conv, gradient, input, grad_weight);
   if (fuses_backward(conv)) {
-    return run_fused_backward(kernels, conv, gradient, grad_x, grad_in, grad_weight);
+    return run_fused_backward(kernels, conv, gradient, input, grad_weight);
   }
   if (grad_weight.data != nullptr) run_wgrad(kernels, conv, gradient, grad_weight);
-  if (grad_x.data == nullptr) return InputGradientSums(conv.geometry.in_channels);
-  return run_dgrad(kernels, conv, gradient, grad_x, grad_in);
+  if (input.grad_x.data == nullptr) return InputGradientSums(conv.geometry.in_channels);
+  return run_dgrad(kernels, conv, gradient, input);
+}
+
+Image image_like(const std::optional<Tensor>& tensor, const Tensor& x, const char* name) {
+  if (!tensor.has_value()) return {};
+  check_cpu(*tensor, kOp, name);
+  check_like(*tensor, x, kOp, name, "x");
+  return image_of(*tensor);
+}
+
+// What affine_add_act was given: x as `conv` was given the prologue's constants, and in_residual.
+ActivatedBefore activated_before(const TrainingConv& conv, const Tensor& x,
+                                 const std::optional<Tensor>& in_residual) {
+  if (!in_residual.has_value()) return {};
+  ActivatedBefore before;
+  before.y = image_of(x);
+  before.residual = image_like(in_residual, x, "in_residual");
+  before.f = conv.prologue;
+  before.f.residual = conv.identity.identity();
+  return before;
 }
 
 Gradients conv_stats_backward(
@@ -90,17 +109,18 @@ Gradients conv_stats_backward(
     const Tensor& mean, const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
     const std::vector<int64_t>& dilation, int64_t groups, bool need_x, bool need_affine,
     bool need_weight, const std::optional<Tensor>& grad_scale, const std::optional<Tensor>& grad_in,
-    const std::string& algorithm) {
-  const TrainingConv conv({x, in_mean, in_scale, in_bias, in_act, in_act_slope, weight, stride,
-                           padding, dilation, groups, algorithm, grad_in.has_value()},
-                          kOp);
+    const std::string& algorithm, const std::optional<Tensor>& in_residual,
+    const std::optional<Tensor>& activated) {
+  check_activated(in_residual, activated, in_mean, x, kOp);
+  TrainingConv conv({x, in_mean, in_scale, in_bias, in_act, in_act_slope, weight, stride, padding,
+                     dilation, groups, algorithm, grad_in.has_value() || activated.has_value()},
+                    kOp);
   const OutputGradient gradient(grad_y, grad_scale, grad_mean, grad_m2, y, mean, x, conv, kOp);
-  Image grad_in_image{};
-  if (grad_in.has_value()) {
-    check_cpu(*grad_in, kOp, "grad_in");
-    check_like(*grad_in, x, kOp, "grad_in", "x");
-    grad_in_image = image_of(*grad_in);
-  }
+  const AffineAct prologue = conv.prologue;
+  InputBackward input;
+  input.grad_in = image_like(grad_in, x, "grad_in");
+  input.before = activated_before(conv, x, in_residual);
+  if (activated.has_value()) conv.take_plain(image_like(activated, x, "activated"));
   Gradients gradients{empty_vector(0, x), empty_vector(0, x), empty_vector(0, x),
                       empty_vector(0, x), empty_vector(0, x)};
   need_affine = need_affine && conv.has_affine;
@@ -114,14 +134,14 @@ Gradients conv_stats_backward(
   }
   InputGradientSums sums(conv.geometry.in_channels);
   if (conv.geometry.batch > 0) {
-    sums = run(selected_kernels(), conv, gradient,
-               need_x || need_affine ? input_target(conv, grad_x) : Image{}, grad_in_image,
+    if (need_x || need_affine) input.grad_x = input_target(conv, grad_x);
+    sums = run(selected_kernels(), conv, gradient, input,
                need_weight ? weight_target(conv.weight, grad_weight) : WeightView{});
   } else if (need_weight) {
     torch::stable::zero_(grad_weight);
   }
   if (need_x) std::get<0>(gradients) = grad_x;
-  if (need_affine) affine_gradients(conv, sums, x, gradients);
+  if (need_affine) affine_gradients(prologue.main, sums, x, gradients);
   if (need_weight) {
     std::get<4>(gradients) = torch::stable::to(grad_weight, weight.scalar_type());
   }

@@ -38,12 +38,12 @@ Range hull(Range a, Range b) {
 
 }  // namespace
 
-InputGradient::InputGradient(const Kernels& kernels, const TrainingConv& conv, const Image& grad_x,
-                             const Image& grad_in)
+InputGradient::InputGradient(const Kernels& kernels, const TrainingConv& conv,
+                             const InputBackward& input)
     : kernels_(kernels),
       conv_(conv),
-      grad_x_(grad_x),
-      grad_in_(grad_in),
+      input_(input),
+      grad_x_(input.grad_x),
       no_shift_(static_cast<size_t>(conv.geometry.in_channels), 0.0F) {
   make_phases();
 }
@@ -154,51 +154,72 @@ void InputGradient::clear(const ConvBand& band) const {
 // While the rows are in the cache.
 void InputGradient::finish(const Slices::Slice& slice, const Band& output, InputGradientSums& sums,
                            const Band& activated) const {
-  const Image& x = conv_.x;
+  const ActivatedBefore& before = input_.before;
+  const Image& x = before.given() ? before.y : conv_.x;
   const auto joined = [&](ptrdiff_t row, ptrdiff_t pixel) { return row == x.width * pixel; };
   // Rows that follow each other are one long row: fewer, longer runs.
   const auto in_one_row = [&](const Image& image) {
     return image.is_float32_nhwc() && joined(image.stride_h, image.stride_w);
   };
-  const bool adds = grad_in_.data != nullptr;
-  const bool one_row = in_one_row(x) && (!adds || in_one_row(grad_in_)) &&
+  const Image &residual = before.residual, &grad_in = input_.grad_in;
+  const bool one_row = in_one_row(x) && (residual.data == nullptr || in_one_row(residual)) &&
+                       (grad_in.data == nullptr || in_one_row(grad_in)) &&
                        joined(output.row_stride, output.pixel_stride) &&
                        !conv_.geometry.padding.any();
   const int64_t lines = one_row ? 1 : slice.rows;
   const int64_t pixels = one_row ? slice.rows * x.width : x.width;
   const int64_t floats = x.width * x.channels;
-  float* scratch = thread_scratch().inner1.floats(2 * floats);
+  float* scratch = thread_scratch().inner1.floats(3 * floats);
   const auto row_of = [&](const Image& image, int64_t i, float* converted) {
+    if (image.data == nullptr) return ConstPixels{};
     return row_pixels(kernels_.base, image, slice.image, slice.row + i, {0, x.channels}, converted);
   };
+  const bool computes = activated.data != nullptr && !before.given();
   for (int64_t i = 0; i < lines; ++i) {
-    const ConstPixels row = row_of(x, i, scratch);
-    const ConstPixels grad_in = adds ? row_of(grad_in_, i, scratch + floats) : ConstPixels{};
-    float* out = activated.data == nullptr ? nullptr : activated.data + i * activated.row_stride;
-    finish_row(row, grad_in, {output.data + i * output.row_stride, output.pixel_stride},
+    const Row row{row_of(x, i, scratch), row_of(residual, i, scratch + floats),
+                  row_of(grad_in, i, scratch + 2 * floats)};
+    float* out = computes ? activated.data + i * activated.row_stride : nullptr;
+    finish_row(row, {output.data + i * output.row_stride, output.pixel_stride},
                {out, activated.pixel_stride}, pixels, sums);
+  }
+  if (activated.data != nullptr && before.given()) copy_activated(slice, activated);
+}
+
+void InputGradient::copy_activated(const Slices::Slice& slice, const Band& activated) const {
+  const Image& x = conv_.x;
+  float* scratch = thread_scratch().inner1.floats(x.width * x.channels);
+  for (int64_t i = 0; i < slice.rows; ++i) {
+    const ConstPixels row =
+        row_pixels(kernels_.base, x, slice.image, slice.row + i, {0, x.channels}, scratch);
+    float* to = activated.data + i * activated.row_stride;
+    for (int64_t pixel = 0; pixel < x.width; ++pixel) {
+      std::copy_n(row.data + pixel * row.stride, x.channels, to + pixel * activated.pixel_stride);
+    }
   }
 }
 
-void InputGradient::finish_row(ConstPixels x, ConstPixels grad_in, Pixels grad_x, Pixels activated,
-                               int64_t pixels, InputGradientSums& sums) const {
+void InputGradient::finish_row(const Row& row, Pixels grad_x, Pixels activated, int64_t pixels,
+                               InputGradientSums& sums) const {
   const int64_t channels = conv_.geometry.in_channels;
+  const bool before = input_.before.given();
   const AffineAct sum{conv_.identity.identity(), conv_.identity.identity()};
-  float* run_sums = thread_scratch().residual.floats(2 * channels);
+  const AffineAct& f = before ? input_.before.f : conv_.prologue;
+  float* run_sums = thread_scratch().residual.floats(3 * channels);
   short_runs(pixels, [&](int64_t first, int64_t count) {
-    std::fill_n(run_sums, 2 * channels, 0.0F);
-    const Pixels grad{grad_x.data + first * grad_x.stride, grad_x.stride};
-    if (grad_in.data != nullptr) {
-      kernels_.training.affine_act(sum, {grad.data, grad.stride},
-                                   {grad_in.data + first * grad_in.stride, grad_in.stride}, grad,
-                                   count, channels);
+    std::fill_n(run_sums, 3 * channels, 0.0F);
+    const auto from = [&](auto p) {
+      if (p.data != nullptr) p.data += first * p.stride;
+      return p;
+    };
+    const Pixels grad = from(grad_x);
+    if (row.grad_in.data != nullptr) {
+      kernels_.training.affine_act(sum, {grad.data, grad.stride}, from(row.grad_in), grad, count,
+                                   channels);
     }
-    const Pixels out{
-        activated.data == nullptr ? nullptr : activated.data + first * activated.stride,
-        activated.stride};
-    kernels_.training.affine_act_backward(
-        conv_.prologue, {grad.data, grad.stride}, {x.data + first * x.stride, x.stride}, {},
-        {grad, {}, out}, {run_sums, run_sums + channels, nullptr}, count, channels);
+    kernels_.training.affine_act_backward(f, {grad.data, grad.stride}, from(row.x),
+                                          from(row.residual), {grad, {}, from(activated), before},
+                                          {run_sums, run_sums + channels, run_sums + 2 * channels},
+                                          count, channels);
     sums.grad.add(run_sums);
     sums.grad_centred.add(run_sums + channels);
   });
@@ -230,11 +251,11 @@ Band gradient_band(const Kernels& kernels, const OutputGradient& gradient, int64
 }  // namespace
 
 InputGradientSums run_dgrad(const Kernels& kernels, TrainingConv conv, OutputGradient gradient,
-                            Image grad_x, Image grad_in) {
-  std::vector<Image*> images{&conv.x, &gradient.grad(), &gradient.y(), &grad_x};
-  if (grad_in.data != nullptr) images.push_back(&grad_in);
+                            InputBackward input) {
+  std::vector<Image*> images{&conv.x, &gradient.grad(), &gradient.y()};
+  input.append_to(images);
   join_images(conv.geometry, images);
-  const InputGradient dgrad(kernels, conv, grad_x, grad_in);
+  const InputGradient dgrad(kernels, conv, input);
   const Slices slices = dgrad_slices(conv, dgrad.gradient_columns());
   std::vector<InputGradientSums> parts(static_cast<size_t>(slices.count()),
                                        InputGradientSums(conv.geometry.in_channels));

@@ -35,12 +35,32 @@ struct PhaseAxis {
   }
 };
 
-// Fills slices of grad_x, dense NHWC of x's type. `grad_in`, if it has data, is what else flows
-// into the gradient of the activated input.
+// An input that affine_add_act has activated: what that was given. None where y has no data.
+struct ActivatedBefore {
+  Image y, residual;
+  AffineAct f;  // its pointers are into the convolution's constants
+  bool given() const { return y.data != nullptr; }
+};
+
+// What becomes of the gradient of the activated input. `grad_in`, if it has data, flows into it
+// too.
+struct InputBackward {
+  Image grad_x;  // dense NHWC of x's type; with `before`, its residual's gradient
+  Image grad_in;
+  ActivatedBefore before;
+
+  // With join_images.
+  void append_to(std::vector<Image*>& images) {
+    for (Image* image : {&grad_x, &grad_in, &before.y, &before.residual}) {
+      if (image->data != nullptr) images.push_back(image);
+    }
+  }
+};
+
+// Fills slices of grad_x.
 class InputGradient {
  public:
-  InputGradient(const Kernels& kernels, const TrainingConv& conv, const Image& grad_x,
-                const Image& grad_in);
+  InputGradient(const Kernels& kernels, const TrainingConv& conv, const InputBackward& input);
 
   // What a slice of input rows reads of the output's gradient; it may be outside of the image.
   Range gradient_rows(const Slices::Slice& slice) const;
@@ -72,13 +92,18 @@ class InputGradient {
   void run_phase(const Phase& phase, const Slices::Slice& slice, const Band& gradient,
                  const Upcoming& upcoming, const Band& output) const;
   void clear(const ConvBand& band) const;
-  void finish_row(ConstPixels x, ConstPixels grad_in, Pixels grad_x, Pixels activated,
-                  int64_t pixels, InputGradientSums& sums) const;
+  // One row of what the backward reads; those without data are left out.
+  struct Row {
+    ConstPixels x, residual, grad_in;
+  };
+  void finish_row(const Row& row, Pixels grad_x, Pixels activated, int64_t pixels,
+                  InputGradientSums& sums) const;
+  void copy_activated(const Slices::Slice& slice, const Band& activated) const;
 
   const Kernels& kernels_;
   const TrainingConv& conv_;
+  const InputBackward& input_;
   const Image& grad_x_;
-  const Image& grad_in_;
   const std::vector<float> no_shift_;
   std::vector<Phase> phases_;
   std::unique_ptr<PooledFloats> packed_;
@@ -87,11 +112,10 @@ class InputGradient {
 
 // The whole batch.
 InputGradientSums run_dgrad(const Kernels& kernels, TrainingConv conv, OutputGradient gradient,
-                            Image grad_x, Image grad_in);
+                            InputBackward input);
 
 // The same by Winograd, many images at a time.
 InputGradientSums run_winograd_dgrad(const Kernels& kernels, const TrainingConv& conv,
-                                     const OutputGradient& gradient, const Image& grad_x,
-                                     const Image& grad_in);
+                                     const OutputGradient& gradient, const InputBackward& input);
 
 }  // namespace fastres::cpu

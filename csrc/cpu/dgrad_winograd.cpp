@@ -12,12 +12,12 @@ namespace {
 class WinogradBatch {
  public:
   WinogradBatch(const Kernels& kernels, const TrainingConv& conv, const OutputGradient& gradient,
-                const Image& grad_x, const Image& grad_in)
+                const InputBackward& input)
       : kernels_(kernels),
         conv_(conv),
         gradient_(gradient),
-        grad_x_(grad_x),
-        dgrad_(kernels, conv, grad_x, grad_in) {}
+        grad_x_(input.grad_x),
+        dgrad_(kernels, conv, input) {}
 
   // Images [first, first + images); appends the sums of their slices.
   void run(int64_t first, int64_t images, std::vector<InputGradientSums>& parts) const {
@@ -70,10 +70,9 @@ class WinogradBatch {
 }  // namespace
 
 InputGradientSums run_winograd_dgrad(const Kernels& kernels, const TrainingConv& conv,
-                                     const OutputGradient& gradient, const Image& grad_x,
-                                     const Image& grad_in) {
+                                     const OutputGradient& gradient, const InputBackward& input) {
   const ConvGeometry& g = conv.geometry;
-  const WinogradBatch batch(kernels, conv, gradient, grad_x, grad_in);
+  const WinogradBatch batch(kernels, conv, gradient, input);
   const int64_t at_once = winograd_images_at_once(g.in, g.in_channels + g.out_channels);
   std::vector<InputGradientSums> parts;
   for (int64_t n = 0; n < g.batch; n += at_once) {

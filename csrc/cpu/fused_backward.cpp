@@ -11,12 +11,12 @@ namespace {
 class FusedBackward {
  public:
   FusedBackward(const Kernels& kernels, const TrainingConv& conv, const OutputGradient& gradient,
-                const Image& grad_x, const Image& grad_in)
+                const InputBackward& input)
       : kernels_(kernels),
         conv_(conv),
         gradient_(gradient),
-        wants_input_(grad_x.data != nullptr),
-        dgrad_(kernels, conv, grad_x, grad_in),
+        wants_input_(input.grad_x.data != nullptr),
+        dgrad_(kernels, conv, input),
         sums_(kernels, conv) {}
 
   Slices slices() const {
@@ -116,13 +116,12 @@ bool fuses_backward(const TrainingConv& conv) {
 }
 
 InputGradientSums run_fused_backward(const Kernels& kernels, TrainingConv conv,
-                                     OutputGradient gradient, Image grad_x, Image grad_in,
+                                     OutputGradient gradient, InputBackward input,
                                      const WeightView& grad_weight) {
   std::vector<Image*> images{&conv.x, &gradient.grad(), &gradient.y()};
-  if (grad_x.data != nullptr) images.push_back(&grad_x);
-  if (grad_in.data != nullptr) images.push_back(&grad_in);
+  input.append_to(images);
   join_images(conv.geometry, images);
-  const FusedBackward backward(kernels, conv, gradient, grad_x, grad_in);
+  const FusedBackward backward(kernels, conv, gradient, input);
   const Slices slices = backward.slices();
   const int64_t floats = grad_weight.data != nullptr ? backward.weight_sums().floats() : 0;
   const int64_t parts = std::min(thread_count(), slices.count());

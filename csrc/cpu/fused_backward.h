@@ -13,9 +13,9 @@ namespace fastres::cpu {
 // for the weight gradient comes with it.
 bool fuses_backward(const TrainingConv& conv);
 
-// What is wanted of it: grad_x without data and grad_weight without data are left out.
+// What is wanted of it: input.grad_x without data and grad_weight without data are left out.
 InputGradientSums run_fused_backward(const Kernels& kernels, TrainingConv conv,
-                                     OutputGradient gradient, Image grad_x, Image grad_in,
+                                     OutputGradient gradient, InputBackward input,
                                      const WeightView& grad_weight);
 
 }  // namespace fastres::cpu

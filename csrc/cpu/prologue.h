@@ -46,6 +46,14 @@ struct TrainingConv {
   std::vector<Tensor> kept;  // converted or made contiguous
 
   TrainingConv(const ConvStatsArguments& arguments, const char* op);
+
+  // Convolves this image as it is, in the place of the activated x.
+  void take_plain(const Image& image) {
+    x = image;
+    prologue.main = identity.identity();
+    prologue.act = Activation::none;
+    has_prologue = false;
+  }
 };
 
 // A per-channel float32 vector, made contiguous and kept alive in `kept`.

@@ -43,7 +43,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> conv_stats_backward_on_cuda(
     const Tensor& mean, const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
     const std::vector<int64_t>& dilation, int64_t groups, bool need_x, bool need_affine,
     bool need_weight, const std::optional<Tensor>& grad_scale, const std::optional<Tensor>& grad_in,
-    const std::string& algorithm) {
+    const std::string& algorithm, const std::optional<Tensor>& in_residual,
+    const std::optional<Tensor>& activated) {
   Operands operands(x, kOp, "x");
   const TrainingConv conv(operands, x, in_mean, in_scale, in_bias, in_act, in_act_slope, weight,
                           stride, padding, dilation, groups, algorithm, kOp);
@@ -56,6 +57,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> conv_stats_backward_on_cuda(
     check_like(*grad_in, x, kOp, "grad_in", "x");
     a.grad_in = operands.image(*grad_in, "grad_in");
   }
+  check_activated(in_residual, activated, in_mean, x, kOp);
+  a.in_residual = operands.image(in_residual, "in_residual");
+  a.activated = operands.image(activated, "activated");
 
   need_affine = need_affine && in_mean.has_value();
   const int64_t channels = need_affine ? g.in_channels : 0;

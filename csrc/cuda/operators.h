@@ -214,7 +214,10 @@ struct ConvStatsBackwardArguments {
   Source x;         // with the prologue
   WeightTensor weight;
   const void* grad_in;  // of the activated input too, or null
-  void* grad_x;         // null where not wanted, as all below
+  // Where affine_add_act has activated the input: what it added, and its result; or null.
+  const void* in_residual;
+  const void* activated;
+  void* grad_x;  // null where not wanted, as all below
   float* grad_in_mean;
   float* grad_in_scale;
   float* grad_in_bias;
@@ -234,6 +237,7 @@ inline void conv_stats_backward(Executor& executor, Dtype type, const ConvGeomet
     e.channels = static_cast<int32_t>(g.in_channels);
     e.out = a.grad_x;
     e.residual = a.grad_in;
+    e.shortcut = a.in_residual;
     if (!a.x.plain()) e.x = a.x.x;
     e.mean = a.x.mean, e.scale = a.x.scale, e.bias = a.x.bias;
     if (affine) e.partial = static_cast<float*>(executor.scratch(tiles * g.in_channels * 8));
@@ -253,7 +257,8 @@ inline void conv_stats_backward(Executor& executor, Dtype type, const ConvGeomet
     }
   }
   if (a.grad_weight.data != nullptr) {
-    Wgrad(type, g).run(executor, a.gradient, a.x, a.grad_weight);
+    const Source input = a.activated != nullptr ? plain_source(a.activated) : a.x;
+    Wgrad(type, g).run(executor, a.gradient, input, a.grad_weight);
   }
 }
 
@@ -269,8 +274,8 @@ struct AffineTiles {
     p.rows = kElementwiseThreads / p.columns;
     column_blocks = ceil_div(chunks, p.columns);
     p.column_blocks = static_cast<int32_t>(column_blocks);
-    // Some blocks more than an H100 holds at a time, each of at least eight rounds.
-    constexpr int64_t kBlocks = 2048;
+    // As many blocks as an H100 holds at a time, each of at least eight rounds.
+    constexpr int64_t kBlocks = 132 * 2048 / kElementwiseThreads;
     const int64_t rounds =
         std::max<int64_t>(8, ceil_div(p.pixels * column_blocks, kBlocks * p.rows));
     p.pixels_per_block = rounds * p.rows;

@@ -66,8 +66,10 @@ struct Epilogue {
   void* out;
   const void* residual;  // or null, like all below
   const float* shift;
-  // input_gradient: before = (x - mean) * scale + bias, x with the shape of out.
+  // input_gradient: before = (x - mean) * scale + bias + shortcut, x with the shape of out. With a
+  // shortcut, out is left unmultiplied by scale: it is the shortcut's gradient too.
   const void* x;
+  const void* shortcut;
   const float* mean;
   const float* scale;
   const float* bias;
@@ -198,11 +200,15 @@ struct WgradParams {
   int64_t pixels_per_split;
 };
 
-// A block computes 64 output channels times 64 columns, wgrad_pixels() pixels at a time.
+// A block computes 64 output channels times 64 columns. Each of its parts takes wgrad_pixels()
+// pixels in turn, and in the end their sums are added up: what is written as partial sums is half
+// of what as many threads in blocks of their own would leave.
 constexpr int kWgradTile = 64;
-constexpr int kWgradThreads = 128;
+constexpr int kWgradParts = 2;
+constexpr int kWgradThreads = kWgradParts * 128;
 constexpr int wgrad_pixels(int element_bytes) { return 64 / element_bytes; }
-constexpr int kWgradBytes = 2 * 2 * kWgradTile * 64;  // two buffers of two operands
+constexpr int kWgradPartBytes = 2 * 2 * kWgradTile * 64;  // two buffers of two operands
+constexpr int kWgradBytes = kWgradParts * kWgradPartBytes;
 
 // grouped_wgrad: the same for the convolutions of grouped_conv; partial[split][channel][tap][c].
 struct GroupedWgradParams {

@@ -42,15 +42,16 @@ class Wgrad {
   }
 
  private:
-  // Two to each multiprocessor of an A100, as many as their registers let it run at a time: more
-  // would leave more partial sums to write and read.
-  static constexpr int64_t kBlocks = 216;
+  // As many blocks as an A100 runs at a time, whose 108 multiprocessors have registers for one of
+  // conv_wgrad and two of grouped_wgrad: more would leave more partial sums to write and read.
+  static constexpr int64_t kDenseBlocks = 108, kGroupedBlocks = 216;
 
-  // Splits `items` so that there are about kBlocks blocks, each of at least `least` items.
-  int64_t split(Executor& executor, int64_t items, int64_t blocks, int64_t least) {
+  // Splits `items` so that there are about `all` blocks, `blocks` a split, each of at least `least`
+  // items.
+  int64_t split(Executor& executor, int64_t items, int64_t all, int64_t blocks, int64_t least) {
     splits_ = 0;
     if (items == 0) return 0;  // an empty batch: reduce_splits writes zeros
-    const int64_t wanted = std::clamp<int64_t>(kBlocks / blocks, 1, ceil_div(items, least));
+    const int64_t wanted = std::clamp<int64_t>(all / blocks, 1, ceil_div(items, least));
     const int64_t each = ceil_div(items, wanted);
     splits_ = ceil_div(items, each);
     partial_ = static_cast<float*>(executor.scratch(splits_ * elements_ * 4));
@@ -80,9 +81,9 @@ class Wgrad {
     p.m_tiles = static_cast<int32_t>(ceil_div(p.out_channels, kWgradTile));
     p.n_tiles = static_cast<int32_t>(ceil_div(g.kernel.h * g.kernel.w * p.in_channels, kWgradTile));
     const int64_t blocks = int64_t{p.m_tiles} * p.n_tiles * p.groups;
-    const int64_t step = wgrad_pixels(static_cast<int>(element_bytes(type_)));
-    p.pixels_per_split =
-        step * split(executor, ceil_div(g.batch * g.out.h * g.out.w, step), blocks, 8);
+    const int64_t step = kWgradParts * wgrad_pixels(static_cast<int>(element_bytes(type_)));
+    const int64_t steps = ceil_div(g.batch * g.out.h * g.out.w, step);
+    p.pixels_per_split = step * split(executor, steps, kDenseBlocks, blocks, 4);
     p.partial = partial_;
     executor.run(std::string("fastres_conv_wgrad") + suffix(type_), blocks * splits_, kWgradThreads,
                  kWgradBytes, p);
@@ -113,7 +114,7 @@ class Wgrad {
     p.tiles_w = static_cast<int32_t>(ceil_div(g.out.w, kGroupedTileWidth));
     patch_pixels(p);
     const int64_t blocks = ceil_div(p.channels, grouped_channels(bytes));
-    p.tiles_per_split = split(executor, g.batch * p.tiles_h * p.tiles_w, blocks, 1);
+    p.tiles_per_split = split(executor, g.batch * p.tiles_h * p.tiles_w, kGroupedBlocks, blocks, 1);
     p.partial = partial_;
     executor.run("fastres_grouped_wgrad_" + std::to_string(width) + suffix(type_), blocks * splits_,
                  grouped_wgrad_threads(static_cast<int>(width), bytes),

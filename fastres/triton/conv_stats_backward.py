@@ -41,11 +41,14 @@ def conv_stats_backward(
     grad_scale: Tensor | None = None,
     grad_in: Tensor | None = None,
     algorithm: str = "direct",
+    in_residual: Tensor | None = None,
+    activated: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     """Gradients of ``conv_stats``, see ``training_reference.conv_stats_backward``."""
     training_reference.conv_stats_backward_check(
         grad_y, grad_mean, grad_m2, x, in_mean, in_scale, in_bias, in_act, in_act_slope, weight, y,
-        mean, stride, padding, dilation, groups, grad_scale, grad_in, algorithm,
+        mean, stride, padding, dilation, groups, grad_scale, grad_in, algorithm, in_residual,
+        activated,
     )  # fmt: skip
     gradient = output_gradient(grad_y, y, mean, grad_scale, grad_mean, grad_m2)
     geometry, prologue = Geometry(stride, padding, dilation), Affine(in_mean, in_scale, in_bias)
@@ -54,13 +57,17 @@ def conv_stats_backward(
     if need_x or need_affine:
         grad_x, parts = dgrad(
             gradient, x, transposed_operand(weight, groups, x.dtype), geometry, prologue,
-            in_act, in_act_slope, grad_in, need_x=need_x, need_affine=need_affine,
+            in_act, in_act_slope, grad_in, in_residual, need_x=need_x,
+            need_affine=need_affine,
         )  # fmt: skip
         if grad_x is not None:
             gradients[0] = grad_x
         if parts is not None and in_scale is not None:
             total, centred = sum_parts(parts)
             gradients[1:4] = -in_scale * total, centred, total
-    if need_weight:
+    if need_weight and activated is not None:
+        plain = Affine(None, None, None)
+        gradients[4] = wgrad(gradient, activated, weight, geometry, plain, "none", 0.0, groups)
+    elif need_weight:
         gradients[4] = wgrad(gradient, x, weight, geometry, prologue, in_act, in_act_slope, groups)
     return tuple(gradients)

@@ -48,6 +48,7 @@ def dgrad(
     in_act: str,
     act_slope: float,
     grad_in: Tensor | None,
+    in_residual: Tensor | None,
     *,
     need_x: bool,
     need_affine: bool,
@@ -63,12 +64,14 @@ def dgrad(
         in_act: of fprop.
         act_slope: of in_act.
         grad_in: what else flows into the gradient of the activated input, like x, or None.
+        in_residual: what was added before the activation, like x, or None.
         need_x: whether x's gradient is wanted.
         need_affine: whether the prologue's are; needs one.
 
     Returns:
-        x's gradient, dense channels_last; and, of every tile, with g the gradient of the prologue's
-        affine, the sums over pixels of g and of g * (x - mean): [2, tiles, C] float32.
+        x's gradient, dense channels_last (or in_residual's, if there is one); and, of every tile,
+        with g the gradient of the prologue's affine, the sums over pixels of g and of
+        g * (x - mean): [2, tiles, C] float32.
     """
     n, c, h, w = x.shape
     _, k, oh, ow = gradient.grad_y.shape
@@ -81,6 +84,8 @@ def dgrad(
     parts = x.new_empty((2, tiles_m, c), dtype=torch.float32) if need_affine else None
     if grad_in is not None:
         grad_in = grad_in.contiguous(memory_format=torch.channels_last)
+    if in_residual is not None:
+        in_residual = in_residual.contiguous(memory_format=torch.channels_last)
     if pixels == 0:
         return grad_x, parts
 
@@ -88,7 +93,7 @@ def dgrad(
         return (tiles_m * tiles.number * triton.cdiv(tiles.out_width, meta["BLOCK_N"]),)
 
     dgrad_kernel[grid](
-        *gradient, operand.values, x, *prologue, grad_in, grad_x, parts,
+        *gradient, operand.values, x, *prologue, grad_in, in_residual, grad_x, parts,
         h, w, oh, ow, n * oh * ow, pixels, tiles.number, act_slope,
         *gradient.strides(), *x.stride(),
         C=c, K=k, IN_WIDTH=tiles.in_width, OUT_WIDTH=tiles.out_width,
@@ -171,7 +176,7 @@ def _accumulate(
 @triton.jit
 def dgrad_kernel(
     grad_y, y, mean, grad_scale, grad_mean, grad_m2, weight, x, in_mean, in_scale, in_bias,
-    grad_in, grad_x, parts,
+    grad_in, in_residual, grad_x, parts,
     H, W, OH, OW, out_pixels, pixels, channel_tiles, slope,
     g_n, g_c, g_h, g_w, y_n, y_c, y_h, y_w, x_n, x_c, x_h, x_w,
     C: tl.constexpr, K: tl.constexpr, IN_WIDTH: tl.constexpr, OUT_WIDTH: tl.constexpr,
@@ -228,13 +233,15 @@ def dgrad_kernel(
         at = (image * x_n + ih * x_h + iw * x_w)[:, None] + (c * x_c)[None, :]
         value = widen(tl.load(x + at, mask=inside, other=0))
         before = affine(value, in_mean, in_scale, in_bias, c, valid)
+        if in_residual is not None:
+            before += widen(tl.load(in_residual + dense, mask=inside, other=0))
         acc = tl.where(inside, activate_grad(acc, before, slope, IN_ACT), 0.0)
         if parts is not None:
             part = tile_m.to(tl.int64) * C + c
             deviation = value - load_channels(in_mean, c, valid)[None, :]
             tl.store(parts + part, sum_rows(acc), mask=valid)
             tl.store(parts + tiles_m.to(tl.int64) * C + part, sum_rows(acc * deviation), mask=valid)
-        if in_mean is not None:
+        if in_mean is not None and in_residual is None:
             acc *= load_channels(in_scale, c, valid)[None, :]
     if grad_x is not None:
         tl.store(grad_x + dense, narrow(acc, grad_x.dtype.element_ty), mask=inside)

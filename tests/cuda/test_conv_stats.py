@@ -7,6 +7,7 @@ import torch
 from conv_case import DTYPES, SLOPE, same
 from training_case import (
     CASES,
+    check_gradients_through_a_block_end,
     check_shared_gradients,
     eager,
     fused,
@@ -50,6 +51,12 @@ def test_a_scale_and_another_gradient_of_the_input(assert_accurate, case, dtype)
     for affine in (True, False):
         inputs = make_inputs(case, dtype, affine=affine)
         check_shared_gradients(assert_accurate, case, inputs, "relu" if affine else "none")
+
+
+@EVERY_KIND
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_through_the_end_of_a_block(assert_accurate, case, dtype):
+    check_gradients_through_a_block_end(assert_accurate, case, make_inputs(case, dtype))
 
 
 @EVERY_KIND

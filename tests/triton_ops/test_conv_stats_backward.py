@@ -10,6 +10,7 @@ from training_case import (
     KINDS,
     Inputs,
     check_gradients,
+    check_gradients_through_a_block_end,
     check_shared_gradients,
     eager,
     fused,
@@ -39,6 +40,12 @@ def test_a_scale_and_another_gradient_of_the_input(assert_accurate, case):
     for dtype, affine in ((torch.float16, True), (torch.float32, False)):
         inputs = make_inputs(case, dtype, affine=affine)
         check_shared_gradients(assert_accurate, case, inputs, "relu" if affine else "none")
+
+
+@EVERY_KIND
+@pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
+def test_through_the_end_of_a_block(assert_accurate, case, dtype):
+    check_gradients_through_a_block_end(assert_accurate, case, make_inputs(case, dtype))
 
 
 @EVERY_KIND

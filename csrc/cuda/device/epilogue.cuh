@@ -199,9 +199,10 @@ struct TileEpilogue {
     for (int row = first_row(); row < BM && column() < columns; row += kRowStep) {
       if (pixels[row] < 0) continue;
       const int64_t at = pixels[row] * e.channels + channel0 + column();
-      float g[kVec<E>], x[kVec<E>] = {};
+      float g[kVec<E>], x[kVec<E>] = {}, shortcut[kVec<E>] = {};
       read_staged<E, BN>(tile, row, column(), g);
       if (e.x != nullptr) read(e.x, at, x);
+      if (e.shortcut != nullptr) read(e.shortcut, at, shortcut);
       if (e.residual != nullptr) {
         float r[kVec<E>];
         read(e.residual, at, r);
@@ -211,10 +212,11 @@ struct TileEpilogue {
 #pragma unroll
       for (int i = 0; i < kVec<E>; ++i) {
         const float deviation = x[i] - mean[i];
-        g[i] = act_grad(g[i], deviation * scale[i] + bias[i], e.act, e.act_slope);
+        const float before = deviation * scale[i] + bias[i] + shortcut[i];
+        g[i] = act_grad(g[i], before, e.act, e.act_slope);
         sum[i] += g[i];
         centred[i] += g[i] * deviation;
-        g[i] *= scale[i];
+        if (e.shortcut == nullptr) g[i] *= scale[i];
       }
       if (e.out != nullptr) write(at, g);
     }

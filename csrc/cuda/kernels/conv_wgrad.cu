@@ -4,9 +4,9 @@
 
 using namespace fastres::cuda;
 
-FASTRES_KERNEL(fastres_conv_wgrad_f16, kWgradThreads, 2, WgradParams,
+FASTRES_KERNEL(fastres_conv_wgrad_f16, kWgradThreads, 1, WgradParams,
                ConvWgrad<f16>(params, shared).run())
-FASTRES_KERNEL(fastres_conv_wgrad_bf16, kWgradThreads, 2, WgradParams,
+FASTRES_KERNEL(fastres_conv_wgrad_bf16, kWgradThreads, 1, WgradParams,
                ConvWgrad<bf16>(params, shared).run())
-FASTRES_KERNEL(fastres_conv_wgrad_f32, kWgradThreads, 2, WgradParams,
+FASTRES_KERNEL(fastres_conv_wgrad_f32, kWgradThreads, 1, WgradParams,
                ConvWgrad<float>(params, shared).run())

@@ -1,6 +1,6 @@
 // The weight gradient as a matrix product over pixels: output channels x (tap, input channel). Both
 // operands go through registers, where their affines are applied, one step ahead. Blocks split the
-// pixels; reduce_splits adds up what they leave.
+// pixels, and so do a block's parts; reduce_splits adds up what the blocks leave.
 
 #pragma once
 
@@ -14,11 +14,13 @@ template <class E>
 struct ConvWgrad {
   static constexpr int kV = kVec<E>;
   static constexpr int kPixels = wgrad_pixels(sizeof(E));
-  static constexpr int kChunks = kWgradTile / kV;           // of a pixel's row
-  static constexpr int kRowStep = kWgradThreads / kChunks;  // rows apart of one thread's chunks
+  static constexpr int kStride = kWgradParts * kPixels;  // from one step of a part to its next
+  static constexpr int kThreads = kWgradThreads / kWgradParts;  // of a part
+  static constexpr int kChunks = kWgradTile / kV;               // of a pixel's row
+  static constexpr int kRowStep = kThreads / kChunks;           // rows apart of one thread's chunks
   static constexpr int kRows = kPixels / kRowStep;
   static constexpr int kOperandBytes = kPixels * kWgradTile * static_cast<int>(sizeof(E));
-  static_assert(4 * kOperandBytes == kWgradBytes, "two buffers of two operands");
+  static_assert(4 * kOperandBytes == kWgradPartBytes, "two buffers of two operands");
 
   const WgradParams& p;
   char* shared;
@@ -28,8 +30,11 @@ struct ConvWgrad {
   bool column_exists, k_exists;
   ChunkAffine<E> gradient_affine, source_affine_;
 
-  __device__ static int chunk() { return threadIdx.x % kChunks; }
-  __device__ static int thread_row() { return threadIdx.x / kChunks; }
+  __device__ static int part() { return threadIdx.x / kThreads; }
+  __device__ static int thread() { return threadIdx.x % kThreads; }
+  __device__ static int warp() { return thread() >> 5; }
+  __device__ static int chunk() { return thread() % kChunks; }
+  __device__ static int thread_row() { return thread() / kChunks; }
 
   // Rows that a fragment reads together have their chunks in different banks.
   __device__ static uint32_t offset(int row, int chunk) {
@@ -59,7 +64,7 @@ struct ConvWgrad {
     if (column_exists) source_affine_.load(p.source, group * p.in_channels + channel);
   }
 
-  // An output pixel that moves on by kPixels.
+  // An output pixel that moves on by kStride.
   struct Pixel {
     int64_t index;
     int64_t n;
@@ -70,13 +75,13 @@ struct ConvWgrad {
 
   __device__ void start_pixels() {
     const int area = p.out_h * p.out_w;
-    step_n = kPixels / area;
-    step_h = kPixels % area / p.out_w;
-    step_w = kPixels % area % p.out_w;
+    step_n = kStride / area;
+    step_h = kStride % area / p.out_w;
+    step_w = kStride % area % p.out_w;
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
       Pixel& at = pixel[i];
-      at.index = begin + thread_row() + i * kRowStep;
+      at.index = begin + part() * kPixels + thread_row() + i * kRowStep;
       at.n = at.index / area;
       const int rest = static_cast<int>(at.index - at.n * area);
       at.h = rest / p.out_w;
@@ -84,7 +89,7 @@ struct ConvWgrad {
     }
   }
   __device__ void advance(Pixel& at) const {
-    at.index += kPixels;
+    at.index += kStride;
     at.w += step_w;
     int carry = at.w >= p.out_w;
     at.w -= carry ? p.out_w : 0;
@@ -175,7 +180,7 @@ struct ConvWgrad {
   }
 
   __device__ char* operand(int buffer, int which) const {
-    return shared + (buffer * 2 + which) * kOperandBytes;
+    return shared + part() * kWgradPartBytes + (buffer * 2 + which) * kOperandBytes;
   }
 
   __device__ void store(int buffer, const Loaded& loaded) const {
@@ -203,8 +208,8 @@ struct ConvWgrad {
   }
 
   __device__ void multiply(int buffer) {
-    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-    const int row_m = (warp >> 1) * 32, row_n = (warp & 1) * 32;
+    const int lane = threadIdx.x & 31;
+    const int row_m = (warp() >> 1) * 32, row_n = (warp() & 1) * 32;
     const char *a_base = operand(buffer, 0), *b_base = operand(buffer, 1);
     constexpr int kStep = sizeof(E) == 2 ? 16 : 8;
 #pragma unroll
@@ -250,18 +255,36 @@ struct ConvWgrad {
     Loaded loaded;
     load(loaded);
     int buffer = 0;
-    for (int64_t at = begin; at < end; at += kPixels) {
+    for (int64_t at = begin; at < end; at += kStride) {
       store(buffer, loaded);
       __syncthreads();
       load(loaded);
       multiply(buffer);
       buffer ^= 1;
     }
-    write();
+    add_parts();
+    if (part() == 0) write();
+  }
+
+  // The first part's sums become everybody's, added in the order of the parts.
+  __device__ void add_parts() {
+    float* sums = reinterpret_cast<float*>(shared);  // [fragment values][threads of a part]
+    for (int other = 1; other < kWgradParts; ++other) {
+      __syncthreads();
+#pragma unroll
+      for (int i = 0; i < 32; ++i) {
+        if (part() == other) sums[i * kThreads + thread()] = acc[i / 16][i / 4 % 4][i % 4];
+      }
+      __syncthreads();
+#pragma unroll
+      for (int i = 0; i < 32; ++i) {
+        if (part() == 0) acc[i / 16][i / 4 % 4][i % 4] += sums[i * kThreads + thread()];
+      }
+    }
   }
 
   __device__ void write() const {
-    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+    const int lane = threadIdx.x & 31;
     const int columns = p.window.kernel_h * p.window.kernel_w * p.in_channels;
     const int64_t rows = static_cast<int64_t>(p.out_channels) * p.groups;
 #pragma unroll
@@ -270,8 +293,8 @@ struct ConvWgrad {
       for (int n = 0; n < 4; ++n) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-          const int k = k0 + (warp >> 1) * 32 + m * 16 + half * 8 + (lane >> 2);
-          const int column = column0 + (warp & 1) * 32 + n * 8 + 2 * (lane & 3);
+          const int k = k0 + (warp() >> 1) * 32 + m * 16 + half * 8 + (lane >> 2);
+          const int column = column0 + (warp() & 1) * 32 + n * 8 + 2 * (lane & 3);
           if (k >= p.out_channels || column >= columns) continue;
           float* to = p.partial +
                       (split * rows + static_cast<int64_t>(group) * p.out_channels + k) * columns +
