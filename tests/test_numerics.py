@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 
 import pytest
@@ -35,3 +36,16 @@ def test_strict_keeps_infinities():
         assert model(x).isnan().any()  # Winograd subtracts infinities from each other
         fastres.set_numerics("strict")  # from the next call on
         torch.testing.assert_close(model(x), expected)
+
+
+@pytest.mark.skipif("cpu" not in fastres.available_backends(), reason="needs the native library")
+def test_strict_keeps_infinities_where_gradients_are_needed():
+    # BatchNorm's stored statistics: those of an infinite image are NaN.
+    eager = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16)).eval()
+    model = fastres.accelerate(copy.deepcopy(eager))
+    x = torch.randn(1, 16, 9, 9)
+    x[0, 3, 4, 4] = float("inf")
+    fastres.set_numerics("fast")
+    assert model(x).isnan().any()
+    fastres.set_numerics("strict")
+    torch.testing.assert_close(model(x), eager(x))
