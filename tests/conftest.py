@@ -6,6 +6,11 @@ import os
 from collections.abc import Callable, Iterator
 
 import pytest
+
+# Threads that wait are to sleep: pytest-xdist has a process on every core, and those that spin keep
+# others from what they wait for. OpenMP reads this when torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import torch
 from torch import Tensor
 
