@@ -174,7 +174,7 @@ def _image(shape: ConvShape, batch: int, *, inside: bool = False) -> torch.Tenso
 
 def report(fused: Traffic, apart: Traffic, batch: int) -> list[str]:
     """The table of bytes, in Markdown."""
-    causes = dict.fromkeys([*fused.bytes, *apart.bytes])
+    causes = dict.fromkeys([*CONVOLUTIONS, *fused.bytes, *apart.bytes])
     lines = [f"| training step, batch {batch}, GB | fused | one after the other |"]
     lines.append("| --- | --- | --- |")
     for cause in causes:
