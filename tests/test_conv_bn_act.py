@@ -87,6 +87,17 @@ def test_group_counts(assert_accurate, group_channels, groups):
         check_case(assert_accurate, case, make_inputs(case), "relu")
 
 
+@pytest.mark.parametrize("group_channels", [4, 8])
+@pytest.mark.parametrize("kernel", [1, 2, 5])
+def test_narrow_groups_of_any_kernel_and_width(assert_accurate, group_channels, kernel):
+    """Tiles of every width that a register tile of these groups may have."""
+    for width in range(1, 15):
+        case = same(24, 24, kernel, 1, 24 // group_channels, h=3, w=width, n=1)
+        check_case(assert_accurate, case, make_inputs(case, residual_layout="nchw"), "silu")
+    dilated = same(24, 24, 3, 2, 24 // group_channels)._replace(dilation=(2, 1))
+    check_case(assert_accurate, dilated, make_inputs(dilated), "relu")
+
+
 @EVERY_KIND
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -25,6 +25,7 @@ class BandWalker {
       : kernels_(kernels),
         block_(block),
         start_(start),
+        spatial_(arranged(kernels, block.spatial, {0, panel_count(kernels, block.spatial)})),
         channels1_(block.reduce.header.out_channels),
         channels2_(block.spatial.header.out_channels),
         padded_width_(block.in.w + 2 * block.dilation.w),
@@ -124,7 +125,7 @@ class BandWalker {
     spatial.input = {inner1(), inner1_row_, channels1_};
     spatial.output = {thread_scratch().inner2.floats(rows_in_cache() * inner2_row_), inner2_row_,
                       channels2_};
-    run(block_.spatial, spatial);
+    run(spatial_, spatial);
 
     ConvBand expand = spatial;
     expand.input = spatial.output;
@@ -185,6 +186,7 @@ class BandWalker {
   const Microkernels& kernels_;
   const Bottleneck& block_;
   const double start_;
+  const ConvLayer spatial_;
   const int64_t channels1_;
   const int64_t channels2_;
   const int64_t padded_width_;

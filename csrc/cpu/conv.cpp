@@ -295,6 +295,7 @@ void run_conv(const Microkernels& kernels, Conv conv) {
     Conv part = conv;
     if (!partition.by_panels())
       part.layer.first_panel = share.panels.size() * i / partition.parts();
+    part.layer = arranged(kernels, part.layer, share.panels);
     BandRunner(kernels, part, share.panels).run(share.slices);
   });
 }

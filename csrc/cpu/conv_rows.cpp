@@ -4,6 +4,7 @@
 
 #include "cache.h"
 #include "pack_on_use.h"
+#include "scratch.h"
 #include "winograd.h"
 
 namespace fastres::cpu {
@@ -113,7 +114,32 @@ void igemm_panel(const Microkernels& kernels, const ConvLayer& layer, ConvTile t
   kernels.igemm(t);
 }
 
+bool takes_arranged_weights(const PackedHeader& h) {
+  return h.layout == PackedLayout::lanes && h.group_in_channels >= 4;
+}
+
+void lanes_panels(const Microkernels& kernels, const ConvLayer& layer, ConvTile t, Range panels) {
+  const PackedHeader& h = layer.header;
+  const Range channels = panel_channels(kernels, layer, panels);
+  const bool grouped = takes_arranged_weights(h);
+  t.input += channels.begin;
+  t.weights = (grouped ? layer.arranged : layer.weights) + panels.begin * t.weight_block_stride;
+  select_channels(t, channels.begin, channels.size());
+  (grouped ? kernels.grouped : kernels.lanes)(t, h.group_in_channels);
+}
+
 }  // namespace
+
+ConvLayer arranged(const Microkernels& kernels, ConvLayer layer, Range panels) {
+  const PackedHeader& h = layer.header;
+  if (!takes_arranged_weights(h) || layer.arranged != nullptr) return layer;
+  float* target = thread_scratch().arranged.floats(h.payload_floats());
+  const int64_t first = panels.begin * h.block_stride();
+  kernels.arrange_grouped(layer.weights + first, panels.size(), h.taps(), h.group_in_channels,
+                          target + first);
+  layer.arranged = target;
+  return layer;
+}
 
 void Upcoming::add_rows(const Image& image, int64_t n, int64_t begin, int64_t end) {
   end = std::min(end, image.height);
@@ -177,11 +203,7 @@ void conv_rows(const Microkernels& kernels, const ConvLayer& layer, ConvBand ban
   if (layer.header.taps() == 1) join_rows(layer, band);
   ConvTile t = tile_of(layer, band);
   if (layer.header.layout == PackedLayout::lanes) {
-    const Range channels = panel_channels(kernels, layer, panels);
-    t.input += channels.begin;
-    t.weights += panels.begin * t.weight_block_stride;
-    select_channels(t, channels.begin, channels.size());
-    return kernels.lanes(t, layer.header.group_in_channels);
+    return lanes_panels(kernels, arranged(kernels, layer, panels), t, panels);
   }
   for (int64_t i = 0; i < panels.size(); ++i) igemm_panel(kernels, layer, t, panels, i);
 }

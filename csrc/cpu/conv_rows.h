@@ -41,7 +41,8 @@ struct ConvLayer {
   int64_t first_panel = 0;       // where this thread begins with the panels it is given
   const float* weights = nullptr;  // packed, from block `first_block` on
   int64_t first_block = 0;
-  Upcoming upcoming;  // what will be read or written after this, fetched meanwhile
+  const float* arranged = nullptr;  // by arranged(), null for not yet
+  Upcoming upcoming;                // what will be read or written after this, fetched meanwhile
   const float* shift = nullptr;
   Extent stride, dilation;
   Activation act = Activation::none;
@@ -74,6 +75,11 @@ struct ConvBand {
   int64_t rows = 0;
   int64_t pixels = 0;
 };
+
+// The layer with the weights of `panels` in the order that its kernel takes them in, where that is
+// not the packed one: in this thread's scratch memory, until the next such layer. For a layer
+// without, conv_rows() does it at each call.
+ConvLayer arranged(const Microkernels& kernels, ConvLayer layer, Range panels);
 
 // Computes `panels` of all output pixels of the band.
 void conv_rows(const Microkernels& kernels, const ConvLayer& layer, ConvBand band, Range panels);

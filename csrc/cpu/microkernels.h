@@ -122,8 +122,13 @@ struct Microkernels {
 
   // Dense convolution of one group; out_channels <= panel_channels, or those of the wide panel.
   void (*igemm)(const ConvTile&);
-  // Convolution of all groups of the lanes layout, `group_width` in {1, 2, 4, 8}.
+  // Convolution of all groups of the lanes layout, `group_width` in {1, 2}.
   void (*lanes)(const ConvTile&, int64_t group_width);
+  // The same for `group_width` in {4, 8}, of arranged weights.
+  void (*grouped)(const ConvTile&, int64_t group_width);
+  // Brings blocks of the lanes layout to the order that `grouped` takes them in.
+  void (*arrange_grouped)(const float* packed, int64_t blocks, int64_t taps, int64_t group_width,
+                          float* arranged);
   void (*dot)(const DotTile&);
   // Transforms `rows` x `pixels` input pixels; what a tile reads beyond them is zero.
   void (*winograd_input)(const WinogradTiles&, const float* input, ptrdiff_t row_stride,

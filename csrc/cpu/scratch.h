@@ -33,7 +33,8 @@ class Scratch {
 
 // What a convolution or a bottleneck may need at the same time on one thread.
 struct ThreadScratch {
-  Scratch input, residual, output, inner1, inner2, winograd_input, winograd_output, weights, sums;
+  Scratch input, residual, output, inner1, inner2, winograd_input, winograd_output, weights,
+      arranged, sums;
 };
 
 inline ThreadScratch& thread_scratch() {

@@ -12,6 +12,9 @@ extern const int64_t kIgemmWidePanelChannels;
 extern const int64_t kIgemmWidePanelPixels;
 void igemm(const ConvTile& tile);
 void lanes(const ConvTile& tile, int64_t group_width);
+void grouped(const ConvTile& tile, int64_t group_width);
+void arrange_grouped(const float* packed, int64_t blocks, int64_t taps, int64_t group_width,
+                     float* arranged);
 void dot(const DotTile& tile);
 void winograd_input(const WinogradTiles& tiles, const float* input, ptrdiff_t row_stride,
                     ptrdiff_t pixel_stride, int64_t rows, int64_t pixels);

@@ -1,4 +1,4 @@
-// Grouped and depthwise convolution with 1, 2, 4 or 8 channels a group.
+// Depthwise convolution, and with 2 channels a group.
 //
 // A vector of output channels spans several groups. For input channel c of each group, one
 // in-register shuffle spreads that channel over its group's lanes; with stride 1 the shuffled input
@@ -20,13 +20,9 @@ constexpr int kVecsPerBlock = 16 / kLanes;
 // Input channel c of the groups of output channels [channel, channel + kLanes).
 template <int kGroup, bool kPartial>
 inline Vec gather(const float* pixel, int64_t channel, int c, int64_t count) {
-  if constexpr (kGroup > kLanes) {
-    return broadcast(pixel[channel / kGroup * kGroup + c]);
-  } else {
-    const Vec x = kPartial ? load_partial(pixel + channel, count) : load(pixel + channel);
-    if constexpr (kGroup == 1) return x;
-    return spread<kGroup>(x, c);
-  }
+  const Vec x = kPartial ? load_partial(pixel + channel, count) : load(pixel + channel);
+  if constexpr (kGroup == 1) return x;
+  return spread<kGroup>(x, c);
 }
 
 // Input values are loaded again for each channel of a group, as part of the shuffle: kept in
@@ -171,17 +167,6 @@ void rows(const ConvTile& t) {
 
 }  // namespace
 
-void lanes(const ConvTile& t, int64_t group_width) {
-  switch (group_width) {
-    case 1:
-      return rows<1>(t);
-    case 2:
-      return rows<2>(t);
-    case 4:
-      return rows<4>(t);
-    default:
-      return rows<8>(t);
-  }
-}
+void lanes(const ConvTile& t, int64_t group_width) { group_width == 1 ? rows<1>(t) : rows<2>(t); }
 
 }  // namespace fastres::cpu::FASTRES_ISA_NAMESPACE

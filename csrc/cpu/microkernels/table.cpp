@@ -11,6 +11,8 @@ const Microkernels& microkernels() {
       kIgemmWidePanelPixels,
       igemm,
       lanes,
+      grouped,
+      arrange_grouped,
       dot,
       winograd_input,
       winograd_output,
