@@ -19,13 +19,9 @@ from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.append(str(ROOT / "tests"))
-
-import cuda_emulation  # noqa: E402
-
-from . import gpu_training  # noqa: E402
-from .shapes import (  # noqa: E402
+from . import gpu_training
+from .gpu_training import cuda_emulation
+from .shapes import (
     DEFAULT_MODELS,
     BottleneckShape,
     ConvShape,

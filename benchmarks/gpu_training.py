@@ -11,14 +11,19 @@ which are the same in both, are left out.
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
-from cuda_emulation import Device
 
 from .shapes import ConvShape, conv_calls
+
+sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
+
+from cuda_emulation import Device
 
 CONVOLUTIONS = ("convolution", "data gradient", "weight gradient")
 
