@@ -18,17 +18,17 @@ void winograd_rows(const Microkernels& kernels, const ConvLayer& layer, const Pl
 // The rows, of bands of this width, that a panel's weights are read once for.
 int64_t winograd_rows_in_cache(const Microkernels& kernels, const ConvLayer& layer, int64_t pixels);
 
-// The parts of it, for callers with buffers of their own: the products of tiles by some of the
+// The same of several bands of one width, such as small images, of no more rows together than that;
+// an odd number of rows counts as the next even one.
+void winograd_bands(const Microkernels& kernels, const ConvLayer& layer, const PlainWeight& plain,
+                    std::span<const ConvBand> bands, Range panels);
+
+// The parts of both, for callers with buffers of their own: the products of tiles by some of the
 // sixteen positions of packed panels, and the outputs that those products make.
 void winograd_products(const Microkernels& kernels, const ConvLayer& layer,
                        const WinogradTiles& input, Range positions, Range panels,
                        const WinogradTiles& products);
 void winograd_outputs(const Microkernels& kernels, const ConvLayer& layer,
                       const WinogradTiles& products, const ConvBand& band, Range channels);
-
-// The same of several bands of one width, such as small images, of no more rows together than that;
-// an odd number of rows counts as the next even one.
-void winograd_bands(const Microkernels& kernels, const ConvLayer& layer, const PlainWeight& plain,
-                    std::span<const ConvBand> bands, Range panels);
 
 }  // namespace fastres::cpu

@@ -12,7 +12,7 @@
 
 namespace fastres::cpu {
 
-// Whether transformed weights of so many channels are too large for bands of rows.
+// Whether the weight's sixteen matrices are too large for bands of rows.
 bool prefers_winograd_batches(const WeightView& weight);
 
 // Images that are worked on at a time, of `channels` channels in all buffers together.
