@@ -23,7 +23,7 @@ from .shapes import ConvShape, conv_calls
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
 
-from cuda_emulation import Device
+import cuda_emulation
 
 CONVOLUTIONS = ("convolution", "data gradient", "weight gradient")
 
@@ -135,7 +135,9 @@ def starts_block(shape: ConvShape) -> bool:
     return shape.in_channels > 3 and not has_prologue(shape) and shape.act != "none"
 
 
-def run_training(shape: ConvShape, batch: int, device: Device, passes: bool = False) -> None:
+def run_training(
+    shape: ConvShape, batch: int, device: cuda_emulation.Device, passes: bool = False
+) -> None:
     """Launches conv_stats of a layer and its backward, through the end of the block before."""
     c, k, kernel = shape.in_channels, shape.out_channels, shape.kernel
     x, y = _image(shape, batch, inside=True), _image(shape, batch)
@@ -160,7 +162,7 @@ def run_training(shape: ConvShape, batch: int, device: Device, passes: bool = Fa
 
 def _scratch(shape: ConvShape, batch: int, passes: bool) -> tuple[int, int]:
     """Bytes of scratch memory of a convolution's operators, and of affine_add_act_backward."""
-    device, end = Device(emulate=False), Device(emulate=False)
+    device, end = (cuda_emulation.Device(emulate=False) for _ in range(2))
     run_training(shape, batch, device, passes and starts_block(shape))
     if (shape.residual and not passes) or shape.in_channels == 3:
         y, vector = _image(shape, batch), torch.zeros(shape.out_channels)
