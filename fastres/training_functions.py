@@ -116,13 +116,14 @@ class Convolution(torch.autograd.Function):
                 grads, inputs, ctx.act, *rest, needs, ctx.grad_scale.take(), grad_in
             )
         else:
-            y_before, *affine, residual, _, _, _ = _end_inputs(end)
+            before = _end_inputs(end)
+            y_before, *affine, residual, _, _, _ = before
             x, weight = inputs[0], inputs[4]
             found = conv_stats_gradients(
                 grads, [y_before, *affine, weight], end.act, *rest, (*[True] * 4, needs[4]),
                 ctx.grad_scale.take(), grad_in, (residual, x),
             )  # fmt: skip
-            end.passed.give(found[1:4])
+            end.passed.give((found[1:4], before))
             found[1:4] = [None] * 3
         if ctx.gives is not None:
             found[0] = ctx.gives.give(found[0])
@@ -218,7 +219,9 @@ class BlockEnd(torch.autograd.Function):
         ctx.act, ctx.sources, ctx.gives = act, sources, gives
         ctx.inputs_given = [tensor is not None for tensor in inputs]
         ctx.again = False  # whether what its backward computed may be differentiated
-        ctx.passed = Handed()  # the affine's gradients, where the gradient has passed the end
+        # Where the gradient has passed the end: the affine's, and the inputs, because a checkpoint
+        # lets saved tensors be read once.
+        ctx.passed = Handed()
         kept = list(inputs)
         for position, source in zip((0, 4), sources, strict=True):
             if rebuilds(source):
@@ -231,15 +234,15 @@ class BlockEnd(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
         _refuse_second_order(*ctx.sources)
         ctx.again |= torch.is_grad_enabled()
-        needs, vectors = ctx.needs_input_grad[3:], ctx.passed.take()
-        inputs = _end_inputs(ctx)
+        needs, passed = ctx.needs_input_grad[3:], ctx.passed.take()
+        inputs = _end_inputs(ctx) if passed is None else passed[1]
         shared = _shares(ctx)
         if shared:
             _hand_scales(ctx, inputs)
-        if vectors is None:
+        if passed is None:
             found = affine_add_act_gradients(grad, inputs, ctx.act, needs, shared)
         else:
-            both = [grad, *vectors, grad, None, None, None]
+            both = [grad, *passed[0], grad, None, None, None]
             found = [g if needed else None for g, needed in zip(both, needs, strict=True)]
         if ctx.gives is not None:
             found[4] = ctx.gives.give(found[4])
