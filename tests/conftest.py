@@ -12,12 +12,10 @@ import pytest
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
+from conv_case import FEW
 from torch import Tensor
 
 from fastres import _library
-
-# Errors of fewer elements than this do not average out.
-FEW = 256
 
 
 def relative_error(out: Tensor, exact: Tensor) -> float:

@@ -15,6 +15,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 ACTIVATIONS = ("none", "relu", "relu6", "silu", "leaky_relu")
 LAYOUTS = ("nchw", "channels_last", "sliced", "channel_sliced", "transposed", "expanded")
 SLOPE = 0.2
+FEW = 256  # errors of fewer elements than this do not average out
 FACTORS = {"direct": 2.0, "winograd": 4.0}  # the contract's, times eager's error
 
 

@@ -10,6 +10,7 @@ from conv_case import (
     ACTIVATIONS,
     BANDS,
     DTYPES,
+    FEW,
     LAYOUTS,
     PATHS,
     ConvCase,
@@ -275,4 +276,7 @@ def test_any_convolution(
 ):
     torch.manual_seed(0)  # hypothesis replays and shrinks within one test
     set_threads(threads)
+    if layout == "expanded" and case.n > 0:
+        # All pixels of an image are one: so many images that their errors average out.
+        case = case._replace(n=FEW // case.k + 1)
     check_case(assert_accurate, case, make_inputs(case, dtype, layout, residual_layout), act)
