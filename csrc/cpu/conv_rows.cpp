@@ -50,26 +50,8 @@ ConvTile tile_of(const ConvLayer& layer, const ConvBand& band) {
   }
   t.weights = layer.weights;
   t.weight_block_stride = h.block_stride();
-  t.shift = layer.shift;
-  t.residual = band.residual.data;
-  t.residual_row_stride = band.residual.row_stride;
-  t.residual_pixel_stride = band.residual.pixel_stride;
-  t.output = band.output.data;
-  t.output_row_stride = band.output.row_stride;
-  t.output_pixel_stride = band.output.pixel_stride;
-  t.rows = band.rows;
-  t.pixels = band.pixels;
-  t.out_channels = h.out_channels;
-  t.act = layer.act;
-  t.act_slope = layer.act_slope;
+  set_outputs(t, layer, band);
   return t;
-}
-
-void select_channels(ConvTile& t, int64_t first, int64_t count) {
-  t.shift += first;
-  if (t.residual != nullptr) t.residual += first;
-  t.output += first;
-  t.out_channels = count;
 }
 
 int64_t panels_per_group(const Microkernels& kernels, const ConvLayer& layer) {
@@ -100,16 +82,12 @@ void set_next(const Microkernels& kernels, const ConvLayer& layer, Range panels,
 
 void igemm_panel(const Microkernels& kernels, const ConvLayer& layer, ConvTile t, Range panels,
                  int64_t i) {
-  const PackedHeader& h = layer.header;
   const int64_t panel = nth_panel(layer, panels, i);
-  const int64_t per_group = panels_per_group(kernels, layer);
-  const int64_t group = panel / per_group;
-  const int64_t first = panel % per_group * kernels.panel_channels;
+  const int64_t group = panel / panels_per_group(kernels, layer);
   if (layer.packing != nullptr) layer.packing->prepare(panel_blocks(kernels, layer, panel));
-  t.input += group * h.group_in_channels;
+  t.input += group * layer.header.group_in_channels;
   t.weights = panel_weights(kernels, layer, panel);
-  select_channels(t, group * h.group_out_channels() + first,
-                  std::min(kernels.panel_channels, h.group_out_channels() - first));
+  select_outputs(t, panel_channels(kernels, layer, {panel, panel + 1}));
   set_next(kernels, layer, panels, i, t);
   kernels.igemm(t);
 }
@@ -124,7 +102,7 @@ void lanes_panels(const Microkernels& kernels, const ConvLayer& layer, ConvTile 
   const bool grouped = takes_arranged_weights(h);
   t.input += channels.begin;
   t.weights = (grouped ? layer.arranged : layer.weights) + panels.begin * t.weight_block_stride;
-  select_channels(t, channels.begin, channels.size());
+  select_outputs(t, channels);
   (grouped ? kernels.grouped : kernels.lanes)(t, h.group_in_channels);
 }
 
@@ -139,6 +117,28 @@ ConvLayer arranged(const Microkernels& kernels, ConvLayer layer, Range panels) {
                           target + first);
   layer.arranged = target;
   return layer;
+}
+
+void set_outputs(ConvTile& t, const ConvLayer& layer, const ConvBand& band) {
+  t.shift = layer.shift;
+  t.residual = band.residual.data;
+  t.residual_row_stride = band.residual.row_stride;
+  t.residual_pixel_stride = band.residual.pixel_stride;
+  t.output = band.output.data;
+  t.output_row_stride = band.output.row_stride;
+  t.output_pixel_stride = band.output.pixel_stride;
+  t.rows = band.rows;
+  t.pixels = band.pixels;
+  t.out_channels = layer.header.out_channels;
+  t.act = layer.act;
+  t.act_slope = layer.act_slope;
+}
+
+void select_outputs(ConvTile& t, Range channels) {
+  t.shift += channels.begin;
+  if (t.residual != nullptr) t.residual += channels.begin;
+  t.output += channels.begin;
+  t.out_channels = channels.size();
 }
 
 void Upcoming::add_rows(const Image& image, int64_t n, int64_t begin, int64_t end) {

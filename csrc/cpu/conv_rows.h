@@ -76,6 +76,10 @@ struct ConvBand {
   int64_t pixels = 0;
 };
 
+// What a tile makes of the band, for all output channels; and for some of those.
+void set_outputs(ConvTile& tile, const ConvLayer& layer, const ConvBand& band);
+void select_outputs(ConvTile& tile, Range channels);
+
 // The layer with the weights of `panels` in the order that its kernel takes them in, where that is
 // not the packed one: in this thread's scratch memory, until the next such layer. For a layer
 // without, conv_rows() does it at each call.

@@ -152,8 +152,9 @@ class SliceRunner {
 };
 
 // Convolves all slices, each with statistics of its own.
-std::vector<Moments> run_slices(const Kernels& kernels, const TrainingConv& conv,
-                                const ConvLayer& layer, const Image& y) {
+std::vector<Moments> run_slices(const Kernels& kernels, const TrainingConv& conv, ConvLayer layer,
+                                const Image& y) {
+  layer = arranged(kernels.base, layer, {0, panel_count(kernels.base, layer)});
   const SliceRunner runner(kernels, conv, layer, y);
   const Slices& slices = runner.slices();
   std::vector<Moments> parts(static_cast<size_t>(slices.count()),
@@ -213,25 +214,14 @@ std::vector<Moments> run_batches(const Kernels& kernels, const TrainingConv& con
   return parts;
 }
 
-PackedHeader layer_header(const TrainingConv& conv) {
-  const Extent kernel = conv.weight.kernel;
-  return conv.winograd ? winograd_header_of(conv.weight, false)
-                       : header_of(conv.weight, false, all_taps(kernel.h), all_taps(kernel.w));
-}
-
-void pack_layer(const Kernels& kernels, const TrainingConv& conv, float* target) {
-  const Extent kernel = conv.weight.kernel;
-  if (conv.winograd) return pack_winograd_weight(kernels.base, conv.weight, false, target);
-  pack_weight(kernels.base, conv.weight, false, all_taps(kernel.h), all_taps(kernel.w), target);
-}
-
 // Convolves, and merges the slices' statistics in their order.
 Moments run(const Kernels& kernels, const TrainingConv& conv, const Image& y) {
   const ConvGeometry& g = conv.geometry;
   ConvLayer layer;
-  layer.header = layer_header(conv);
+  const Taps rows = all_taps(g.kernel.h), cols = all_taps(g.kernel.w);
+  layer.header = header_of(conv.weight, false, rows, cols, conv.winograd);
   const PooledFloats packed(layer.header.payload_floats());
-  pack_layer(kernels, conv, packed.data());
+  pack_weight(kernels.base, conv.weight, false, rows, cols, packed.data(), conv.winograd);
   const std::vector<float> no_shift(static_cast<size_t>(g.out_channels), 0.0F);
   layer.weights = packed.data();
   layer.shift = no_shift.data();

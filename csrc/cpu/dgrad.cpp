@@ -56,9 +56,8 @@ void InputGradient::make_phases() {
       Phase phase;
       phase.h = phase_axis({g.kernel.h, g.stride.h, g.dilation.h, g.padding.top}, h);
       phase.w = phase_axis({g.kernel.w, g.stride.w, g.dilation.w, g.padding.left}, w);
-      phase.layer.header = conv_.winograd
-                               ? winograd_header_of(conv_.weight, true)
-                               : header_of(conv_.weight, true, phase.h.taps, phase.w.taps);
+      phase.layer.header =
+          header_of(conv_.weight, true, phase.h.taps, phase.w.taps, conv_.winograd);
       phase.layer.shift = no_shift_.data();
       phase.layer.stride = {1, 1};
       phase.layer.dilation = {phase.h.step, phase.w.step};
@@ -77,11 +76,7 @@ void InputGradient::pack_weights(int64_t floats) {
   float* at = packed_->data();
   for (Phase& phase : phases_) {
     if (phase.empty()) continue;
-    if (conv_.winograd) {
-      pack_winograd_weight(kernels_.base, conv_.weight, true, at);
-    } else {
-      pack_weight(kernels_.base, conv_.weight, true, phase.h.taps, phase.w.taps, at);
-    }
+    pack_weight(kernels_.base, conv_.weight, true, phase.h.taps, phase.w.taps, at, conv_.winograd);
     phase.layer.weights = at;
     at += phase.layer.header.payload_floats();
   }

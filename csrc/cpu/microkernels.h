@@ -73,6 +73,10 @@ struct WinogradTiles {
   float* transformed;
   ptrdiff_t position_stride;
   ptrdiff_t tile_stride;
+
+  float* at(int64_t position, int64_t tile) const {
+    return transformed + position * position_stride + tile * tile_stride;
+  }
 };
 
 // The weights of up to sixteen output channels, `lane_stride` floats apart: each [channels][taps],

@@ -151,58 +151,6 @@ void parallel_blocks(const AnyBlocks& blocks, const Part& part) {
   });
 }
 
-}  // namespace
-
-PooledFloats::PooledFloats(int64_t count)
-    : data_(static_cast<float*>(acquire_buffer(static_cast<size_t>(count) * sizeof(float)))) {
-  if (data_ == nullptr) throw std::bad_alloc();
-}
-
-PooledFloats::~PooledFloats() { release_buffer(data_); }
-
-Taps all_taps(int64_t count) {
-  Taps taps(static_cast<size_t>(count));
-  std::iota(taps.begin(), taps.end(), 0);
-  return taps;
-}
-
-PackedHeader header_of(const WeightView& weight, bool transposed, const Taps& rows,
-                       const Taps& cols) {
-  const int64_t out = transposed ? weight.group_in_channels : weight.group_out_channels();
-  const int64_t in = transposed ? weight.group_out_channels() : weight.group_in_channels;
-  PackedHeader header;
-  header.layout =
-      uses_lanes_layout(out, in, weight.groups) ? PackedLayout::lanes : PackedLayout::igemm;
-  header.out_channels = static_cast<int32_t>(out * weight.groups);
-  header.group_in_channels = static_cast<int32_t>(in);
-  header.kernel_h = static_cast<int32_t>(rows.size());
-  header.kernel_w = static_cast<int32_t>(cols.size());
-  header.groups = static_cast<int32_t>(weight.groups);
-  return header;
-}
-
-void pack_weight(const Microkernels& kernels, const WeightView& weight, bool transposed,
-                 const Taps& rows, const Taps& cols, float* target) {
-  const Blocks blocks(weight, transposed, rows, cols);
-  const bool contiguous = !transposed && is_contiguous(weight);
-  parallel_blocks(blocks, [&](int64_t b) {
-    const Block block = blocks[b];
-    if (contiguous) {
-      pack_contiguous_block(kernels, weight, block, target + b * blocks.stride());
-    } else {
-      pack_block(block, target + b * blocks.stride());
-    }
-  });
-}
-
-PackedHeader winograd_header_of(const WeightView& weight, bool transposed) {
-  PackedHeader header = header_of(weight, transposed, all_taps(3), all_taps(3));
-  header.layout = PackedLayout::winograd;
-  return header;
-}
-
-namespace {
-
 // A block of sixteen output channels of a dense 3x3, and where the first of them begins. For the
 // gradient of the input, input and output channels change places, and the taps their order.
 class WinogradBlocks {
@@ -211,7 +159,7 @@ class WinogradBlocks {
       : kernels_(kernels),
         weight_(weight),
         transposed_(transposed),
-        header_(winograd_header_of(weight, transposed)) {
+        header_(header_of(weight, transposed, all_taps(3), all_taps(3), true)) {
     std::fill_n(ones_, kChannelBlock, 1.0F);
   }
 
@@ -271,10 +219,51 @@ class WinogradBlocks {
 
 }  // namespace
 
-void pack_winograd_weight(const Microkernels& kernels, const WeightView& weight, bool transposed,
-                          float* target) {
-  const WinogradBlocks blocks(kernels, weight, transposed);
-  parallel_blocks(blocks, [&](int64_t b) { blocks.pack(b, target); });
+PooledFloats::PooledFloats(int64_t count)
+    : data_(static_cast<float*>(acquire_buffer(static_cast<size_t>(count) * sizeof(float)))) {
+  if (data_ == nullptr) throw std::bad_alloc();
+}
+
+PooledFloats::~PooledFloats() { release_buffer(data_); }
+
+Taps all_taps(int64_t count) {
+  Taps taps(static_cast<size_t>(count));
+  std::iota(taps.begin(), taps.end(), 0);
+  return taps;
+}
+
+PackedHeader header_of(const WeightView& weight, bool transposed, const Taps& rows,
+                       const Taps& cols, bool winograd) {
+  const int64_t out = transposed ? weight.group_in_channels : weight.group_out_channels();
+  const int64_t in = transposed ? weight.group_out_channels() : weight.group_in_channels;
+  PackedHeader header;
+  header.layout = winograd                                    ? PackedLayout::winograd
+                  : uses_lanes_layout(out, in, weight.groups) ? PackedLayout::lanes
+                                                              : PackedLayout::igemm;
+  header.out_channels = static_cast<int32_t>(out * weight.groups);
+  header.group_in_channels = static_cast<int32_t>(in);
+  header.kernel_h = static_cast<int32_t>(rows.size());
+  header.kernel_w = static_cast<int32_t>(cols.size());
+  header.groups = static_cast<int32_t>(weight.groups);
+  return header;
+}
+
+void pack_weight(const Microkernels& kernels, const WeightView& weight, bool transposed,
+                 const Taps& rows, const Taps& cols, float* target, bool winograd) {
+  if (winograd) {
+    const WinogradBlocks blocks(kernels, weight, transposed);
+    return parallel_blocks(blocks, [&](int64_t b) { blocks.pack(b, target); });
+  }
+  const Blocks blocks(weight, transposed, rows, cols);
+  const bool contiguous = !transposed && is_contiguous(weight);
+  parallel_blocks(blocks, [&](int64_t b) {
+    const Block block = blocks[b];
+    if (contiguous) {
+      pack_contiguous_block(kernels, weight, block, target + b * blocks.stride());
+    } else {
+      pack_block(block, target + b * blocks.stride());
+    }
+  });
 }
 
 void unpack_weight(const float* packed, const WeightView& weight) {

@@ -38,18 +38,14 @@ class PooledFloats {
 // Which taps of one axis to pack, in which order.
 using Taps = std::vector<int64_t>;
 
-// The header of a packed weight of these taps; `transposed` convolves gradients of the output.
+// The header of a packed weight of these taps; `transposed` convolves gradients of the output, and
+// `winograd`, of a dense 3x3 and all taps, does so by F(2x2, 3x3).
 PackedHeader header_of(const WeightView& weight, bool transposed, const Taps& rows,
-                       const Taps& cols);
+                       const Taps& cols, bool winograd = false);
 
 // Packs those taps into header_of(...).payload_floats() floats.
 void pack_weight(const Microkernels& kernels, const WeightView& weight, bool transposed,
-                 const Taps& rows, const Taps& cols, float* target);
-
-// The same of a dense 3x3 for Winograd's F(2x2, 3x3).
-PackedHeader winograd_header_of(const WeightView& weight, bool transposed);
-void pack_winograd_weight(const Microkernels& kernels, const WeightView& weight, bool transposed,
-                          float* target);
+                 const Taps& rows, const Taps& cols, float* target, bool winograd = false);
 
 // All taps in order.
 Taps all_taps(int64_t count);

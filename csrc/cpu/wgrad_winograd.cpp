@@ -23,7 +23,7 @@ class WinogradWeightGradient {
       : kernels_(kernels),
         conv_(conv),
         gradient_(gradient),
-        header_(winograd_header_of(conv.weight, false)),
+        header_(header_of(conv.weight, false, all_taps(3), all_taps(3), true)),
         position_stride_(header_.blocks() * header_.block_stride()) {}
 
   void run(const WeightView& grad_weight) const {
@@ -133,12 +133,10 @@ class WinogradWeightGradient {
       for (int64_t part = 0; part < parts; ++part) {
         const Range mine = even_range(tiles, parts, part);
         t.pixels = mine.size();
-        t.input =
-            input.transformed + position * input.position_stride + mine.begin * input.tile_stride;
+        t.input = input.at(position, mine.begin);
         for (int64_t block = blocks.begin; block < blocks.end; block += t.blocks) {
           t.blocks = std::min<int64_t>(2, blocks.end - block);
-          t.grad = gradient.transformed + position * gradient.position_stride +
-                   mine.begin * gradient.tile_stride + block * kChannelBlock;
+          t.grad = gradient.at(position, mine.begin) + block * kChannelBlock;
           t.sums = sums + position * position_stride_ + block * header_.block_stride();
           kernels_.training.wgrad(t);
         }

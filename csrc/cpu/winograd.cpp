@@ -77,17 +77,8 @@ ConvTile product_tile(const WinogradTiles& input, const WinogradTiles& products)
 
 ConvTile output_tile(const ConvLayer& layer, const ConvBand& band, Range channels) {
   ConvTile t{};
-  t.shift = layer.shift + channels.begin;
-  t.residual = band.residual.data != nullptr ? band.residual.data + channels.begin : nullptr;
-  t.residual_row_stride = band.residual.row_stride;
-  t.residual_pixel_stride = band.residual.pixel_stride;
-  t.output = band.output.data + channels.begin;
-  t.output_row_stride = band.output.row_stride;
-  t.output_pixel_stride = band.output.pixel_stride;
-  t.rows = band.rows;
-  t.pixels = band.pixels;
-  t.act = layer.act;
-  t.act_slope = layer.act_slope;
+  set_outputs(t, layer, band);
+  select_outputs(t, channels);
   return t;
 }
 
@@ -135,7 +126,7 @@ class Chunk {
     for (const ConvBand& band : bands) {
       tiles.tile_rows = tile_rows_of(band);
       use(tiles, band);
-      tiles.transformed += tiles.tile_rows * tiles.tile_cols * tiles.tile_stride;
+      tiles.transformed = tiles.at(0, tiles.tile_rows * tiles.tile_cols);
     }
   }
 
@@ -150,9 +141,9 @@ class Chunk {
                 const WinogradTiles& input, const WinogradTiles& products) const {
     ConvTile t = product_tile(input, products);
     for (int64_t position = 0; position < kWinogradPositions; ++position) {
-      t.input = input.transformed + position * input.position_stride;
+      t.input = input.at(position, 0);
       t.weights = weights.data + position * weights.position_stride;
-      t.output = products.transformed + position * products.position_stride;
+      t.output = products.at(position, 0);
       if (weights.upcoming.data != nullptr) {
         const Range part = even_range(weights.upcoming.count, kWinogradPositions, position);
         t.upcoming.spans[0] = {weights.upcoming.data + part.begin, part.size()};
@@ -181,15 +172,13 @@ void winograd_products(const Microkernels& kernels, const ConvLayer& layer,
     for (int64_t part = 0; part < parts; ++part) {
       const Range mine = even_range(tiles, parts, part);
       t.pixels = mine.size();
-      t.input =
-          input.transformed + position * input.position_stride + mine.begin * input.tile_stride;
+      t.input = input.at(position, mine.begin);
       for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
         const Range channels = panel_channels(kernels, layer, {panel, panel + 1});
         const PanelWeights weights = packed_panel(kernels, layer, {panel, panel + 1}, 0);
         t.weights = weights.data + position * weights.position_stride;
         t.out_channels = channels.size();
-        t.output = products.transformed + position * products.position_stride +
-                   mine.begin * products.tile_stride + channels.begin;
+        t.output = products.at(position, mine.begin) + channels.begin;
         kernels.igemm(t);
       }
     }

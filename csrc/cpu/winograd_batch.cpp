@@ -58,7 +58,7 @@ TileBuffer::TileBuffer(int64_t images, Extent out, int64_t channels)
 WinogradTiles TileBuffer::of(const Slices::Slice& slice) const {
   WinogradTiles tiles = tiles_;
   const int64_t row = slice.image * image_rows_ + slice.row / 2;
-  tiles.transformed += row * tiles.tile_cols * tiles.tile_stride;
+  tiles.transformed = tiles.at(0, row * tiles.tile_cols);
   tiles.tile_rows = half(slice.rows);
   return tiles;
 }
