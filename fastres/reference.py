@@ -182,7 +182,10 @@ def _conv(
     if top != bottom or left != right:
         x = F.pad(x, (left, right, top, bottom))
         top = left = 0
-    return F.conv2d(x, weight, shift, stride, (top, left), dilation, groups)
+    # Not as conv2d's bias: PyTorch's NCHW 1x1 of 238 channels and 6 pixels has 1.65 times the error
+    # with one.
+    y = F.conv2d(x, weight, None, stride, (top, left), dilation, groups)
+    return y + shift[:, None, None].to(y.dtype)
 
 
 def unpacked_conv_bn_act(
