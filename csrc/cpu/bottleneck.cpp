@@ -1,27 +1,33 @@
 #include "bottleneck.h"
 
 #include <algorithm>
+#include <array>
 #include <cstring>
+#include <optional>
 
 #include "cache.h"
 #include "scratch.h"
+#include "split_rows.h"
 
 namespace fastres::cpu {
 namespace {
 
-// Whether the block's weights stay in the level-2 cache from one band to the next.
-bool weights_stay_in_cache(const Bottleneck& block) {
+// Whether the block's weights stay in the level-2 cache from one band to the next, beside the rows
+// of x and y. In bfloat16 parts they take half as much again, and so do the rows.
+bool weights_stay_in_cache(const Microkernels& kernels, const Bottleneck& block) {
   int64_t all =
       weight_bytes(block.reduce) + weight_bytes(block.spatial) + weight_bytes(block.expand);
   if (block.down.has_value()) all += weight_bytes(*block.down);
-  return all <= level2_cache_bytes();
+  const bool tiles = prefers_tiles(kernels, block.reduce, block.in.w);
+  return all <= (tiles ? level2_cache_bytes() * 3 / 10 : level2_cache_bytes());
 }
 
 // One thread's walk down the rows of one image.
 class BandWalker {
  public:
-  // `start` is where, between 0 and 1, to begin with each layer's panels.
-  BandWalker(const Microkernels& kernels, const Bottleneck& block, double start)
+  // `start` is where, between 0 and 1, to begin with each layer's panels; `pairs` are the pairs of
+  // output rows that there are to do.
+  BandWalker(const Microkernels& kernels, const Bottleneck& block, double start, int64_t pairs)
       : kernels_(kernels),
         block_(block),
         start_(start),
@@ -31,9 +37,12 @@ class BandWalker {
         padded_width_(block.in.w + 2 * block.dilation.w),
         inner1_row_(padded_width_ * channels1_),
         inner2_row_(block.out.w * channels2_),
-        small_weights_(weights_stay_in_cache(block)),
+        small_weights_(weights_stay_in_cache(kernels, block)),
         direct_input_(block.x.is_float32_nhwc()),
-        direct_output_(block.y.type == StorageType::float32) {}
+        direct_output_(block.y.type == StorageType::float32),
+        kept_{kept(block.reduce, block.in.w, pairs, 0), kept(block.spatial, block.out.w, pairs, 1),
+              kept(block.expand, block.out.w, pairs, 2),
+              block.down.has_value() ? kept(*block.down, block.out.w, pairs, 3) : std::nullopt} {}
 
   // Output rows [first, last) of image n; first is even, so that Winograd's tiles do not depend on
   // where a share begins.
@@ -53,6 +62,12 @@ class BandWalker {
   }
 
  private:
+  std::optional<SplitPanels> kept(const ConvLayer& layer, int64_t pixels, int64_t pairs,
+                                  size_t i) const {
+    const int64_t bands = 2 * pairs / rows_in_cache();
+    return kept_panels(kernels_, layer, pixels, bands, thread_scratch().kept_panels[i]);
+  }
+
   static int64_t row_floats(const Image& image) { return image.width * image.channels; }
 
   int64_t inner_rows(int64_t rows) const {
@@ -93,8 +108,7 @@ class BandWalker {
   }
 
   // Inner rows [begin, end) to `target`; those outside the image are padding.
-  void fill_inner1(const ConvLayer& reduce, int64_t n, int64_t begin, int64_t end,
-                   float* target) const {
+  void fill_inner1(const ConvLayer& reduce, int64_t n, int64_t begin, int64_t end, float* target) {
     // Of these rows, [above, below) are inside the image; either end may be all there is.
     const int64_t rows = end - begin;
     const int64_t above = std::clamp<int64_t>(-begin, 0, rows);
@@ -114,32 +128,32 @@ class BandWalker {
     band.pixels = block_.in.w;
     band.input = input_rows(n, begin + above, band.rows, thread_scratch().input);
     band.output = {inside + border, inner1_row_, channels1_};
-    run(reduce, band);
+    run(reduce, 0, band);
   }
 
   // `next_row` is the first row of x that the band after this one reads first.
-  void run_band(int64_t n, int64_t row, int64_t rows, int64_t next_row) const {
+  void run_band(int64_t n, int64_t row, int64_t rows, int64_t next_row) {
     ConvBand spatial;
     spatial.rows = rows;
     spatial.pixels = block_.out.w;
     spatial.input = {inner1(), inner1_row_, channels1_};
     spatial.output = {thread_scratch().inner2.floats(rows_in_cache() * inner2_row_), inner2_row_,
                       channels2_};
-    run(spatial_, spatial);
+    run(spatial_, 1, spatial);
 
     ConvBand expand = spatial;
     expand.input = spatial.output;
     expand.output = output_rows(n, row, rows);
     expand.residual = shortcut(n, row, rows, expand.output);
     const int64_t next_rows = rows * block_.stride.h;
-    run(fetching_if_small(block_.expand, block_.x, n, next_row, next_row + next_rows), expand);
+    run(fetching_if_small(block_.expand, block_.x, n, next_row, next_row + next_rows), 2, expand);
     if (!direct_output_) {
       store_band(kernels_, expand.output, block_.y, n, row, rows, 0, block_.y.channels);
     }
   }
 
   // The shortcut's convolution goes to the output itself, where the last convolution adds it.
-  Band shortcut(int64_t n, int64_t row, int64_t rows, const Band& output) const {
+  Band shortcut(int64_t n, int64_t row, int64_t rows, const Band& output) {
     if (!block_.down.has_value()) return input_rows(n, row, rows, thread_scratch().residual);
     ConvBand band;
     band.rows = rows;
@@ -147,7 +161,7 @@ class BandWalker {
     band.input = input_rows(n, row * block_.stride.h, (rows - 1) * block_.stride.h + 1,
                             thread_scratch().residual);
     band.output = output;
-    run(*block_.down, band);
+    run(*block_.down, 3, band);
     return output;
   }
 
@@ -177,7 +191,8 @@ class BandWalker {
     return layer;
   }
 
-  void run(ConvLayer layer, const ConvBand& band) const {
+  void run(ConvLayer layer, size_t i, const ConvBand& band) {
+    if (kept_[i].has_value()) layer.split_panels = &*kept_[i];
     const int64_t panels = panel_count(kernels_, layer);
     layer.first_panel = static_cast<int64_t>(start_ * static_cast<double>(panels));
     conv_rows(kernels_, layer, band, {0, panels});
@@ -195,6 +210,7 @@ class BandWalker {
   const bool small_weights_;
   const bool direct_input_;
   const bool direct_output_;
+  std::array<std::optional<SplitPanels>, 4> kept_;
   int64_t last_rows_offset_ = 0;
 };
 
@@ -207,7 +223,8 @@ void run_depth_first(const Microkernels& kernels, const Bottleneck& block) {
   const int64_t parts = std::min(thread_count(), pairs);
   parallel_parts(parts, [&](int64_t i) {
     const Range share = even_range(pairs, parts, i);
-    BandWalker walker(kernels, block, static_cast<double>(i) / static_cast<double>(parts));
+    BandWalker walker(kernels, block, static_cast<double>(i) / static_cast<double>(parts),
+                      share.size());
     for (int64_t pair = share.begin; pair < share.end;) {
       const int64_t at = pair % pairs_per_image;
       const int64_t count = std::min(pairs_per_image - at, share.end - pair);

@@ -7,6 +7,7 @@
 #include "cache.h"
 #include "pixel_lanes.h"
 #include "scratch.h"
+#include "split_rows.h"
 #include "weights.h"
 #include "winograd.h"
 
@@ -115,6 +116,9 @@ class BandRunner {
            conv_.geometry.out.h <= chunk_rows();
   }
 
+  // About how many bands it takes.
+  int64_t bands(Range slices) const { return slices.size() / slices_in_cache(); }
+
   void run(Range slices) const {
     const int64_t per_image = slices_per_image(conv_);
     const int64_t slice_rows = rows_per_slice(conv_);
@@ -152,7 +156,12 @@ class BandRunner {
     if (fetches_output_) bytes_per_row += 2 * g.out.w * g.out_channels;
     if (!direct_residual_) bytes_per_row += g.out.w * g.out_channels;
     bytes_per_row *= static_cast<int64_t>(sizeof(float));
-    return level2_cache_bytes() / 2 / bytes_per_row;
+    int64_t rows = level2_cache_bytes() / 2 / bytes_per_row;
+    if (prefers_tiles(kernels_, conv_.layer, g.out.w)) {
+      const int64_t values = g.stride.h * g.padded_width() * g.in_channels;
+      rows = std::min(rows, split_values_in_cache(conv_.layer.header) / values);
+    }
+    return rows;
   }
 
   int64_t chunk_rows() const {
@@ -191,6 +200,10 @@ class BandRunner {
       const int64_t next = h + rows;
       ConvLayer layer = conv_.layer;
       if (fetches_output_) layer.upcoming.add_rows(conv_.out, n, next, next + rows);
+      if (kernels_.split != nullptr) {
+        const int64_t row = next * conv_.geometry.stride.h - conv_.geometry.padding.top;
+        layer.upcoming.add_rows(conv_.x, n, row, row + conv_.geometry.input_rows(rows));
+      }
       conv_rows(kernels_, layer, band, panels_);
     } else if (conv_.layer.header.layout == PackedLayout::winograd) {
       winograd_rows(kernels_, conv_.layer, conv_.plain, band, panels_);
@@ -263,6 +276,7 @@ class BandRunner {
 bool packs_by_panel(const Microkernels& kernels, const Conv& conv, const Partition& partition) {
   const Share share = partition.share(0);
   return partition.by_panels() && conv.layer.header.layout != PackedLayout::lanes &&
+         !prefers_tiles(kernels, conv.layer, conv.geometry.out.w) &&
          BandRunner(kernels, conv, share.panels).uses_panels_once(share.slices);
 }
 
@@ -296,7 +310,12 @@ void run_conv(const Microkernels& kernels, Conv conv) {
     if (!partition.by_panels())
       part.layer.first_panel = share.panels.size() * i / partition.parts();
     part.layer = arranged(kernels, part.layer, share.panels);
-    BandRunner(kernels, part, share.panels).run(share.slices);
+    const BandRunner runner(kernels, part, share.panels);
+    std::optional<SplitPanels> kept =
+        kept_panels(kernels, part.layer, part.geometry.out.w, runner.bands(share.slices),
+                    thread_scratch().kept_panels[0]);
+    if (kept.has_value()) part.layer.split_panels = &*kept;
+    runner.run(share.slices);
   });
 }
 

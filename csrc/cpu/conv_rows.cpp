@@ -5,6 +5,7 @@
 #include "cache.h"
 #include "pack_on_use.h"
 #include "scratch.h"
+#include "split_rows.h"
 #include "winograd.h"
 
 namespace fastres::cpu {
@@ -64,10 +65,16 @@ const float* panel_weights(const Microkernels& kernels, const ConvLayer& layer, 
   return layer.weights + block * layer.header.block_stride() + channel % kChannelBlock;
 }
 
+// Some input channels of a group.
+struct Reduction {
+  Range channels;
+  bool whole;
+};
+
 // Fetched while this panel is computed: what the next one has to be packed of, or a share of what
 // comes after all panels, and the next one's weights, unless they are in the cache by then.
 void set_next(const Microkernels& kernels, const ConvLayer& layer, Range panels, int64_t i,
-              ConvTile& t) {
+              const Reduction& reduction, ConvTile& t) {
   const int64_t next = nth_panel(layer, panels, i + 1);
   if (next >= 0 && layer.packing != nullptr) {
     t.upcoming.spans[0] = layer.packing->unpacked(panel_blocks(kernels, layer, next));
@@ -76,20 +83,66 @@ void set_next(const Microkernels& kernels, const ConvLayer& layer, Range panels,
   const Upcoming& upcoming = layer.upcoming;
   const bool in_cache = !upcoming.empty() && weight_bytes(layer) <= level2_cache_bytes() / 4;
   t.upcoming = upcoming.part(panels.size(), i);
-  if (next >= 0 && !in_cache)
-    t.upcoming.spans[upcoming.size()] = panel_floats(kernels, layer, next);
+  if (next < 0 || in_cache) return;
+  FloatSpan weights = panel_floats(kernels, layer, next);
+  if (!reduction.whole) {
+    weights.data += reduction.channels.begin * kChannelBlock;
+    weights.count = reduction.channels.size() * kChannelBlock;
+  }
+  t.upcoming.spans[upcoming.size()] = weights;
+}
+
+// What a 1x1 convolution's tile is of a part of the reduction: it adds to what the parts before
+// have left in the output.
+void select_inputs(ConvTile& t, const Reduction& reduction, int64_t all_channels) {
+  if (reduction.whole) return;
+  static constexpr float kZeros[64] = {};
+  const Range channels = reduction.channels;
+  t.input += channels.begin;
+  t.weights += channels.begin * kChannelBlock;
+  t.channels = channels.size();
+  if (channels.begin > 0) {
+    t.residual = t.output;
+    t.residual_row_stride = t.output_row_stride;
+    t.residual_pixel_stride = t.output_pixel_stride;
+  }
+  if (channels.end == all_channels) return;
+  t.shift = kZeros;
+  t.act = Activation::none;
 }
 
 void igemm_panel(const Microkernels& kernels, const ConvLayer& layer, ConvTile t, Range panels,
-                 int64_t i) {
+                 int64_t i, const Reduction& reduction, const SplitBand* split) {
   const int64_t panel = nth_panel(layer, panels, i);
   const int64_t group = panel / panels_per_group(kernels, layer);
   if (layer.packing != nullptr) layer.packing->prepare(panel_blocks(kernels, layer, panel));
   t.input += group * layer.header.group_in_channels;
   t.weights = panel_weights(kernels, layer, panel);
   select_outputs(t, panel_channels(kernels, layer, {panel, panel + 1}));
-  set_next(kernels, layer, panels, i, t);
-  kernels.igemm(t);
+  select_inputs(t, reduction, layer.header.group_in_channels);
+  set_next(kernels, layer, panels, i, reduction, t);
+  if (split == nullptr || !split->multiply(t, panel, group)) kernels.igemm(t);
+}
+
+void igemm_panels(const Microkernels& kernels, const ConvLayer& layer, const ConvBand& band,
+                  Range panels) {
+  const ConvTile t = tile_of(layer, band);
+  if (!prefers_tiles(kernels, layer, band.pixels)) {
+    for (int64_t i = 0; i < panels.size(); ++i) {
+      igemm_panel(kernels, layer, t, panels, i, {{0, t.channels}, true}, nullptr);
+    }
+    return;
+  }
+  const int64_t per_group = panels_per_group(kernels, layer);
+  SplitBand split(kernels, layer, band,
+                  {panels.begin / per_group, (panels.end - 1) / per_group + 1});
+  for (int64_t part = 0; part < split.parts(); ++part) {
+    const bool finite = split.load(band, part);
+    for (int64_t i = 0; i < panels.size(); ++i) {
+      igemm_panel(kernels, layer, t, panels, i, {split.channels(part), split.parts() == 1},
+                  finite ? &split : nullptr);
+    }
+  }
 }
 
 bool takes_arranged_weights(const PackedHeader& h) {
@@ -201,11 +254,10 @@ void conv_rows(const Microkernels& kernels, const ConvLayer& layer, ConvBand ban
     return winograd_rows(kernels, layer, {}, band, panels);
   }
   if (layer.header.taps() == 1) join_rows(layer, band);
-  ConvTile t = tile_of(layer, band);
   if (layer.header.layout == PackedLayout::lanes) {
-    return lanes_panels(kernels, arranged(kernels, layer, panels), t, panels);
+    return lanes_panels(kernels, arranged(kernels, layer, panels), tile_of(layer, band), panels);
   }
-  for (int64_t i = 0; i < panels.size(); ++i) igemm_panel(kernels, layer, t, panels, i);
+  igemm_panels(kernels, layer, band, panels);
 }
 
 }  // namespace fastres::cpu

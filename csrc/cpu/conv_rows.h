@@ -14,6 +14,7 @@
 namespace fastres::cpu {
 
 class PackOnUse;
+class SplitPanels;
 
 // A list that is made one span after the other, and shared out evenly.
 class Upcoming {
@@ -41,8 +42,9 @@ struct ConvLayer {
   int64_t first_panel = 0;       // where this thread begins with the panels it is given
   const float* weights = nullptr;  // packed, from block `first_block` on
   int64_t first_block = 0;
-  const float* arranged = nullptr;  // by arranged(), null for not yet
-  Upcoming upcoming;                // what will be read or written after this, fetched meanwhile
+  const float* arranged = nullptr;      // by arranged(), null for not yet
+  SplitPanels* split_panels = nullptr;  // keeps what the thread has split; null for nothing
+  Upcoming upcoming;  // what will be read or written after this, fetched meanwhile
   const float* shift = nullptr;
   Extent stride, dilation;
   Activation act = Activation::none;

@@ -10,9 +10,10 @@
 namespace fastres {
 
 // Ordered: a machine that runs one of these runs every smaller one too.
-enum class Isa { portable = 0, avx2 = 1, avx512 = 2 };
+// amx is avx512 with dense convolutions on matrix tiles of bfloat16; see split.h.
+enum class Isa { portable = 0, avx2 = 1, avx512 = 2, amx = 3 };
 
-// "portable", "avx2" or "avx512": the names that FASTRES_ISA takes.
+// "portable", "avx2", "avx512" or "amx": the names that FASTRES_ISA takes.
 FASTRES_PUBLIC const char* isa_name(Isa isa);
 
 // The best instruction set of this processor that this build has kernels for.

@@ -117,6 +117,8 @@ struct PoolRow {
   int64_t pixels;
 };
 
+struct SplitKernels;
+
 struct Microkernels {
   // Output channels of one igemm panel: what a register tile holds.
   int64_t panel_channels;
@@ -151,6 +153,8 @@ struct Microkernels {
   uint64_t (*hash)(const void* data, size_t bytes);
   // Runs `iterations` rounds of independent fused multiply-adds and returns the FLOPs done.
   double (*fma_burn)(int64_t iterations);
+  // Dense convolution on matrix tiles, in place of igemm where that is faster; null for none.
+  const SplitKernels* split = nullptr;
 };
 
 const Microkernels& microkernels_for(Isa isa);

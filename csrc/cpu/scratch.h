@@ -34,7 +34,9 @@ class Scratch {
 // What a convolution or a bottleneck may need at the same time on one thread.
 struct ThreadScratch {
   Scratch input, residual, output, inner1, inner2, winograd_input, winograd_output, weights,
-      arranged, sums;
+      arranged, sums, planes, split_weights;
+  // Of each layer of a bottleneck, or of a convolution.
+  Scratch kept_panels[4];
 };
 
 inline ThreadScratch& thread_scratch() {

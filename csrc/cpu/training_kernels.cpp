@@ -18,7 +18,7 @@ const TrainingKernels& training_kernels();
 
 const TrainingKernels& training_kernels_for(Isa isa) {
 #if defined(__x86_64__)
-  if (isa == Isa::avx512) return avx512::training_kernels();
+  if (isa >= Isa::avx512) return avx512::training_kernels();
   if (isa == Isa::avx2) return avx2::training_kernels();
 #endif
   (void)isa;

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "../microkernels.h"
+#include "../split.h"
 #include "vec.h"
 
 namespace fastres::cpu::FASTRES_ISA_NAMESPACE {
@@ -26,5 +27,9 @@ void narrow(const float* source, StorageType type, void* target, int64_t count);
 void max_pool(const PoolRow& row);
 uint64_t hash(const void* data, size_t bytes);
 double fma_burn(int64_t iterations);
+// With AVX-512 only.
+bool split_pixels(const SplitPixels& pixels);
+bool split_weights(const SplitWeights& weights);
+void split_igemm(const SplitTile& tile, const ConvTile& output);
 
 }  // namespace fastres::cpu::FASTRES_ISA_NAMESPACE

@@ -27,4 +27,11 @@ const Microkernels& microkernels() {
   return kTable;
 }
 
+#if defined(__AVX512BW__)
+const SplitKernels& split_kernels() {
+  static const SplitKernels kTable{split_pixels, split_weights, split_igemm};
+  return kTable;
+}
+#endif
+
 }  // namespace fastres::cpu::FASTRES_ISA_NAMESPACE

@@ -1,0 +1,304 @@
+// Implicit-GEMM convolution of split values on AMX's tiles: 32 positions x 32 output channels in
+// four tiles of sums, two tiles of either operand's parts beside them.
+
+#include <algorithm>
+
+#include "activation.h"
+#include "kernels.h"
+
+#if defined(__AVX512BW__)
+
+namespace fastres::cpu::FASTRES_ISA_NAMESPACE {
+namespace {
+
+constexpr int64_t kTileRows = 16;
+constexpr int64_t kRowBytes = 64;
+constexpr int64_t kTileFloats = kTileRows * 16;
+
+// As assembly, so that neither compilers without these instructions' names nor a build of their own
+// are needed. None says that it reads memory: what they read was written by other functions.
+template <int kTile>
+inline void load_tile(const Bfloat16* rows) {
+  asm volatile("tileloadd (%0,%1,1), %%tmm%c2" : : "r"(rows), "r"(kRowBytes), "i"(kTile));
+}
+template <int kTile>
+inline void store_tile(float* rows) {
+  asm volatile("tilestored %%tmm%c2, (%0,%1,1)"
+               :
+               : "r"(rows), "r"(kRowBytes), "i"(kTile)
+               : "memory");
+}
+template <int kTile>
+inline void clear_tile() {
+  asm volatile("tilezero %%tmm%c0" : : "i"(kTile));
+}
+template <int kSums, int kPixels, int kWeights>
+inline void multiply_tiles() {
+  asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0"
+               :
+               : "i"(kSums), "i"(kPixels), "i"(kWeights));
+}
+
+// Tiles 0 to 3 are sums, [pixels][blocks], 4 and 5 pixels, 6 and 7 weights.
+constexpr int kPixelTile = 4;
+constexpr int kWeightTile = 6;
+
+class TileRegisters {
+ public:
+  TileRegisters() {
+    struct alignas(64) Configuration {
+      uint8_t palette = 1;
+      uint8_t reserved[15] = {};
+      uint16_t row_bytes[16] = {};
+      uint8_t rows[16] = {};
+    } configuration;
+    std::fill_n(configuration.row_bytes, 8, static_cast<uint16_t>(kRowBytes));
+    std::fill_n(configuration.rows, 8, static_cast<uint8_t>(kTileRows));
+    asm volatile("ldtilecfg %0" : : "m"(configuration));
+  }
+  ~TileRegisters() { asm volatile("tilerelease"); }
+  TileRegisters(const TileRegisters&) = delete;
+  TileRegisters& operator=(const TileRegisters&) = delete;
+};
+
+// Walks over what is to be fetched, a few lines at every step.
+class Fetching {
+ public:
+  Fetching(const FetchList& list, int64_t steps) : list_(list) {
+    int64_t bytes = 0;
+    for (const FloatSpan& span : list.spans) bytes += span.count * int64_t{sizeof(float)};
+    lines_ = std::min<int64_t>(kMostLines, (bytes / kRowBytes + steps - 1) / steps);
+  }
+  void step() {
+    for (int64_t i = 0; i < lines_; ++i) {
+      while (done_ >= list_.spans[span_].count) {
+        done_ = 0;
+        if (++span_ == FetchList::kSpans) {
+          lines_ = 0;
+          return;
+        }
+      }
+      __builtin_prefetch(list_.spans[span_].data + done_, 0, 2);
+      done_ += kRowBytes / int64_t{sizeof(float)};
+    }
+  }
+
+ private:
+  static constexpr int64_t kMostLines = 16;
+
+  const FetchList& list_;
+  int64_t lines_;
+  int span_ = 0;
+  int64_t done_ = 0;
+};
+
+inline void load_pixels(const Bfloat16* rows, bool both) {
+  load_tile<kPixelTile>(rows);
+  if (both) load_tile<kPixelTile + 1>(rows + kTileRows * kSplitChannels);
+}
+template <int kBlocks>
+inline void load_weights(const Bfloat16* part) {
+  load_tile<kWeightTile>(part);
+  if constexpr (kBlocks == 2) load_tile<kWeightTile + 1>(part + kSplitBlock);
+}
+
+template <int kPixelTiles, int kBlocks>
+inline void add_products() {
+  multiply_tiles<0, kPixelTile, kWeightTile>();
+  if constexpr (kBlocks == 2) multiply_tiles<1, kPixelTile, kWeightTile + 1>();
+  if constexpr (kPixelTiles == 2) {
+    multiply_tiles<2, kPixelTile + 1, kWeightTile>();
+    if constexpr (kBlocks == 2) multiply_tiles<3, kPixelTile + 1, kWeightTile + 1>();
+  }
+}
+
+// The sums of up to 32 positions, [block][position][16].
+struct Sums {
+  alignas(64) float values[2][kSplitPositions][16];
+};
+
+// One pixel's shift, residual and activation, of some of sixteen output channels.
+inline void finish(const ConvTile& t, const float* sums, const float* shift, const float* residual,
+                   float* output, int64_t channels) {
+  if (channels >= 16) {
+    Vec v = load(sums) + load(shift);
+    if (residual != nullptr) v += load(residual);
+    return store(output, activate(v, t.act, t.act_slope));
+  }
+  Vec v = load(sums) + load_partial(shift, channels);
+  if (residual != nullptr) v += load_partial(residual, channels);
+  store_partial(output, activate(v, t.act, t.act_slope), channels);
+}
+
+// Makes outputs of the sums before while the next ones are computed, a few pixels between any two
+// groups of products. All at once they would fill the processor's window of instructions, and the
+// tiles would run dry: with 64 input channels that takes 1.4 times as long.
+class Finishing {
+ public:
+  Finishing(const SplitTile& tile, const ConvTile& output)
+      : t_(output),
+        row_positions_(tile.row_positions),
+        simple_(output.out_channels == 32 &&
+                (output.act == Activation::relu || output.act == Activation::none)),
+        bound_(broadcast(output.act == Activation::relu ? 0.0F : -__builtin_inff())),
+        output_(output.output),
+        residual_(output.residual) {}
+
+  // The next `count` positions are to be finished from `sums`, in so many steps.
+  void begin(const Sums& sums, int64_t count, int64_t steps) {
+    sums_ = sums.values[0][0];
+    left_ = count;
+    at_once_ = (count + steps - 1) / steps;
+  }
+  [[gnu::always_inline]] void step() {
+    if (left_ > 0) finish_positions(std::min(at_once_, left_));
+  }
+  void end() {
+    if (left_ > 0) finish_positions(left_);
+  }
+
+ private:
+  static constexpr ptrdiff_t kBlockSums = kSplitPositions * 16;
+
+  // Of a row's positions the first ones are pixels, the others belong to no output.
+  [[gnu::always_inline]] void finish_positions(int64_t count) {
+    left_ -= count;
+    for (; count > 0; --count) {
+      if (column_ < t_.pixels) finish_pixel();
+      sums_ += 16;
+      if (++column_ == row_positions_) next_row();
+    }
+  }
+
+  [[gnu::always_inline]] void finish_pixel() {
+    if (simple_) {
+      finish_simple(0);
+      finish_simple(1);
+    } else {
+      finish_any();
+    }
+    output_ += t_.output_pixel_stride;
+    if (residual_ != nullptr) residual_ += t_.residual_pixel_stride;
+  }
+
+  [[gnu::always_inline]] void finish_simple(int block) const {
+    Vec v = load(sums_ + block * kBlockSums) + load(t_.shift + block * 16);
+    if (residual_ != nullptr) v += load(residual_ + block * 16);
+    store(output_ + block * 16, at_least(v, bound_));
+  }
+
+  [[gnu::noinline]] void finish_any() const {
+    for (int64_t first = 0; first < t_.out_channels; first += 16) {
+      finish(t_, sums_ + first / 16 * kBlockSums, t_.shift + first,
+             residual_ == nullptr ? nullptr : residual_ + first, output_ + first,
+             t_.out_channels - first);
+    }
+  }
+
+  void next_row() {
+    column_ = 0;
+    output_ += t_.output_row_stride - t_.pixels * t_.output_pixel_stride;
+    if (residual_ == nullptr) return;
+    residual_ += t_.residual_row_stride - t_.pixels * t_.residual_pixel_stride;
+  }
+
+  const ConvTile& t_;
+  const int64_t row_positions_;
+  const bool simple_;
+  const Vec bound_;
+  float* output_;
+  const float* residual_;
+  int64_t column_ = 0;
+  const float* sums_ = nullptr;
+  int64_t left_ = 0;
+  int64_t at_once_ = 0;
+};
+
+constexpr int64_t kStepsPerChunk = 6;
+
+// Thirty-two input channels of one tap. Every group of products but the last changes one operand.
+template <int kPixelTiles, int kBlocks>
+inline void add_chunk(const Bfloat16* pixels, ptrdiff_t plane_stride, const Bfloat16* weights,
+                      Finishing& meanwhile) {
+  constexpr bool kBoth = kPixelTiles == 2;
+  constexpr ptrdiff_t kPart = kBlocks * kSplitBlock;
+  const Bfloat16 *high = pixels, *middle = high + plane_stride, *low = middle + plane_stride;
+  const auto products = [&meanwhile] {
+    add_products<kPixelTiles, kBlocks>();
+    meanwhile.step();
+  };
+  load_pixels(high, kBoth);
+  load_weights<kBlocks>(weights + 2 * kPart);
+  products();
+  load_weights<kBlocks>(weights + kPart);
+  products();
+  load_pixels(middle, kBoth);
+  products();
+  load_weights<kBlocks>(weights);
+  products();
+  load_pixels(low, kBoth);
+  products();
+  load_pixels(high, kBoth);
+  products();
+}
+
+template <int kPixelTiles, int kBlocks>
+void sum_products(const SplitTile& t, int64_t position, Fetching& fetching, Finishing& finishing,
+                  Sums& sums) {
+  clear_tile<0>();
+  clear_tile<1>();
+  clear_tile<2>();
+  clear_tile<3>();
+  const Bfloat16* weights = t.weights;
+  for (int64_t tap = 0; tap < t.tap_count; ++tap) {
+    const Bfloat16* pixels = t.input + t.taps[tap] + position * kSplitChannels;
+    for (int64_t chunk = 0; chunk < t.chunks; ++chunk) {
+      fetching.step();
+      add_chunk<kPixelTiles, kBlocks>(pixels, t.plane_stride, weights, finishing);
+      pixels += kSplitParts * t.plane_stride;
+      weights += kSplitParts * kBlocks * kSplitBlock;
+    }
+  }
+  store_tile<0>(sums.values[0][0]);
+  if constexpr (kBlocks == 2) store_tile<1>(sums.values[1][0]);
+  if constexpr (kPixelTiles == 2) {
+    store_tile<2>(sums.values[0][kTileRows]);
+    if constexpr (kBlocks == 2) store_tile<3>(sums.values[1][kTileRows]);
+  }
+}
+
+template <int kBlocks>
+void all_positions(const SplitTile& t, const ConvTile& output) {
+  const int64_t positions = (output.rows - 1) * t.row_positions + output.pixels;
+  const int64_t chunks = t.tap_count * t.chunks;
+  Fetching fetching(output.upcoming, (positions + kSplitPositions - 1) / kSplitPositions * chunks);
+  Finishing finishing(t, output);
+  Sums sums[2];
+  for (int64_t position = 0; position < positions; position += kSplitPositions) {
+    const int64_t count = std::min(kSplitPositions, positions - position);
+    Sums& mine = sums[position / kSplitPositions % 2];
+    if (count > kTileRows) {
+      sum_products<2, kBlocks>(t, position, fetching, finishing, mine);
+    } else {
+      sum_products<1, kBlocks>(t, position, fetching, finishing, mine);
+    }
+    finishing.end();
+    finishing.begin(mine, count, kStepsPerChunk * chunks);
+  }
+  finishing.end();
+}
+
+}  // namespace
+
+void split_igemm(const SplitTile& tile, const ConvTile& output) {
+  const TileRegisters registers;
+  if (tile.blocks == 1) {
+    all_positions<1>(tile, output);
+  } else {
+    all_positions<2>(tile, output);
+  }
+}
+
+}  // namespace fastres::cpu::FASTRES_ISA_NAMESPACE
+
+#endif

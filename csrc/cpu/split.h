@@ -1,0 +1,79 @@
+// Float32 convolutions on matrix tiles of bfloat16 (Intel AMX).
+//
+// A float32 is the sum of three bfloat16 parts, high + middle + low: 3 x 8 binary digits. Of the
+// nine products of two such sums the six largest are added up in float32; what is left out is below
+// 2^-25 of a product, half of float32's own rounding. (Henry, Tang, Heinecke: Leveraging the
+// bfloat16 Artificial Intelligence Datatype For Higher-Precision Computations, 2019.) A tile
+// multiplies sixteen times as fast as fused multiply-adds, so six products still take 0.4 of their
+// time. Infinities, NaNs and values that round to an infinity have no such parts: they are found,
+// and left to the other kernels. Parts below float32's normal range count as zero.
+
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace fastres::cpu {
+
+struct ConvTile;
+
+// Its bits.
+using Bfloat16 = uint16_t;
+
+constexpr int64_t kSplitParts = 3;
+// Channels that a row of a tile holds; the last ones of a plane that has fewer are zero.
+constexpr int64_t kSplitChannels = 32;
+// Values of one part of 32 input channels x 16 output channels.
+constexpr int64_t kSplitBlock = kSplitChannels * 16;
+// Positions that are multiplied together. A call may read as many beyond the last one.
+constexpr int64_t kSplitPositions = 32;
+
+inline int64_t split_chunks(int64_t channels) {
+  return (channels + kSplitChannels - 1) / kSplitChannels;
+}
+
+// Pixels to planes [chunk of 32 channels][part][position][32 channels].
+struct SplitPixels {
+  const float* input;
+  ptrdiff_t row_stride;
+  ptrdiff_t pixel_stride;
+  int64_t rows;
+  int64_t pixels;
+  int64_t channels;
+  Bfloat16* planes;
+  ptrdiff_t plane_stride;  // values from one plane to the next
+  int64_t row_positions;   // from one row to the next
+};
+
+// Packed weights (PackedLayout::igemm) to [tap][chunk of 32 input channels][part][block]
+// [pair of input channels][16 output channels][2].
+struct SplitWeights {
+  const float* weights;
+  ptrdiff_t block_stride;
+  ptrdiff_t tap_stride;
+  int64_t blocks;  // 1 or 2, of 16 output channels
+  int64_t taps;
+  int64_t channels;
+  Bfloat16* target;
+};
+
+struct SplitTile {
+  const Bfloat16* input;
+  ptrdiff_t plane_stride;
+  const ptrdiff_t* taps;  // what each tap adds to `input`
+  int64_t tap_count;
+  int64_t chunks;
+  const Bfloat16* weights;
+  int64_t blocks;
+  int64_t row_positions;  // from one row of outputs to the next; those beyond its pixels are unused
+};
+
+struct SplitKernels {
+  // Both return whether all values have parts.
+  bool (*split_pixels)(const SplitPixels&);
+  bool (*split_weights)(const SplitWeights&);
+  // `output` says what is made of the products; its input and weights are not read.
+  void (*multiply)(const SplitTile&, const ConvTile& output);
+};
+
+}  // namespace fastres::cpu

@@ -1,0 +1,201 @@
+#include "split_rows.h"
+
+#include <algorithm>
+
+#include "cache.h"
+
+namespace fastres::cpu {
+namespace {
+
+// Of a 1x1 convolution's reduction, at most so many channels at a time.
+constexpr int64_t kPartChannels = 512;
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+Bfloat16* bfloat16s(Scratch& scratch, int64_t count) {
+  return reinterpret_cast<Bfloat16*>(scratch.floats((count + 1) / 2));
+}
+
+// Of the padded input, along one axis, the positions that `outputs` read and that are `phase` after
+// a multiple of the stride.
+int64_t positions_read(int64_t outputs, int64_t taps, int64_t dilation, int64_t stride,
+                       int64_t phase) {
+  return ((outputs - 1) * stride + (taps - 1) * dilation - phase) / stride + 1;
+}
+
+// Whether some tap's offset leaves this remainder.
+bool reads_phase(int64_t taps, int64_t dilation, int64_t stride, int64_t phase) {
+  for (int64_t tap = 0; tap < taps; ++tap) {
+    if (tap * dilation % stride == phase) return true;
+  }
+  return false;
+}
+
+// How many of the stride's remainders are read along one axis.
+int64_t phases_read(int64_t taps, int64_t dilation, int64_t stride) {
+  int64_t count = 0;
+  for (int64_t phase = 0; phase < stride; ++phase) {
+    count += reads_phase(taps, dilation, stride, phase) ? 1 : 0;
+  }
+  return count;
+}
+
+int64_t reduction_parts(const PackedHeader& h) {
+  return h.taps() > 1 ? 1 : ceil_div(h.group_in_channels, kPartChannels);
+}
+
+int64_t panel_values(const PackedHeader& h) {
+  return h.taps() * split_chunks(h.group_in_channels) * kSplitParts * 2 * kSplitBlock;
+}
+
+// Bytes of the level-2 cache for the input's parts; weights and outputs pass through the rest.
+int64_t planes_in_cache() { return level2_cache_bytes() * 3 / 10; }
+
+}  // namespace
+
+// In cycles of a core that does 32 fused multiply-adds or 512 of a tile's in each: from counts of
+// instructions, and a quarter more for what they wait for.
+bool prefers_tiles(const Microkernels& kernels, const ConvLayer& layer, int64_t pixels) {
+  const PackedHeader& h = layer.header;
+  if (kernels.split == nullptr || h.layout != PackedLayout::igemm) return false;
+  if (h.groups > 1 && h.group_in_channels % kSplitChannels != 0) return false;
+  const int64_t chunks = split_chunks(h.group_in_channels);
+  if (h.taps() > 1 && 2 * panel_values(h) > planes_in_cache()) return false;
+  const int64_t positions = positions_read(pixels, h.kernel_w, layer.dilation.w, layer.stride.w, 0);
+  const int64_t phases = phases_read(h.kernel_h, layer.dilation.h, layer.stride.h) *
+                         phases_read(h.kernel_w, layer.dilation.w, layer.stride.w);
+  const int64_t outputs = h.group_out_channels();
+  const int64_t panels = ceil_div(outputs, kernels.panel_channels);
+  const int64_t tiles = positions * chunks * (10 * phases + 15 * h.taps() * panels);
+  return tiles < pixels * outputs * h.taps() * h.group_in_channels / 27;
+}
+
+int64_t split_values_in_cache(const PackedHeader& h) {
+  const int64_t values = planes_in_cache() / (kSplitParts * static_cast<int64_t>(sizeof(Bfloat16)));
+  if (h.taps() > 1 || h.group_in_channels <= kPartChannels) return values;
+  return values * h.group_in_channels / kPartChannels;
+}
+
+SplitBand::SplitBand(const Microkernels& kernels, const ConvLayer& layer, const ConvBand& band,
+                     Range groups)
+    : kernels_(*kernels.split),
+      header_(layer.header),
+      stride_(layer.stride),
+      dilation_(layer.dilation),
+      groups_(groups),
+      row_positions_(positions_read(band.pixels, header_.kernel_w, dilation_.w, stride_.w, 0)),
+      phase_positions_(row_positions_ *
+                       positions_read(band.rows, header_.kernel_h, dilation_.h, stride_.h, 0)),
+      parts_(reduction_parts(header_)),
+      kept_(layer.split_panels) {
+  find_phases();
+  const int64_t positions = std::ssize(phases_) * phase_positions_ + kSplitPositions;
+  // An odd number of cache lines: planes a power of two apart would fall into the same cache sets.
+  plane_stride_ = (positions | 1) * kSplitChannels;
+}
+
+void SplitBand::find_phases() {
+  std::vector<int64_t> index(static_cast<size_t>(stride_.h * stride_.w));
+  for (int64_t h = 0; h < stride_.h; ++h) {
+    for (int64_t w = 0; w < stride_.w; ++w) {
+      if (!reads_phase(header_.kernel_h, dilation_.h, stride_.h, h)) continue;
+      if (!reads_phase(header_.kernel_w, dilation_.w, stride_.w, w)) continue;
+      index[static_cast<size_t>(h * stride_.w + w)] = std::ssize(phases_);
+      phases_.push_back({h, w});
+    }
+  }
+  for (int64_t r = 0; r < header_.kernel_h; ++r) {
+    for (int64_t s = 0; s < header_.kernel_w; ++s) {
+      const int64_t h = r * dilation_.h, w = s * dilation_.w;
+      const int64_t phase = index[static_cast<size_t>(h % stride_.h * stride_.w + w % stride_.w)];
+      taps_.push_back((phase * phase_positions_ + h / stride_.h * row_positions_ + w / stride_.w) *
+                      kSplitChannels);
+    }
+  }
+}
+
+Range SplitBand::channels(int64_t part) const {
+  const Range chunks = even_range(split_chunks(header_.group_in_channels), parts_, part);
+  return {chunks.begin * kSplitChannels,
+          std::min<int64_t>(chunks.end * kSplitChannels, header_.group_in_channels)};
+}
+
+bool SplitBand::load(const ConvBand& band, int64_t part) {
+  part_ = part;
+  SplitPixels s{};
+  s.channels = groups_.size() * channels(part).size();
+  planes_ =
+      bfloat16s(thread_scratch().planes, split_chunks(s.channels) * kSplitParts * plane_stride_);
+  s.plane_stride = plane_stride_;
+  s.row_positions = row_positions_;
+  s.row_stride = stride_.h * band.input.row_stride;
+  s.pixel_stride = stride_.w * band.input.pixel_stride;
+  const float* input =
+      band.input.data + groups_.begin * header_.group_in_channels + channels(part).begin;
+  bool finite = true;
+  for (size_t i = 0; i < phases_.size(); ++i) {
+    const auto [h, w] = phases_[i];
+    s.input = input + h * band.input.row_stride + w * band.input.pixel_stride;
+    s.rows = positions_read(band.rows, header_.kernel_h, dilation_.h, stride_.h, h);
+    s.pixels = positions_read(band.pixels, header_.kernel_w, dilation_.w, stride_.w, w);
+    s.planes = planes_ + static_cast<int64_t>(i) * phase_positions_ * kSplitChannels;
+    finite = kernels_.split_pixels(s) && finite;
+  }
+  return finite;
+}
+
+const Bfloat16* SplitBand::split_weights(const ConvTile& tile, int64_t panel) const {
+  const Range range = channels(part_);
+  SplitWeights w{};
+  w.weights = tile.weights;
+  w.block_stride = tile.weight_block_stride;
+  w.tap_stride = header_.group_in_channels * kChannelBlock;
+  w.blocks = ceil_div(tile.out_channels, kChannelBlock);
+  w.taps = header_.taps();
+  w.channels = range.size();
+  if (kept_ == nullptr) {
+    w.target = bfloat16s(thread_scratch().split_weights, panel_values(header_));
+    return kernels_.split_weights(w) ? w.target : nullptr;
+  }
+  w.target = kept_->panel(panel) + range.begin * kSplitParts * w.blocks * kChannelBlock;
+  SplitPanels::State& state = kept_->state(panel, part_);
+  if (state == SplitPanels::State::unknown) {
+    state =
+        kernels_.split_weights(w) ? SplitPanels::State::split : SplitPanels::State::without_parts;
+  }
+  return state == SplitPanels::State::split ? w.target : nullptr;
+}
+
+bool SplitBand::multiply(const ConvTile& tile, int64_t panel, int64_t group) const {
+  SplitTile t{};
+  t.weights = split_weights(tile, panel);
+  if (t.weights == nullptr) return false;
+  t.chunks = split_chunks(channels(part_).size());
+  t.input = planes_ + (group - groups_.begin) * t.chunks * kSplitParts * plane_stride_;
+  t.plane_stride = plane_stride_;
+  t.taps = taps_.data();
+  t.tap_count = header_.taps();
+  t.blocks = ceil_div(tile.out_channels, kChannelBlock);
+  t.row_positions = row_positions_;
+  kernels_.multiply(t, tile);
+  return true;
+}
+
+SplitPanels::SplitPanels(const Microkernels& kernels, const ConvLayer& layer, Scratch& memory)
+    : parts_(reduction_parts(layer.header)), panel_values_(panel_values(layer.header)) {
+  const int64_t panels = panel_count(kernels, layer);
+  memory_ = bfloat16s(memory, panels * panel_values_);
+  states_.resize(static_cast<size_t>(panels * parts_), State::unknown);
+}
+
+SplitPanels::State& SplitPanels::state(int64_t panel, int64_t part) {
+  return states_[static_cast<size_t>(panel * parts_ + part)];
+}
+
+std::optional<SplitPanels> kept_panels(const Microkernels& kernels, const ConvLayer& layer,
+                                       int64_t pixels, int64_t bands, Scratch& memory) {
+  if (bands < 2 || !prefers_tiles(kernels, layer, pixels)) return std::nullopt;
+  return SplitPanels(kernels, layer, memory);
+}
+
+}  // namespace fastres::cpu

@@ -1,0 +1,85 @@
+// A band of a dense convolution on matrix tiles; see split.h.
+
+#pragma once
+
+#include <optional>
+#include <vector>
+
+#include "conv_rows.h"
+#include "scratch.h"
+#include "split.h"
+
+namespace fastres::cpu {
+
+// Whether the layer, with rows of so many output pixels, is faster on matrix tiles. Of the layer
+// alone, so that the bits of the results do not depend on how threads share it.
+bool prefers_tiles(const Microkernels& kernels, const ConvLayer& layer, int64_t pixels);
+
+// The input values of a band that the layer's tiles take without slowing down; more input channels
+// than some come one part after the other.
+int64_t split_values_in_cache(const PackedHeader& header);
+
+// A layer's weights in bfloat16 parts, kept by one thread from one band to the next.
+class SplitPanels {
+ public:
+  // In `memory`, which must last as long.
+  SplitPanels(const Microkernels& kernels, const ConvLayer& layer, Scratch& memory);
+
+  enum class State : uint8_t { unknown, split, without_parts };
+  // Of one panel and part of the reduction.
+  State& state(int64_t panel, int64_t part);
+  Bfloat16* panel(int64_t panel) const { return memory_ + panel * panel_values_; }
+
+ private:
+  int64_t parts_;
+  int64_t panel_values_;
+  Bfloat16* memory_;
+  std::vector<State> states_;
+};
+
+// Keeps a layer's split weights in `memory` where that pays: if it prefers tiles, for several
+// bands.
+std::optional<SplitPanels> kept_panels(const Microkernels& kernels, const ConvLayer& layer,
+                                       int64_t pixels, int64_t bands, Scratch& memory);
+
+// The input of a band in parts, in this thread's scratch memory until the next band's.
+//
+// Positions are pixels of the padded input, in planes of those that are a stride apart, row after
+// row: what one tap reads for adjacent outputs is adjacent. Between rows there are positions that
+// no output belongs to; they are multiplied all the same, so that a tile may cross rows.
+class SplitBand {
+ public:
+  SplitBand(const Microkernels& kernels, const ConvLayer& layer, const ConvBand& band,
+            Range groups);
+
+  // The input channels of a group come in so many parts of the reduction, each loaded by itself.
+  int64_t parts() const { return parts_; }
+  Range channels(int64_t part) const;
+  // False where a value has no bfloat16 parts: the part is then not for tiles.
+  bool load(const ConvBand& band, int64_t part);
+
+  // The loaded part for one panel of output channels, of which `tile` has weights and outputs.
+  // False, and nothing is written, where a weight has no bfloat16 parts.
+  bool multiply(const ConvTile& tile, int64_t panel, int64_t group) const;
+
+ private:
+  // Null where a weight has no parts.
+  const Bfloat16* split_weights(const ConvTile& tile, int64_t panel) const;
+  void find_phases();
+
+  const SplitKernels& kernels_;
+  const PackedHeader header_;
+  const Extent stride_, dilation_;
+  const Range groups_;
+  const int64_t row_positions_;
+  const int64_t phase_positions_;
+  const int64_t parts_;
+  std::vector<Extent> phases_;  // that a tap reads
+  std::vector<ptrdiff_t> taps_;
+  ptrdiff_t plane_stride_;
+  SplitPanels* const kept_;
+  int64_t part_ = 0;  // that is loaded
+  Bfloat16* planes_ = nullptr;
+};
+
+}  // namespace fastres::cpu
