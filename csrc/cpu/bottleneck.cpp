@@ -210,7 +210,7 @@ class BandWalker {
   const bool small_weights_;
   const bool direct_input_;
   const bool direct_output_;
-  std::array<std::optional<SplitPanels>, 4> kept_;
+  std::array<std::optional<SplitPanels>, ThreadScratch::kKeptPanels> kept_;
   int64_t last_rows_offset_ = 0;
 };
 

@@ -14,6 +14,7 @@
 #include "moments.h"
 #include "prologue.h"
 #include "scratch.h"
+#include "split_rows.h"
 #include "winograd_batch.h"
 
 namespace fastres::cpu {
@@ -38,6 +39,7 @@ class SliceRunner {
         layer_(layer),
         y_(y),
         panels_(panel_count(kernels.base, layer)),
+        whole_(conv.winograd || prefers_tiles(kernels.base, layer, conv.geometry.out.w)),
         small_weights_(weight_bytes(layer) <= level2_cache_bytes() / 4),
         direct_input_(!conv.has_prologue && conv.x.is_float32_nhwc() &&
                       !conv.geometry.padding.any()),
@@ -52,12 +54,17 @@ class SliceRunner {
 
   // Adds to the moments of each unit's slice, of its channels.
   void run(Range units, std::vector<Moments>& moments) const {
+    ConvLayer layer = layer_;
+    std::optional<SplitPanels> kept =
+        kept_panels(kernels_.base, layer, conv_.geometry.out.w, units.size() / panel_parts_,
+                    thread_scratch().kept_panels[0]);
+    if (kept.has_value()) layer.split_panels = &*kept;
     for (int64_t unit = units.begin; unit < units.end;) {
       const int64_t slice = unit / panel_parts_;
       const int64_t end = std::min(units.end, (slice + 1) * panel_parts_);
       const Range panels{even_range(panels_, panel_parts_, unit % panel_parts_).begin,
                          even_range(panels_, panel_parts_, (end - 1) % panel_parts_).end};
-      run_slice(slice, panels, moments[static_cast<size_t>(slice)]);
+      run_slice(layer, slice, panels, moments[static_cast<size_t>(slice)]);
       unit = end;
     }
   }
@@ -71,14 +78,15 @@ class SliceRunner {
     int64_t floats = (direct_input_ ? 1 : 2) * input;
     if (fetches_output() || !direct_output_) floats += output;
     if (fetches_output()) floats += output;
-    return level2_cache_bytes() / 2 / (floats * static_cast<int64_t>(sizeof(float)));
+    const int64_t rows = level2_cache_bytes() / 2 / (floats * static_cast<int64_t>(sizeof(float)));
+    if (!whole_ || conv_.winograd) return rows;
+    return std::min(rows, split_values_in_cache(layer_.header) / input);
   }
 
-  // Winograd's inputs are transformed for all panels at once.
   bool shares_panels() const { return !small_weights_ && !conv_.winograd; }
-  bool fetches_output() const { return small_weights_ && direct_output_ && !conv_.winograd; }
+  bool fetches_output() const { return small_weights_ && direct_output_ && !whole_; }
 
-  void run_slice(int64_t i, Range panels, Moments& moments) const {
+  void run_slice(const ConvLayer& layer, int64_t i, Range panels, Moments& moments) const {
     const ConvGeometry& g = conv_.geometry;
     const Slices::Slice slice = slices_[i];
     ConvBand band;
@@ -87,9 +95,9 @@ class SliceRunner {
     band.input = input_band(slice);
     const OutputRows output(kernels_, y_, slice.image, slice.row, slice.rows);
     band.output = output.band();
-    if (conv_.winograd) {
-      conv_rows(kernels_.base, layer_, band, panels);
-      moments.add(kernels_, band.output, band.rows, band.pixels, {0, g.out_channels});
+    if (whole_) {
+      conv_rows(kernels_.base, layer, band, panels);
+      add_moments(band, panels, moments);
     } else {
       run_panels(band, i, panels, moments);
     }
@@ -110,7 +118,11 @@ class SliceRunner {
     for (const FloatSpan& span : upcoming.part(panels_, panel).spans) layer.upcoming.add(span);
     if (panel + 1 < panels_) layer.upcoming.add(panel_floats(kernels_.base, layer, panel + 1));
     conv_rows(kernels_.base, layer, band, {panel, panel + 1});
-    const Range channels = panel_channels(kernels_.base, layer, {panel, panel + 1});
+    add_moments(band, {panel, panel + 1}, moments);
+  }
+
+  void add_moments(const ConvBand& band, Range panels, Moments& moments) const {
+    const Range channels = panel_channels(kernels_.base, layer_, panels);
     Band output = band.output;
     output.data += channels.begin;
     moments.add(kernels_, output, band.rows, band.pixels, channels);
@@ -144,6 +156,8 @@ class SliceRunner {
   const ConvLayer& layer_;
   const Image& y_;
   const int64_t panels_;
+  // Winograd's inputs are transformed, and those of matrix tiles split, for all panels at once.
+  const bool whole_;
   const bool small_weights_;  // which leave the cache room
   const bool direct_input_;
   const bool direct_output_;

@@ -97,24 +97,46 @@ Range InputGradient::gradient_rows(const Slices::Slice& slice) const {
 }
 
 void InputGradient::run_slice(const Slices::Slice& slice, const Slices::Slice* next,
-                              const Band& gradient, Upcoming upcoming, InputGradientSums& sums,
-                              const Band& activated) const {
+                              const Band& gradient, Upcoming upcoming, KeptPanels& kept,
+                              InputGradientSums& sums, const Band& activated) const {
   const OutputRows target(kernels_, grad_x_, slice.image, slice.row, slice.rows);
   const Band& output = target.band();
   upcoming.add_rows(conv_.x, slice.image, slice.row, slice.row + slice.rows);
   if (next != nullptr) {
     upcoming.add_rows(grad_x_, next->image, next->row, next->row + next->rows);
   }
-  for (const Phase& phase : phases_) {
-    if (phase_rows(phase, slice).size() > 0) run_phase(phase, slice, gradient, upcoming, output);
+  for (size_t i = 0; i < phases_.size(); ++i) {
+    if (phase_rows(phases_[i], slice).size() > 0) {
+      run_phase(i, slice, gradient, upcoming, kept, output);
+    }
     upcoming = {};
   }
   finish(slice, output, sums, activated);
   target.store({0, conv_.geometry.in_channels});
 }
 
-void InputGradient::run_phase(const Phase& phase, const Slices::Slice& slice, const Band& gradient,
-                              const Upcoming& upcoming, const Band& output) const {
+bool InputGradient::on_tiles() const {
+  const Phase& phase = phases_.front();
+  const int64_t pixels = phase_count(conv_.geometry.in.w, phase.w.phase, conv_.geometry.stride.w);
+  return !phase.empty() && prefers_tiles(kernels_.base, phase.layer, pixels);
+}
+
+InputGradient::KeptPanels InputGradient::kept_panels(int64_t slices) const {
+  KeptPanels kept;
+  for (size_t i = 0; i < std::min(kept.size(), phases_.size()); ++i) {
+    const Phase& phase = phases_[i];
+    if (phase.empty()) continue;
+    const int64_t pixels = phase_count(conv_.geometry.in.w, phase.w.phase, conv_.geometry.stride.w);
+    kept[i] = cpu::kept_panels(kernels_.base, phase.layer, pixels, slices,
+                               thread_scratch().kept_panels[i]);
+  }
+  return kept;
+}
+
+void InputGradient::run_phase(size_t i, const Slices::Slice& slice, const Band& gradient,
+                              const Upcoming& upcoming, KeptPanels& kept,
+                              const Band& output) const {
+  const Phase& phase = phases_[i];
   const ConvGeometry& g = conv_.geometry;
   const Range rows = phase_rows(phase, slice);
   ConvBand band;
@@ -132,6 +154,7 @@ void InputGradient::run_phase(const Phase& phase, const Slices::Slice& slice, co
       (phase.w.first - columns_.begin) * gradient.pixel_stride;
   ConvLayer layer = phase.layer;
   layer.upcoming = upcoming;
+  if (i < kept.size() && kept[i].has_value()) layer.split_panels = &*kept[i];
   conv_rows(kernels_.base, layer, band, {0, panel_count(kernels_.base, layer)});
 }
 
@@ -222,10 +245,13 @@ void InputGradient::finish_row(const Row& row, Pixels grad_x, Pixels activated, 
 
 namespace {
 
-Slices dgrad_slices(const TrainingConv& conv, Range columns) {
+Slices dgrad_slices(const TrainingConv& conv, const InputGradient& dgrad) {
   const ConvGeometry& g = conv.geometry;
-  const int64_t floats = columns.size() * g.out_channels / g.stride.h + g.in.w * g.in_channels;
-  const int64_t rows = level2_cache_bytes() / 4 / (floats * int64_t{sizeof(float)});
+  const int64_t columns = dgrad.gradient_columns().size();
+  const int64_t floats = columns * g.out_channels / g.stride.h + g.in.w * g.in_channels;
+  // Matrix tiles need the more rows for one splitting of the weights.
+  const int64_t bytes = level2_cache_bytes() / (dgrad.on_tiles() ? 2 : 4);
+  const int64_t rows = bytes / (floats * int64_t{sizeof(float)});
   return {g.batch, g.in.h, rows, conv.winograd ? 2 : g.stride.h};
 }
 
@@ -251,19 +277,26 @@ InputGradientSums run_dgrad(const Kernels& kernels, TrainingConv conv, OutputGra
   input.append_to(images);
   join_images(conv.geometry, images);
   const InputGradient dgrad(kernels, conv, input);
-  const Slices slices = dgrad_slices(conv, dgrad.gradient_columns());
+  const Slices slices = dgrad_slices(conv, dgrad);
   std::vector<InputGradientSums> parts(static_cast<size_t>(slices.count()),
                                        InputGradientSums(conv.geometry.in_channels));
-  parallel_parts(slices.count(), [&](int64_t i) {
-    const Slices::Slice slice = slices[i];
-    const Band band = gradient_band(kernels, gradient, slice.image, dgrad.gradient_rows(slice),
-                                    dgrad.gradient_columns());
-    if (i + 1 == slices.count()) {
-      return dgrad.run_slice(slice, nullptr, band, {}, parts[static_cast<size_t>(i)], {});
+  const int64_t threads = std::min(thread_count(), slices.count());
+  parallel_parts(threads, [&](int64_t thread) {
+    const Range mine = even_range(slices.count(), threads, thread);
+    InputGradient::KeptPanels kept = dgrad.kept_panels(mine.size());
+    for (int64_t i = mine.begin; i < mine.end; ++i) {
+      const Slices::Slice slice = slices[i];
+      const Band band = gradient_band(kernels, gradient, slice.image, dgrad.gradient_rows(slice),
+                                      dgrad.gradient_columns());
+      InputGradientSums& sums = parts[static_cast<size_t>(i)];
+      if (i + 1 == mine.end) {
+        dgrad.run_slice(slice, nullptr, band, {}, kept, sums, {});
+      } else {
+        const Slices::Slice next = slices[i + 1];
+        const Upcoming upcoming = gradient.upcoming(next.image, dgrad.gradient_rows(next));
+        dgrad.run_slice(slice, &next, band, upcoming, kept, sums, {});
+      }
     }
-    const Slices::Slice next = slices[i + 1];
-    const Upcoming upcoming = gradient.upcoming(next.image, dgrad.gradient_rows(next));
-    dgrad.run_slice(slice, &next, band, upcoming, parts[static_cast<size_t>(i)], {});
   });
   for (size_t i = 1; i < parts.size(); ++i) parts[0].add(parts[i]);
   return std::move(parts[0]);

@@ -2,10 +2,14 @@
 
 #pragma once
 
+#include <array>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "output_gradient.h"
+#include "scratch.h"
+#include "split_rows.h"
 
 namespace fastres::cpu {
 
@@ -66,11 +70,18 @@ class InputGradient {
   Range gradient_rows(const Slices::Slice& slice) const;
   Range gradient_columns() const { return columns_; }
 
+  // Whether it is multiplied on matrix tiles.
+  bool on_tiles() const;
+  // Weights that one thread has split for matrix tiles, of each phase, kept for `slices`.
+  using KeptPanels = std::array<std::optional<SplitPanels>, ThreadScratch::kKeptPanels>;
+  KeptPanels kept_panels(int64_t slices) const;
+
   // `gradient` holds those. Where `activated` has data, it receives the activated input of the
   // slice, float32 pixels of all channels. Meanwhile fetches the slice's input, what the next slice
   // will write, and `upcoming`, which has room for two spans more.
   void run_slice(const Slices::Slice& slice, const Slices::Slice* next, const Band& gradient,
-                 Upcoming upcoming, InputGradientSums& sums, const Band& activated) const;
+                 Upcoming upcoming, KeptPanels& kept, InputGradientSums& sums,
+                 const Band& activated) const;
 
   // The parts of it, for Winograd's batches: the convolution of the gradient, and what happens to a
   // slice of its output, through the activation and the affine, in place.
@@ -89,8 +100,8 @@ class InputGradient {
   void make_phases();
   void pack_weights(int64_t floats);
   Range phase_rows(const Phase& phase, const Slices::Slice& slice) const;
-  void run_phase(const Phase& phase, const Slices::Slice& slice, const Band& gradient,
-                 const Upcoming& upcoming, const Band& output) const;
+  void run_phase(size_t i, const Slices::Slice& slice, const Band& gradient,
+                 const Upcoming& upcoming, KeptPanels& kept, const Band& output) const;
   void clear(const ConvBand& band) const;
   // One row of what the backward reads; those without data are left out.
   struct Row {

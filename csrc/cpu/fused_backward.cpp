@@ -29,11 +29,12 @@ class FusedBackward {
   }
 
   const WeightSums& weight_sums() const { return sums_; }
+  InputGradient::KeptPanels kept_panels(int64_t slices) const { return dgrad_.kept_panels(slices); }
 
   // `weight` receives the slice's part of the weight's gradient; null for none. `next` is the slice
   // that comes after; null for none.
-  void run(const Slices::Slice& slice, const Slices::Slice* next, InputGradientSums& input,
-           float* weight) const {
+  void run(const Slices::Slice& slice, const Slices::Slice* next, InputGradient::KeptPanels& kept,
+           InputGradientSums& input, float* weight) const {
     const Range columns = dgrad_.gradient_columns(), rows = dgrad_.gradient_rows(slice);
     const int64_t out_channels = conv_.geometry.out_channels;
     const int64_t floats = band_floats(rows.size() * columns.size(), out_channels);
@@ -50,7 +51,7 @@ class FusedBackward {
       if (next != nullptr) {
         upcoming = gradient_.upcoming(next->image, dgrad_.gradient_rows(*next));
       }
-      dgrad_.run_slice(slice, next, gradient, upcoming, input, inside);
+      dgrad_.run_slice(slice, next, gradient, upcoming, kept, input, inside);
     }
     if (weight == nullptr) return;
     WgradBands bands;
@@ -132,10 +133,11 @@ InputGradientSums run_fused_backward(const Kernels& kernels, TrainingConv conv,
     float* weight = floats > 0 ? sums.data() + part * floats : nullptr;
     std::fill_n(weight, floats, 0.0F);
     const Range mine = even_range(slices.count(), parts, part);
+    InputGradient::KeptPanels kept = backward.kept_panels(mine.size());
     for (int64_t i = mine.begin; i < mine.end; ++i) {
       const Slices::Slice next = slices[std::min(i + 1, mine.end - 1)];
-      backward.run(slices[i], i + 1 < mine.end ? &next : nullptr, inputs[static_cast<size_t>(i)],
-                   weight);
+      backward.run(slices[i], i + 1 < mine.end ? &next : nullptr, kept,
+                   inputs[static_cast<size_t>(i)], weight);
     }
   });
   if (floats > 0) finish_wgrad(sums.data(), floats, parts, grad_weight);

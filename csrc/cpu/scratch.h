@@ -35,8 +35,9 @@ class Scratch {
 struct ThreadScratch {
   Scratch input, residual, output, inner1, inner2, winograd_input, winograd_output, weights,
       arranged, sums, planes, split_weights;
-  // Of each layer of a bottleneck, or of a convolution.
-  Scratch kept_panels[4];
+  // Of each layer of a bottleneck, or of each phase of a strided data gradient.
+  static constexpr size_t kKeptPanels = 4;
+  Scratch kept_panels[kKeptPanels];
 };
 
 inline ThreadScratch& thread_scratch() {

@@ -57,6 +57,12 @@ struct SplitWeights {
   Bfloat16* target;
 };
 
+// A weight's gradient sums products over pixels, which then are what input channels are to a
+// convolution: thirty-two at a time. The gradient of the output takes the weights' place, in planes
+// [chunk of 32 pixels][part][block of 16 channels][pair of pixels][16 channels][2], and the input
+// that of the pixels, transposed, in planes [chunk of 32 pixels][part][channel][32 pixels]. Both
+// are made of a SplitPixels; row_positions is unused, and the last block's other channels are zero.
+
 struct SplitTile {
   const Bfloat16* input;
   ptrdiff_t plane_stride;
@@ -66,12 +72,17 @@ struct SplitTile {
   const Bfloat16* weights;
   int64_t blocks;
   int64_t row_positions;  // from one row of outputs to the next; those beyond its pixels are unused
+  ptrdiff_t chunk_stride;         // values from one chunk's weights to the next's
+  ptrdiff_t part_stride;          // from one part of them to the next
+  ptrdiff_t output_block_stride;  // of outputs and residuals, between blocks of 16 channels
 };
 
 struct SplitKernels {
-  // Both return whether all values have parts.
+  // All return whether all values have parts.
   bool (*split_pixels)(const SplitPixels&);
   bool (*split_weights)(const SplitWeights&);
+  bool (*split_columns)(const SplitPixels&);
+  bool (*split_transposed)(const SplitPixels&);
   // `output` says what is made of the products; its input and weights are not read.
   void (*multiply)(const SplitTile&, const ConvTile& output);
 };

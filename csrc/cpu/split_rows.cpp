@@ -177,6 +177,9 @@ bool SplitBand::multiply(const ConvTile& tile, int64_t panel, int64_t group) con
   t.tap_count = header_.taps();
   t.blocks = ceil_div(tile.out_channels, kChannelBlock);
   t.row_positions = row_positions_;
+  t.part_stride = t.blocks * kSplitBlock;
+  t.chunk_stride = kSplitParts * t.part_stride;
+  t.output_block_stride = kChannelBlock;
   kernels_.multiply(t, tile);
   return true;
 }

@@ -96,6 +96,7 @@ Range WeightSums::output_channels(const Piece& piece) const {
 
 void WeightSums::add(const WgradBands& bands, const Piece& piece, float* sums) const {
   WgradTile tile = tile_of(bands);
+  if (prefers_tiles(piece)) return add_on_tiles(tile, piece, sums);
   join_rows(tile);
   for_each_block(tile, [&](const WgradTile& block) { add_block(block, piece, sums); });
 }

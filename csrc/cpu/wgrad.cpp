@@ -49,14 +49,15 @@ class WeightGradient {
   }
 
  private:
-  // As much of the batch at a time as fits in a quarter of the level-2 cache.
+  // As much of the batch at a time as fits in a quarter of the level-2 cache; in half of it for
+  // matrix tiles, for which pixels have to be many.
   std::vector<PixelBlock> pixel_blocks(const WeightSums::Piece& piece) const {
     const ConvGeometry& g = conv_.geometry;
     const int64_t row_floats =
         g.stride.h * g.padded_width() * band_pixel_stride(sums_.input_channels(piece).size()) +
         g.out.w * band_pixel_stride(sums_.output_channels(piece).size());
-    const int64_t rows =
-        std::max<int64_t>(1, level2_cache_bytes() / 4 / (row_floats * int64_t{sizeof(float)}));
+    const int64_t bytes = level2_cache_bytes() / (sums_.prefers_tiles(piece) ? 2 : 4);
+    const int64_t rows = std::max<int64_t>(1, bytes / (row_floats * int64_t{sizeof(float)}));
     std::vector<PixelBlock> blocks;
     if (rows >= g.out.h) {
       const int64_t images = rows / g.out.h;

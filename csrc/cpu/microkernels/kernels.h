@@ -30,6 +30,8 @@ double fma_burn(int64_t iterations);
 // With AVX-512 only.
 bool split_pixels(const SplitPixels& pixels);
 bool split_weights(const SplitWeights& weights);
+bool split_columns(const SplitPixels& pixels);
+bool split_transposed(const SplitPixels& pixels);
 void split_igemm(const SplitTile& tile, const ConvTile& output);
 
 }  // namespace fastres::cpu::FASTRES_ISA_NAMESPACE

@@ -1,6 +1,9 @@
 // Float32 values into three bfloat16 parts. AVX-512 only, as are the tiles that multiply them.
 
+#include <algorithm>
+
 #include "kernels.h"
+#include "transpose.h"
 
 #if defined(__AVX512BW__)
 
@@ -70,19 +73,62 @@ inline void split_pixel(__m512 a, __m512 b, Bfloat16* target, ptrdiff_t plane_st
 }
 
 // The same of two vectors in turn.
-inline __m512i interleave(__m512 a, __m512 b) {
+inline __m512i pair_up(__m512 a, __m512 b) {
   const __m512i upper = _mm512_srli_epi32(_mm512_castps_si512(a), 16);
   return _mm512_mask_mov_epi16(upper, 0xaaaaaaaa, _mm512_castps_si512(b));
 }
 
-// Two input channels of sixteen output channels.
+// Of sixteen channels two pixels, or two input channels of weights: pairs of each part.
 inline void split_pair(__m512 a, __m512 b, Bfloat16* target, ptrdiff_t part_stride, Seen& seen) {
   const Parts x(a), y(b);
   seen.add(a, x);
   seen.add(b, y);
-  store_parts(interleave(x.high, y.high), interleave(x.middle, y.middle), interleave(x.low, y.low),
-              target, part_stride);
+  store_parts(pair_up(x.high, y.high), pair_up(x.middle, y.middle), pair_up(x.low, y.low), target,
+              part_stride);
 }
+
+// Walks over pixels row by row.
+class PixelWalk {
+ public:
+  explicit PixelWalk(const SplitPixels& s) : s_(s), at_(s.input), left_(s.rows * s.pixels) {}
+
+  int64_t left() const { return left_; }
+  const float* next() {
+    const float* pixel = at_;
+    --left_;
+    at_ += s_.pixel_stride;
+    if (++column_ == s_.pixels) {
+      column_ = 0;
+      at_ += s_.row_stride - s_.pixels * s_.pixel_stride;
+    }
+    return pixel;
+  }
+
+ private:
+  const SplitPixels& s_;
+  const float* at_;
+  int64_t left_;
+  int64_t column_ = 0;
+};
+
+constexpr int64_t kPairs = kSplitChannels / 2;
+
+// The next thirty-two pixels; null beyond the last.
+struct PixelChunk {
+  const float* pixels[kSplitChannels];
+
+  explicit PixelChunk(PixelWalk& walk) {
+    for (const float*& pixel : pixels) pixel = walk.left() > 0 ? walk.next() : nullptr;
+  }
+  // Channels [first, ...) of a pair of them.
+  void split(int64_t pair, int64_t first, __mmask16 lanes, Bfloat16* target, ptrdiff_t part_stride,
+             Seen& seen) const {
+    const auto load = [&](const float* pixel) {
+      return pixel == nullptr ? _mm512_setzero_ps() : _mm512_maskz_loadu_ps(lanes, pixel + first);
+    };
+    split_pair(load(pixels[2 * pair]), load(pixels[2 * pair + 1]), target, part_stride, seen);
+  }
+};
 
 }  // namespace
 
@@ -109,7 +155,6 @@ bool split_pixels(const SplitPixels& s) {
 }
 
 bool split_weights(const SplitWeights& s) {
-  constexpr int64_t kPairs = kSplitChannels / 2;
   Seen seen;
   const ptrdiff_t part_stride = s.blocks * kSplitBlock;
   for (int64_t block = 0; block < s.blocks; ++block) {
@@ -127,6 +172,49 @@ bool split_weights(const SplitWeights& s) {
         to += kSplitParts * part_stride;
       }
       from += s.tap_stride - s.channels * 16;
+    }
+  }
+  return seen.finite();
+}
+
+bool split_columns(const SplitPixels& s) {
+  Seen seen;
+  const int64_t blocks = (s.channels + 15) / 16;
+  PixelWalk walk(s);
+  for (Bfloat16* to = s.planes; walk.left() > 0; to += kSplitParts * s.plane_stride) {
+    const PixelChunk chunk(walk);
+    for (int64_t block = 0; block < blocks; ++block) {
+      const __mmask16 lanes = lanes_mask(s.channels - block * 16);
+      for (int64_t pair = 0; pair < kPairs; ++pair) {
+        chunk.split(pair, block * 16, lanes, to + block * kSplitBlock + pair * 32, s.plane_stride,
+                    seen);
+      }
+    }
+  }
+  return seen.finite();
+}
+
+bool split_transposed(const SplitPixels& s) {
+  Seen seen;
+  alignas(64) Bfloat16 pairs[kSplitParts][kPairs][32];
+  PixelWalk walk(s);
+  for (Bfloat16* to = s.planes; walk.left() > 0; to += kSplitParts * s.plane_stride) {
+    const PixelChunk chunk(walk);
+    for (int64_t first = 0; first < s.channels; first += 16) {
+      const __mmask16 lanes = lanes_mask(s.channels - first);
+      for (int64_t pair = 0; pair < kPairs; ++pair) {
+        chunk.split(pair, first, lanes, pairs[0][pair], kSplitBlock, seen);
+      }
+      for (int64_t part = 0; part < kSplitParts; ++part) {
+        const auto* rows = reinterpret_cast<const float*>(pairs[part]);
+        auto* columns =
+            reinterpret_cast<float*>(to + part * s.plane_stride + first * kSplitChannels);
+        for (int64_t column = 0; column < 16; column += kQuad) {
+          Vec four[kQuad];
+          transpose(rows + column, 16, four);
+          for (int i = 0; i < kQuad; ++i) store(columns + (column + i) * 16, four[i]);
+        }
+      }
     }
   }
   return seen.finite();

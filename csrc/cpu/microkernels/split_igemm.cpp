@@ -138,6 +138,7 @@ class Finishing {
   Finishing(const SplitTile& tile, const ConvTile& output)
       : t_(output),
         row_positions_(tile.row_positions),
+        block_stride_(tile.output_block_stride),
         simple_(output.out_channels == 32 &&
                 (output.act == Activation::relu || output.act == Activation::none)),
         bound_(broadcast(output.act == Activation::relu ? 0.0F : -__builtin_inff())),
@@ -183,15 +184,16 @@ class Finishing {
 
   [[gnu::always_inline]] void finish_simple(int block) const {
     Vec v = load(sums_ + block * kBlockSums) + load(t_.shift + block * 16);
-    if (residual_ != nullptr) v += load(residual_ + block * 16);
-    store(output_ + block * 16, at_least(v, bound_));
+    if (residual_ != nullptr) v += load(residual_ + block * block_stride_);
+    store(output_ + block * block_stride_, at_least(v, bound_));
   }
 
   [[gnu::noinline]] void finish_any() const {
     for (int64_t first = 0; first < t_.out_channels; first += 16) {
-      finish(t_, sums_ + first / 16 * kBlockSums, t_.shift + first,
-             residual_ == nullptr ? nullptr : residual_ + first, output_ + first,
-             t_.out_channels - first);
+      const ptrdiff_t block = first / 16;
+      finish(t_, sums_ + block * kBlockSums, t_.shift + first,
+             residual_ == nullptr ? nullptr : residual_ + block * block_stride_,
+             output_ + block * block_stride_, t_.out_channels - first);
     }
   }
 
@@ -204,6 +206,7 @@ class Finishing {
 
   const ConvTile& t_;
   const int64_t row_positions_;
+  const ptrdiff_t block_stride_;
   const bool simple_;
   const Vec bound_;
   float* output_;
@@ -218,19 +221,18 @@ constexpr int64_t kStepsPerChunk = 6;
 
 // Thirty-two input channels of one tap. Every group of products but the last changes one operand.
 template <int kPixelTiles, int kBlocks>
-inline void add_chunk(const Bfloat16* pixels, ptrdiff_t plane_stride, const Bfloat16* weights,
+inline void add_chunk(const SplitTile& t, const Bfloat16* pixels, const Bfloat16* weights,
                       Finishing& meanwhile) {
   constexpr bool kBoth = kPixelTiles == 2;
-  constexpr ptrdiff_t kPart = kBlocks * kSplitBlock;
-  const Bfloat16 *high = pixels, *middle = high + plane_stride, *low = middle + plane_stride;
+  const Bfloat16 *high = pixels, *middle = high + t.plane_stride, *low = middle + t.plane_stride;
   const auto products = [&meanwhile] {
     add_products<kPixelTiles, kBlocks>();
     meanwhile.step();
   };
   load_pixels(high, kBoth);
-  load_weights<kBlocks>(weights + 2 * kPart);
+  load_weights<kBlocks>(weights + 2 * t.part_stride);
   products();
-  load_weights<kBlocks>(weights + kPart);
+  load_weights<kBlocks>(weights + t.part_stride);
   products();
   load_pixels(middle, kBoth);
   products();
@@ -254,9 +256,9 @@ void sum_products(const SplitTile& t, int64_t position, Fetching& fetching, Fini
     const Bfloat16* pixels = t.input + t.taps[tap] + position * kSplitChannels;
     for (int64_t chunk = 0; chunk < t.chunks; ++chunk) {
       fetching.step();
-      add_chunk<kPixelTiles, kBlocks>(pixels, t.plane_stride, weights, finishing);
+      add_chunk<kPixelTiles, kBlocks>(t, pixels, weights, finishing);
       pixels += kSplitParts * t.plane_stride;
-      weights += kSplitParts * kBlocks * kSplitBlock;
+      weights += t.chunk_stride;
     }
   }
   store_tile<0>(sums.values[0][0]);

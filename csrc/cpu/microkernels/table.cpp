@@ -29,7 +29,8 @@ const Microkernels& microkernels() {
 
 #if defined(__AVX512BW__)
 const SplitKernels& split_kernels() {
-  static const SplitKernels kTable{split_pixels, split_weights, split_igemm};
+  static const SplitKernels kTable{split_pixels, split_weights, split_columns, split_transposed,
+                                   split_igemm};
   return kTable;
 }
 #endif
