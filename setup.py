@@ -35,6 +35,8 @@ ROOT = Path(__file__).resolve().parent
 LINUX = sys.platform == "linux"
 X86_64 = platform.machine().lower() in ("x86_64", "amd64")
 ISAS = ("portable", "avx2", "avx512") if X86_64 else ("portable",)
+# Those and what needs no build of its own: AMX's few instructions are assembly beside AVX-512's.
+BUILT_ISAS = (*ISAS, "amx") if X86_64 else ISAS
 GIB = 1 << 30
 USUAL_CUDA_HOME = Path("/usr/local/cuda")
 
@@ -228,7 +230,7 @@ class Plan:
             rows["torch"] = f"{torch_version}, for the stable ABI of 2.11 and later"
             rows["compiler"] = f"{self.compiler}: {version.splitlines()[0]}"
             rows["flags"] = shlex.join(FLAGS["common"] + environment_flags("CXXFLAGS"))
-            rows["kernels for"] = ", ".join(ISAS)
+            rows["kernels for"] = ", ".join(BUILT_ISAS)
             rows["parallel jobs"] = os.environ["MAX_JOBS"]
         names = [extension.name for extension in self.extensions()]
         if self.cuda:
@@ -340,7 +342,7 @@ def build_native_command(plan: Plan) -> type:
             ext.define_macros += [
                 ("FASTRES_BUILD_FLAGS", f'"{flags}"'),
                 ("FASTRES_BUILD_TORCH", f'"{torch.__version__}"'),
-                ("FASTRES_BUILD_ISAS", f'"{", ".join(ISAS)}"'),
+                ("FASTRES_BUILD_ISAS", f'"{", ".join(BUILT_ISAS)}"'),
             ]
             ext.library_dirs += [str(Path(self.get_ext_fullpath("fastres.libfastres")).parent)]
             ext.libraries += ["fastres"]

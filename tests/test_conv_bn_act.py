@@ -150,6 +150,33 @@ def test_not_finite_values_stay_where_eager_has_them(assert_accurate, case, valu
         check_case(assert_accurate, case, inputs, act)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")], ids=str)
+def test_not_finite_weights(value):
+    for name in ("1x1 of 72", "1x1 of 640", "1x1/2 of 72"):
+        case = PATHS[name]
+        inputs = make_inputs(case)
+        inputs.weight[5, case.c - 1] = value
+        out, expected = fused(case, inputs), eager(case, inputs)
+        torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4, equal_nan=True)
+
+
+def test_largest_values(assert_accurate):
+    """Which a bfloat16, what matrix tiles multiply, would round to infinity."""
+    for name in ("1x1 of 72", "1x1 of 640", "3x3 of 96, /2"):
+        inputs = make_inputs(PATHS[name])
+        inputs.x[0, 1, 2, 3] = torch.finfo(torch.float32).max
+        inputs = inputs._replace(weight=inputs.weight / 1024)
+        check_case(assert_accurate, PATHS[name], inputs)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_values_far_from_one(assert_accurate, scale):
+    for name in ("1x1 of 72", "1x1 of 640", "3x3 of 96, /2", "3x3 winograd, even"):
+        inputs = make_inputs(PATHS[name])
+        inputs = inputs._replace(x=inputs.x * scale, shift=inputs.shift * scale)
+        check_case(assert_accurate, PATHS[name], inputs)
+
+
 @pytest.mark.parametrize("row", [0, 3, 6])
 @pytest.mark.parametrize("column", [0, 4, 9])
 def test_winograd_spreads_nan_over_a_tile_at_most(kernels, row, column):

@@ -147,7 +147,7 @@ def test_without_triton_its_backend_says_so():
 
 
 @needs_native
-@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
+@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512", "amx"])
 def test_an_instruction_set_can_be_forced_from_outside(isa):
     code = CONVOLVE + "print(_library.diagnostics().cpu_info()['selected_isa'])"
     ran = run_python(code, FASTRES_ISA=isa)

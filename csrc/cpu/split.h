@@ -28,7 +28,7 @@ constexpr int64_t kSplitBlock = kSplitChannels * 16;
 // Positions that are multiplied together. A call may read as many beyond the last one.
 constexpr int64_t kSplitPositions = 32;
 
-inline int64_t split_chunks(int64_t channels) {
+[[gnu::always_inline]] inline int64_t split_chunks(int64_t channels) {
   return (channels + kSplitChannels - 1) / kSplitChannels;
 }
 

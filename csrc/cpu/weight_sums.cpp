@@ -4,6 +4,7 @@
 
 #include "cache.h"
 #include "wgrad.h"
+#include "wgrad_split.h"
 
 namespace fastres::cpu {
 namespace {
@@ -96,9 +97,21 @@ Range WeightSums::output_channels(const Piece& piece) const {
 
 void WeightSums::add(const WgradBands& bands, const Piece& piece, float* sums) const {
   WgradTile tile = tile_of(bands);
-  if (prefers_tiles(piece)) return add_on_tiles(tile, piece, sums);
+  if (prefers_tiles(piece)) {
+    tile.channels = piece.channels.size();
+    tile.blocks = piece.units.size();
+    tile.sums = sums + piece.units.begin * unit_floats() + piece.channels.begin * kChannelBlock;
+    return add_split_sums(kernels_.base, tile, output_channels(piece).size(),
+                          [&](const WgradTile& part) { add_block(part, piece, sums); });
+  }
   join_rows(tile);
   for_each_block(tile, [&](const WgradTile& block) { add_block(block, piece, sums); });
+}
+
+bool WeightSums::prefers_tiles(const Piece& piece) const {
+  const bool pointwise = !lanes_ && header_.taps() == 1 && header_.groups == 1;
+  return pointwise &&
+         prefers_split_sums(kernels_.base, piece.channels.size(), output_channels(piece).size());
 }
 
 WgradTile WeightSums::tile_of(const WgradBands& bands) const {

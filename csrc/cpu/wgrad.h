@@ -50,9 +50,6 @@ class WeightSums {
   WgradTile tile_of(const WgradBands& bands) const;
   void add_block(WgradTile tile, const Piece& piece, float* sums) const;
   void add_taps(WgradTile tile, Range channels) const;
-  void add_on_tiles(WgradTile tile, const Piece& piece, float* sums) const;
-  // False, and nothing is added, where a value has no bfloat16 parts.
-  bool add_split(const WgradTile& tile, const Piece& piece, float* sums) const;
   int64_t first_output(int64_t unit) const {
     return unit / section_units_ * section_out_ + unit % section_units_ * kChannelBlock;
   }

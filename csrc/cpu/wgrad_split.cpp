@@ -1,11 +1,11 @@
-// The gradient of a 1x1 convolution's weight on matrix tiles; see split.h.
+#include "wgrad_split.h"
 
 #include <algorithm>
 
+#include "../packed_weight.h"
 #include "cache.h"
 #include "scratch.h"
 #include "split.h"
-#include "wgrad.h"
 
 namespace fastres::cpu {
 namespace {
@@ -57,34 +57,10 @@ void for_each_part(WgradTile tile, int64_t pixels_at_once, const Part& part) {
   }
 }
 
-}  // namespace
-
-// In cycles for 32 pixels, as in prefers_tiles(); transposing the input takes the most of them.
-bool WeightSums::prefers_tiles(const Piece& piece) const {
-  if (kernels_.base.split == nullptr || lanes_ || header_.taps() > 1 || header_.groups > 1) {
-    return false;
-  }
-  const int64_t in = piece.channels.size(), out = piece.units.size() * kChannelBlock;
-  const int64_t tiles = 60 * in + 25 * out + round_up(in, 32) * round_up(out, 32) * 15 / 32;
-  return tiles < in * out * 32 / 27;
-}
-
-void WeightSums::add_on_tiles(WgradTile tile, const Piece& piece, float* sums) const {
-  join(tile);
-  const int64_t channels = round_up(piece.channels.size(), kSplitPositions);
-  // Beside them are as many of the gradient's values, and the sums.
-  const int64_t in_cache = level2_cache_bytes() * 3 / 20 / (2 * kSplitParts * channels);
-  const int64_t pixels =
-      std::clamp(in_cache / kSplitChannels * kSplitChannels, kFewestPixels, kMostPixels);
-  for_each_part(tile, pixels, [&](const WgradTile& part) {
-    if (!add_split(part, piece, sums)) add_block(part, piece, sums);
-  });
-}
-
-bool WeightSums::add_split(const WgradTile& tile, const Piece& piece, float* sums) const {
+// `tile` of few enough pixels. False, and nothing is added, where a value has no bfloat16 parts.
+bool add_split(const SplitKernels& kernels, const WgradTile& tile, int64_t out_channels) {
   static constexpr float kZeros[2 * kChannelBlock] = {};
   static constexpr ptrdiff_t kNoTap = 0;
-  const SplitKernels& kernels = *kernels_.base.split;
   const int64_t chunks = split_chunks(tile.rows * tile.pixels);
   SplitPixels input{};
   input.input = tile.input;
@@ -92,15 +68,15 @@ bool WeightSums::add_split(const WgradTile& tile, const Piece& piece, float* sum
   input.pixel_stride = tile.input_pixel_stride;
   input.rows = tile.rows;
   input.pixels = tile.pixels;
-  input.channels = piece.channels.size();
+  input.channels = tile.channels;
   input.plane_stride = (round_up(input.channels, kSplitPositions) | 1) * kSplitChannels;
   input.planes = bfloat16s(thread_scratch().planes, chunks * kSplitParts * input.plane_stride);
   SplitPixels grad = input;
   grad.input = tile.grad;
   grad.row_stride = tile.grad_row_stride;
   grad.pixel_stride = tile.grad_pixel_stride;
-  grad.channels = output_channels(piece).size();
-  grad.plane_stride = piece.units.size() * kSplitBlock;
+  grad.channels = out_channels;
+  grad.plane_stride = tile.blocks * kSplitBlock;
   grad.planes = bfloat16s(thread_scratch().split_weights, chunks * kSplitParts * grad.plane_stride);
   if (!kernels.split_transposed(input) || !kernels.split_columns(grad)) return false;
 
@@ -113,22 +89,44 @@ bool WeightSums::add_split(const WgradTile& tile, const Piece& piece, float* sum
   t.row_positions = input.channels;
   t.part_stride = grad.plane_stride;
   t.chunk_stride = kSplitParts * grad.plane_stride;
-  t.output_block_stride = unit_floats();
+  t.output_block_stride = tile.sums_block_stride;
   ConvTile output{};
   output.shift = kZeros;
   output.rows = 1;
   output.pixels = input.channels;
   output.output_pixel_stride = output.residual_pixel_stride = kChannelBlock;
-  for (int64_t unit = 0; unit < piece.units.size(); unit += t.blocks) {
-    t.blocks = std::min<int64_t>(2, piece.units.size() - unit);
-    t.weights = grad.planes + unit * kSplitBlock;
+  for (int64_t block = 0; block < tile.blocks; block += t.blocks) {
+    t.blocks = std::min<int64_t>(2, tile.blocks - block);
+    t.weights = grad.planes + block * kSplitBlock;
     output.out_channels = t.blocks * kChannelBlock;
-    output.output =
-        sums + (piece.units.begin + unit) * unit_floats() + piece.channels.begin * kChannelBlock;
+    output.output = tile.sums + block * tile.sums_block_stride;
     output.residual = output.output;
     kernels.multiply(t, output);
   }
   return true;
+}
+
+}  // namespace
+
+// In cycles for 32 pixels, as in prefers_tiles(); transposing the input takes the most of them.
+bool prefers_split_sums(const Microkernels& kernels, int64_t channels, int64_t out_channels) {
+  if (kernels.split == nullptr) return false;
+  const int64_t products = round_up(channels, kSplitPositions) * round_up(out_channels, 32);
+  const int64_t tiles = 60 * channels + 25 * out_channels + products * 15 / 32;
+  return tiles < channels * out_channels * 32 / 27;
+}
+
+void add_split_sums(const Microkernels& kernels, WgradTile tile, int64_t out_channels,
+                    const std::function<void(const WgradTile&)>& otherwise) {
+  join(tile);
+  const int64_t channels = round_up(tile.channels, kSplitPositions);
+  // Beside them are as many of the gradient's values, and the sums.
+  const int64_t in_cache = level2_cache_bytes() * 3 / 20 / (2 * kSplitParts * channels);
+  const int64_t pixels =
+      std::clamp(in_cache / kSplitChannels * kSplitChannels, kFewestPixels, kMostPixels);
+  for_each_part(tile, pixels, [&](const WgradTile& part) {
+    if (!add_split(*kernels.split, part, out_channels)) otherwise(part);
+  });
 }
 
 }  // namespace fastres::cpu

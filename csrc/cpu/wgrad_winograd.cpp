@@ -7,6 +7,7 @@
 #include "cache.h"
 #include "scratch.h"
 #include "wgrad.h"
+#include "wgrad_split.h"
 #include "winograd_batch.h"
 
 namespace fastres::cpu {
@@ -122,24 +123,46 @@ class WinogradWeightGradient {
   void add(Range positions, Range blocks, const WinogradTiles& input, const WinogradTiles& gradient,
            float* sums) const {
     const int64_t tiles = input.tile_rows * input.tile_cols;
-    const int64_t parts = (tiles + kTilesAtOnce - 1) / kTilesAtOnce;
     WgradTile t{};
     t.input_pixel_stride = input.tile_stride;
     t.grad_pixel_stride = gradient.tile_stride;
     t.images = t.rows = 1;
     t.channels = header_.group_in_channels;
     t.sums_block_stride = header_.block_stride();
+    t.blocks = blocks.size();
     for (int64_t position = positions.begin; position < positions.end; ++position) {
-      for (int64_t part = 0; part < parts; ++part) {
-        const Range mine = even_range(tiles, parts, part);
-        t.pixels = mine.size();
-        t.input = input.at(position, mine.begin);
-        for (int64_t block = blocks.begin; block < blocks.end; block += t.blocks) {
-          t.blocks = std::min<int64_t>(2, blocks.end - block);
-          t.grad = gradient.at(position, mine.begin) + block * kChannelBlock;
-          t.sums = sums + position * position_stride_ + block * header_.block_stride();
-          kernels_.training.wgrad(t);
-        }
+      t.input = input.at(position, 0);
+      t.grad = gradient.at(position, 0) + blocks.begin * kChannelBlock;
+      t.sums = sums + position * position_stride_ + blocks.begin * header_.block_stride();
+      t.pixels = tiles;
+      add_products(t);
+    }
+  }
+
+  // Of one position.
+  void add_products(WgradTile t) const {
+    const int64_t out_channels = t.blocks * kChannelBlock;
+    if (prefers_split_sums(kernels_.base, t.channels, out_channels)) {
+      add_split_sums(kernels_.base, t, out_channels,
+                     [this](const WgradTile& part) { add_blocks(part); });
+    } else {
+      add_blocks(t);
+    }
+  }
+
+  void add_blocks(const WgradTile& all) const {
+    const int64_t parts = (all.pixels + kTilesAtOnce - 1) / kTilesAtOnce;
+    for (int64_t part = 0; part < parts; ++part) {
+      const Range mine = even_range(all.pixels, parts, part);
+      WgradTile t = all;
+      t.pixels = mine.size();
+      t.input += mine.begin * t.input_pixel_stride;
+      t.grad += mine.begin * t.grad_pixel_stride;
+      for (int64_t left = all.blocks; left > 0; left -= t.blocks) {
+        t.blocks = std::min<int64_t>(2, left);
+        kernels_.training.wgrad(t);
+        t.grad += t.blocks * kChannelBlock;
+        t.sums += t.blocks * t.sums_block_stride;
       }
     }
   }

@@ -2,10 +2,12 @@
 
 #include <algorithm>
 #include <span>
+#include <vector>
 
 #include "cache.h"
 #include "pack_on_use.h"
 #include "scratch.h"
+#include "split_rows.h"
 
 namespace fastres::cpu {
 namespace {
@@ -164,23 +166,30 @@ class Chunk {
 void winograd_products(const Microkernels& kernels, const ConvLayer& layer,
                        const WinogradTiles& input, Range positions, Range panels,
                        const WinogradTiles& products) {
+  ConvLayer product = layer;
+  product.header.layout = PackedLayout::igemm;
+  product.header.kernel_h = product.header.kernel_w = 1;
+  const std::vector<float> no_shift(static_cast<size_t>(product.header.out_channels), 0.0F);
+  product.shift = no_shift.data();
+  product.act = Activation::none;
   const int64_t tiles = input.tile_rows * input.tile_cols;
-  const int64_t bytes = input.channels * int64_t{sizeof(float)};
-  const int64_t parts = 1 + tiles * bytes / (level2_cache_bytes() / 2);
-  ConvTile t = product_tile(input, products);
+  const int64_t values = prefers_tiles(kernels, product, 1)
+                             ? split_values_in_cache(product.header)
+                             : level2_cache_bytes() / 2 / int64_t{sizeof(float)};
+  const int64_t parts = 1 + tiles * input.channels / values;
   for (int64_t position = positions.begin; position < positions.end; ++position) {
+    product.weights =
+        layer.weights + position * layer.header.blocks() * layer.header.block_stride();
     for (int64_t part = 0; part < parts; ++part) {
       const Range mine = even_range(tiles, parts, part);
-      t.pixels = mine.size();
-      t.input = input.at(position, mine.begin);
-      for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
-        const Range channels = panel_channels(kernels, layer, {panel, panel + 1});
-        const PanelWeights weights = packed_panel(kernels, layer, {panel, panel + 1}, 0);
-        t.weights = weights.data + position * weights.position_stride;
-        t.out_channels = channels.size();
-        t.output = products.at(position, mine.begin) + channels.begin;
-        kernels.igemm(t);
-      }
+      ConvBand band;
+      band.rows = 1;
+      band.pixels = mine.size();
+      band.input.data = input.at(position, mine.begin);
+      band.input.pixel_stride = input.tile_stride;
+      band.output.data = products.at(position, mine.begin);
+      band.output.pixel_stride = products.tile_stride;
+      conv_rows(kernels, product, band, panels);
     }
   }
 }

@@ -52,8 +52,10 @@ class TileRegisters {
       uint16_t row_bytes[16] = {};
       uint8_t rows[16] = {};
     } configuration;
-    std::fill_n(configuration.row_bytes, 8, static_cast<uint16_t>(kRowBytes));
-    std::fill_n(configuration.rows, 8, static_cast<uint8_t>(kTileRows));
+    for (int tile = 0; tile < 8; ++tile) {
+      configuration.row_bytes[tile] = kRowBytes;
+      configuration.rows[tile] = kTileRows;
+    }
     asm volatile("ldtilecfg %0" : : "m"(configuration));
   }
   ~TileRegisters() { asm volatile("tilerelease"); }
