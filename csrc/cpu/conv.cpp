@@ -107,7 +107,8 @@ class BandRunner {
         fetches_output_(direct_output_ && conv.plain.data == nullptr &&
                         conv.layer.header.layout == PackedLayout::igemm &&
                         panels.size() == panel_count(kernels, conv.layer) &&
-                        weight_bytes(conv.layer) <= level2_cache_bytes() / 4) {}
+                        weight_bytes(conv.layer) <= level2_cache_bytes() / 4),
+        on_tiles_(prefers_tiles(kernels, conv.layer, conv.geometry.out.w)) {}
 
   // Whether each panel of weights is used once.
   bool uses_panels_once(Range slices) const {
@@ -157,10 +158,7 @@ class BandRunner {
     if (!direct_residual_) bytes_per_row += g.out.w * g.out_channels;
     bytes_per_row *= static_cast<int64_t>(sizeof(float));
     int64_t rows = level2_cache_bytes() / 2 / bytes_per_row;
-    if (prefers_tiles(kernels_, conv_.layer, g.out.w)) {
-      const int64_t values = g.stride.h * g.padded_width() * g.in_channels;
-      rows = std::min(rows, split_values_in_cache(conv_.layer.header) / values);
-    }
+    if (on_tiles_) rows = std::min(rows, split_rows_in_cache(conv_.layer, g.out.w));
     return rows;
   }
 
@@ -196,41 +194,28 @@ class BandRunner {
     band.input = input_band(n, h, rows);
     if (conv_.residual.data != nullptr) band.residual = residual_band(n, h, rows);
     band.output = direct_output_ ? direct(conv_.out, n, h) : output_scratch(rows);
+    ConvLayer layer = conv_.layer;
     if (conv_.plain.data == nullptr) {
-      const int64_t next = h + rows;
-      ConvLayer layer = conv_.layer;
-      if (fetches_output_) layer.upcoming.add_rows(conv_.out, n, next, next + rows);
-      if (kernels_.split != nullptr) {
-        const int64_t row = next * conv_.geometry.stride.h - conv_.geometry.padding.top;
-        layer.upcoming.add_rows(conv_.x, n, row, row + conv_.geometry.input_rows(rows));
-      }
+      fetch_next(n, h + rows, rows, layer.upcoming);
       conv_rows(kernels_, layer, band, panels_);
-    } else if (conv_.layer.header.layout == PackedLayout::winograd) {
-      winograd_rows(kernels_, conv_.layer, conv_.plain, band, panels_);
+    } else if (layer.header.layout == PackedLayout::winograd) {
+      winograd_rows(kernels_, layer, conv_.plain, band, panels_);
     } else {
-      pack_and_convolve(band);
+      layer.plain = &conv_.plain;
+      conv_rows(kernels_, layer, band, panels_);
     }
     if (!direct_output_) {
       store_band(kernels_, band.output, conv_.out, n, h, rows, channels_.begin, channels_.end);
     }
   }
 
-  // Panel by panel: packed into the level-2 cache, used at once, while the next one is fetched.
-  void pack_and_convolve(const ConvBand& band) const {
-    ConvLayer layer = conv_.layer;
-    const PackedHeader& h = layer.header;
-    for (int64_t panel = panels_.begin; panel < panels_.end; ++panel) {
-      const Range blocks = panel_blocks(kernels_, layer, panel);
-      float* packed = thread_scratch().weights.floats(blocks.size() * h.block_stride());
-      pack_blocks(kernels_, h, conv_.plain, blocks, packed);
-      layer.weights = packed;
-      layer.first_block = blocks.begin;
-      layer.upcoming = {};
-      if (panel + 1 < panels_.end) {
-        layer.upcoming.add(plain_values(h, conv_.plain, panel_blocks(kernels_, layer, panel + 1)));
-      }
-      conv_rows(kernels_, layer, band, {panel, panel + 1});
-    }
+  // What the next band reads and writes.
+  void fetch_next(int64_t n, int64_t h, int64_t rows, Upcoming& upcoming) const {
+    if (fetches_output_) upcoming.add_rows(conv_.out, n, h, h + rows);
+    if (!on_tiles_) return;
+    const ConvGeometry& g = conv_.geometry;
+    const int64_t row = std::max<int64_t>(0, h * g.stride.h - g.padding.top);
+    upcoming.add_rows(conv_.x, n, row, row + g.input_rows(rows));
   }
 
   static Band direct(const Image& image, int64_t n, int64_t h) {
@@ -270,13 +255,14 @@ class BandRunner {
   const bool direct_residual_;
   // The weights leave the cache room, and tiles time, for the lines that the next band writes.
   const bool fetches_output_;
+  // Which read the whole input before the first output.
+  const bool on_tiles_;
 };
 
 // Whether each panel is used once, by one thread: then it need not be kept.
 bool packs_by_panel(const Microkernels& kernels, const Conv& conv, const Partition& partition) {
   const Share share = partition.share(0);
   return partition.by_panels() && conv.layer.header.layout != PackedLayout::lanes &&
-         !prefers_tiles(kernels, conv.layer, conv.geometry.out.w) &&
          BandRunner(kernels, conv, share.panels).uses_panels_once(share.slices);
 }
 

@@ -4,6 +4,7 @@
 
 #include "cache.h"
 #include "pack_on_use.h"
+#include "plain_weight.h"
 #include "scratch.h"
 #include "split_rows.h"
 #include "winograd.h"
@@ -65,31 +66,57 @@ const float* panel_weights(const Microkernels& kernels, const ConvLayer& layer, 
   return layer.weights + block * layer.header.block_stride() + channel % kChannelBlock;
 }
 
+// The layer with this panel packed into the level-2 cache.
+ConvLayer packed_panel(const Microkernels& kernels, ConvLayer layer, int64_t panel) {
+  const Range blocks = panel_blocks(kernels, layer, panel);
+  float* packed = thread_scratch().weights.floats(blocks.size() * layer.header.block_stride());
+  pack_blocks(kernels, layer.header, *layer.plain, blocks, packed);
+  layer.weights = packed;
+  layer.first_block = blocks.begin;
+  return layer;
+}
+
 // Some input channels of a group.
 struct Reduction {
   Range channels;
   bool whole;
 };
 
-// Fetched while this panel is computed: what the next one has to be packed of, or a share of what
-// comes after all panels, and the next one's weights, unless they are in the cache by then.
-void set_next(const Microkernels& kernels, const ConvLayer& layer, Range panels, int64_t i,
-              const Reduction& reduction, ConvTile& t) {
-  const int64_t next = nth_panel(layer, panels, i + 1);
-  if (next >= 0 && layer.packing != nullptr) {
-    t.upcoming.spans[0] = layer.packing->unpacked(panel_blocks(kernels, layer, next));
-    if (t.upcoming.spans[0].count > 0) return;
+// The next panel's weights, or what they have to be packed of; and whether it is that.
+FloatSpan next_weights(const Microkernels& kernels, const ConvLayer& layer, int64_t next,
+                       const Reduction& reduction, bool& plain) {
+  const Range blocks = panel_blocks(kernels, layer, next);
+  plain = true;
+  if (layer.plain != nullptr) return plain_values(layer.header, *layer.plain, blocks);
+  if (layer.packing != nullptr) {
+    const FloatSpan unpacked = layer.packing->unpacked(blocks);
+    if (unpacked.count > 0) return unpacked;
   }
-  const Upcoming& upcoming = layer.upcoming;
-  const bool in_cache = !upcoming.empty() && weight_bytes(layer) <= level2_cache_bytes() / 4;
-  t.upcoming = upcoming.part(panels.size(), i);
-  if (next < 0 || in_cache) return;
+  plain = false;
   FloatSpan weights = panel_floats(kernels, layer, next);
   if (!reduction.whole) {
     weights.data += reduction.channels.begin * kChannelBlock;
     weights.count = reduction.channels.size() * kChannelBlock;
   }
-  t.upcoming.spans[upcoming.size()] = weights;
+  return weights;
+}
+
+// Fetched while this panel is computed: what the next one has to be packed of, or a share of what
+// comes after all panels, and the next one's weights, unless they are in the cache by then.
+void set_next(const Microkernels& kernels, const ConvLayer& layer, Range panels, int64_t i,
+              const Reduction& reduction, ConvTile& t) {
+  const int64_t next = nth_panel(layer, panels, i + 1);
+  FloatSpan weights;
+  bool plain = false;
+  if (next >= 0) weights = next_weights(kernels, layer, next, reduction, plain);
+  if (plain) {
+    t.upcoming.spans[0] = weights;
+    return;
+  }
+  const Upcoming& upcoming = layer.upcoming;
+  const bool in_cache = !upcoming.empty() && weight_bytes(layer) <= level2_cache_bytes() / 4;
+  t.upcoming = upcoming.part(panels.size(), i);
+  if (!in_cache) t.upcoming.spans[upcoming.size()] = weights;
 }
 
 // What a 1x1 convolution's tile is of a part of the reduction: it adds to what the parts before
@@ -111,37 +138,53 @@ void select_inputs(ConvTile& t, const Reduction& reduction, int64_t all_channels
   t.act = Activation::none;
 }
 
-void igemm_panel(const Microkernels& kernels, const ConvLayer& layer, ConvTile t, Range panels,
-                 int64_t i, const Reduction& reduction, const SplitBand* split) {
-  const int64_t panel = nth_panel(layer, panels, i);
-  const int64_t group = panel / panels_per_group(kernels, layer);
+// One panel's tile, of the whole reduction; its weights are packed by then.
+ConvTile panel_tile(const Microkernels& kernels, const ConvLayer& layer, ConvTile t,
+                    int64_t panel) {
   if (layer.packing != nullptr) layer.packing->prepare(panel_blocks(kernels, layer, panel));
-  t.input += group * layer.header.group_in_channels;
-  t.weights = panel_weights(kernels, layer, panel);
+  t.input += panel / panels_per_group(kernels, layer) * layer.header.group_in_channels;
+  t.weights = panel_weights(
+      kernels, layer.plain != nullptr ? packed_panel(kernels, layer, panel) : layer, panel);
   select_outputs(t, panel_channels(kernels, layer, {panel, panel + 1}));
-  select_inputs(t, reduction, layer.header.group_in_channels);
-  set_next(kernels, layer, panels, i, reduction, t);
-  if (split == nullptr || !split->multiply(t, panel, group)) kernels.igemm(t);
+  return t;
+}
+
+// All panels, for the parts of the reduction that are loaded.
+void split_panels(const Microkernels& kernels, const ConvLayer& layer, const ConvTile& tile,
+                  Range panels, const SplitBand& split, Range parts) {
+  for (int64_t i = 0; i < panels.size(); ++i) {
+    const int64_t panel = nth_panel(layer, panels, i);
+    const ConvTile whole = panel_tile(kernels, layer, tile, panel);
+    for (int64_t part = parts.begin; part < parts.end; ++part) {
+      const Reduction reduction{split.channels(part), split.parts() == 1};
+      ConvTile t = whole;
+      select_inputs(t, reduction, layer.header.group_in_channels);
+      set_next(kernels, layer, panels, i, reduction, t);
+      const int64_t group = panel / panels_per_group(kernels, layer);
+      if (!split.multiply(t, panel, group, part)) kernels.igemm(t);
+    }
+  }
 }
 
 void igemm_panels(const Microkernels& kernels, const ConvLayer& layer, const ConvBand& band,
                   Range panels) {
-  const ConvTile t = tile_of(layer, band);
-  if (!prefers_tiles(kernels, layer, band.pixels)) {
-    for (int64_t i = 0; i < panels.size(); ++i) {
-      igemm_panel(kernels, layer, t, panels, i, {{0, t.channels}, true}, nullptr);
+  const ConvTile tile = tile_of(layer, band);
+  if (prefers_tiles(kernels, layer, band.pixels)) {
+    const int64_t per_group = panels_per_group(kernels, layer);
+    SplitBand split(kernels, layer, band,
+                    {panels.begin / per_group, (panels.end - 1) / per_group + 1});
+    // A panel that is packed right before its use is used for all of the reduction.
+    const int64_t at_once = layer.plain != nullptr ? split.parts() : 1;
+    for (int64_t part = 0; part < split.parts(); part += at_once) {
+      split.load(band, {part, part + at_once});
+      split_panels(kernels, layer, tile, panels, split, {part, part + at_once});
     }
     return;
   }
-  const int64_t per_group = panels_per_group(kernels, layer);
-  SplitBand split(kernels, layer, band,
-                  {panels.begin / per_group, (panels.end - 1) / per_group + 1});
-  for (int64_t part = 0; part < split.parts(); ++part) {
-    const bool finite = split.load(band, part);
-    for (int64_t i = 0; i < panels.size(); ++i) {
-      igemm_panel(kernels, layer, t, panels, i, {split.channels(part), split.parts() == 1},
-                  finite ? &split : nullptr);
-    }
+  for (int64_t i = 0; i < panels.size(); ++i) {
+    ConvTile t = panel_tile(kernels, layer, tile, nth_panel(layer, panels, i));
+    set_next(kernels, layer, panels, i, {{0, t.channels}, true}, t);
+    kernels.igemm(t);
   }
 }
 

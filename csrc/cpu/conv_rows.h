@@ -14,6 +14,7 @@
 namespace fastres::cpu {
 
 class PackOnUse;
+struct PlainWeight;
 class SplitPanels;
 
 // A list that is made one span after the other, and shared out evenly.
@@ -39,8 +40,9 @@ class Upcoming {
 struct ConvLayer {
   PackedHeader header;
   PackOnUse* packing = nullptr;  // prepares panels of `weights` before their use; null if they are
-  int64_t first_panel = 0;       // where this thread begins with the panels it is given
-  const float* weights = nullptr;  // packed, from block `first_block` on
+  const PlainWeight* plain = nullptr;  // in place of `weights`: each panel is used once; igemm only
+  int64_t first_panel = 0;             // where this thread begins with the panels it is given
+  const float* weights = nullptr;      // packed, from block `first_block` on
   int64_t first_block = 0;
   const float* arranged = nullptr;      // by arranged(), null for not yet
   SplitPanels* split_panels = nullptr;  // keeps what the thread has split; null for nothing

@@ -80,7 +80,7 @@ class SliceRunner {
     if (fetches_output()) floats += output;
     const int64_t rows = level2_cache_bytes() / 2 / (floats * static_cast<int64_t>(sizeof(float)));
     if (!whole_ || conv_.winograd) return rows;
-    return std::min(rows, split_values_in_cache(layer_.header) / input);
+    return std::min(rows, split_rows_in_cache(layer_, g.out.w));
   }
 
   bool shares_panels() const { return !small_weights_ && !conv_.winograd; }

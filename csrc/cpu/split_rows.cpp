@@ -10,6 +10,10 @@ namespace {
 // Of a 1x1 convolution's reduction, at most so many channels at a time.
 constexpr int64_t kPartChannels = 512;
 
+// Of the split weights that a thread keeps of a layer: more come from beyond the level-2 cache
+// either way.
+constexpr int64_t kMostKeptBytes = int64_t{1} << 19;
+
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 Bfloat16* bfloat16s(Scratch& scratch, int64_t count) {
@@ -40,6 +44,11 @@ int64_t phases_read(int64_t taps, int64_t dilation, int64_t stride) {
   return count;
 }
 
+int64_t all_phases_read(const ConvLayer& layer) {
+  return phases_read(layer.header.kernel_h, layer.dilation.h, layer.stride.h) *
+         phases_read(layer.header.kernel_w, layer.dilation.w, layer.stride.w);
+}
+
 int64_t reduction_parts(const PackedHeader& h) {
   return h.taps() > 1 ? 1 : ceil_div(h.group_in_channels, kPartChannels);
 }
@@ -62,18 +71,19 @@ bool prefers_tiles(const Microkernels& kernels, const ConvLayer& layer, int64_t 
   const int64_t chunks = split_chunks(h.group_in_channels);
   if (h.taps() > 1 && 2 * panel_values(h) > planes_in_cache()) return false;
   const int64_t positions = positions_read(pixels, h.kernel_w, layer.dilation.w, layer.stride.w, 0);
-  const int64_t phases = phases_read(h.kernel_h, layer.dilation.h, layer.stride.h) *
-                         phases_read(h.kernel_w, layer.dilation.w, layer.stride.w);
+  const int64_t phases = all_phases_read(layer);
   const int64_t outputs = h.group_out_channels();
   const int64_t panels = ceil_div(outputs, kernels.panel_channels);
   const int64_t tiles = positions * chunks * (10 * phases + 15 * h.taps() * panels);
   return tiles < pixels * outputs * h.taps() * h.group_in_channels / 27;
 }
 
-int64_t split_values_in_cache(const PackedHeader& h) {
-  const int64_t values = planes_in_cache() / (kSplitParts * static_cast<int64_t>(sizeof(Bfloat16)));
-  if (h.taps() > 1 || h.group_in_channels <= kPartChannels) return values;
-  return values * h.group_in_channels / kPartChannels;
+int64_t split_rows_in_cache(const ConvLayer& layer, int64_t pixels) {
+  const PackedHeader& h = layer.header;
+  const int64_t positions = positions_read(pixels, h.kernel_w, layer.dilation.w, layer.stride.w, 0);
+  const int64_t channels = ceil_div(h.group_in_channels, reduction_parts(h)) * h.groups;
+  const int64_t values = all_phases_read(layer) * positions * channels;
+  return planes_in_cache() / (kSplitParts * values * int64_t{sizeof(Bfloat16)});
 }
 
 SplitBand::SplitBand(const Microkernels& kernels, const ConvLayer& layer, const ConvBand& band,
@@ -120,32 +130,31 @@ Range SplitBand::channels(int64_t part) const {
           std::min<int64_t>(chunks.end * kSplitChannels, header_.group_in_channels)};
 }
 
-bool SplitBand::load(const ConvBand& band, int64_t part) {
-  part_ = part;
+void SplitBand::load(const ConvBand& band, Range parts) {
+  loaded_ = parts;
+  const int64_t first = channels(parts.begin).begin;
   SplitPixels s{};
-  s.channels = groups_.size() * channels(part).size();
+  s.channels = groups_.size() * (channels(parts.end - 1).end - first);
   planes_ =
       bfloat16s(thread_scratch().planes, split_chunks(s.channels) * kSplitParts * plane_stride_);
   s.plane_stride = plane_stride_;
   s.row_positions = row_positions_;
   s.row_stride = stride_.h * band.input.row_stride;
   s.pixel_stride = stride_.w * band.input.pixel_stride;
-  const float* input =
-      band.input.data + groups_.begin * header_.group_in_channels + channels(part).begin;
-  bool finite = true;
+  const float* input = band.input.data + groups_.begin * header_.group_in_channels + first;
+  finite_ = true;
   for (size_t i = 0; i < phases_.size(); ++i) {
     const auto [h, w] = phases_[i];
     s.input = input + h * band.input.row_stride + w * band.input.pixel_stride;
     s.rows = positions_read(band.rows, header_.kernel_h, dilation_.h, stride_.h, h);
     s.pixels = positions_read(band.pixels, header_.kernel_w, dilation_.w, stride_.w, w);
     s.planes = planes_ + static_cast<int64_t>(i) * phase_positions_ * kSplitChannels;
-    finite = kernels_.split_pixels(s) && finite;
+    finite_ = kernels_.split_pixels(s) && finite_;
   }
-  return finite;
 }
 
-const Bfloat16* SplitBand::split_weights(const ConvTile& tile, int64_t panel) const {
-  const Range range = channels(part_);
+const Bfloat16* SplitBand::split_weights(const ConvTile& tile, int64_t panel, int64_t part) const {
+  const Range range = channels(part);
   SplitWeights w{};
   w.weights = tile.weights;
   w.block_stride = tile.weight_block_stride;
@@ -158,7 +167,7 @@ const Bfloat16* SplitBand::split_weights(const ConvTile& tile, int64_t panel) co
     return kernels_.split_weights(w) ? w.target : nullptr;
   }
   w.target = kept_->panel(panel) + range.begin * kSplitParts * w.blocks * kChannelBlock;
-  SplitPanels::State& state = kept_->state(panel, part_);
+  SplitPanels::State& state = kept_->state(panel, part);
   if (state == SplitPanels::State::unknown) {
     state =
         kernels_.split_weights(w) ? SplitPanels::State::split : SplitPanels::State::without_parts;
@@ -166,12 +175,14 @@ const Bfloat16* SplitBand::split_weights(const ConvTile& tile, int64_t panel) co
   return state == SplitPanels::State::split ? w.target : nullptr;
 }
 
-bool SplitBand::multiply(const ConvTile& tile, int64_t panel, int64_t group) const {
+bool SplitBand::multiply(const ConvTile& tile, int64_t panel, int64_t group, int64_t part) const {
+  if (!finite_) return false;
   SplitTile t{};
-  t.weights = split_weights(tile, panel);
+  t.weights = split_weights(tile, panel, part);
   if (t.weights == nullptr) return false;
-  t.chunks = split_chunks(channels(part_).size());
-  t.input = planes_ + (group - groups_.begin) * t.chunks * kSplitParts * plane_stride_;
+  t.chunks = split_chunks(channels(part).size());
+  const int64_t first = (channels(part).begin - channels(loaded_.begin).begin) / kSplitChannels;
+  t.input = planes_ + ((group - groups_.begin) * t.chunks + first) * kSplitParts * plane_stride_;
   t.plane_stride = plane_stride_;
   t.taps = taps_.data();
   t.tap_count = header_.taps();
@@ -197,7 +208,9 @@ SplitPanels::State& SplitPanels::state(int64_t panel, int64_t part) {
 
 std::optional<SplitPanels> kept_panels(const Microkernels& kernels, const ConvLayer& layer,
                                        int64_t pixels, int64_t bands, Scratch& memory) {
-  if (bands < 2 || !prefers_tiles(kernels, layer, pixels)) return std::nullopt;
+  const int64_t bytes = 2 * panel_count(kernels, layer) * panel_values(layer.header);
+  if (bands < 2 || bytes > kMostKeptBytes) return std::nullopt;
+  if (!prefers_tiles(kernels, layer, pixels)) return std::nullopt;
   return SplitPanels(kernels, layer, memory);
 }
 

@@ -15,9 +15,9 @@ namespace fastres::cpu {
 // alone, so that the bits of the results do not depend on how threads share it.
 bool prefers_tiles(const Microkernels& kernels, const ConvLayer& layer, int64_t pixels);
 
-// The input values of a band that the layer's tiles take without slowing down; more input channels
-// than some come one part after the other.
-int64_t split_values_in_cache(const PackedHeader& header);
+// The rows of so many output pixels whose input tiles take without slowing down; more input
+// channels than some come one part after the other.
+int64_t split_rows_in_cache(const ConvLayer& layer, int64_t pixels);
 
 // A layer's weights in bfloat16 parts, kept by one thread from one band to the next.
 class SplitPanels {
@@ -52,19 +52,18 @@ class SplitBand {
   SplitBand(const Microkernels& kernels, const ConvLayer& layer, const ConvBand& band,
             Range groups);
 
-  // The input channels of a group come in so many parts of the reduction, each loaded by itself.
+  // The input channels of a group come in so many parts of the reduction.
   int64_t parts() const { return parts_; }
   Range channels(int64_t part) const;
-  // False where a value has no bfloat16 parts: the part is then not for tiles.
-  bool load(const ConvBand& band, int64_t part);
+  void load(const ConvBand& band, Range parts);
 
-  // The loaded part for one panel of output channels, of which `tile` has weights and outputs.
-  // False, and nothing is written, where a weight has no bfloat16 parts.
-  bool multiply(const ConvTile& tile, int64_t panel, int64_t group) const;
+  // A loaded part for one panel of output channels, of which `tile` has weights and outputs.
+  // False, and nothing is written, where a value has no bfloat16 parts.
+  bool multiply(const ConvTile& tile, int64_t panel, int64_t group, int64_t part) const;
 
  private:
-  // Null where a weight has no parts.
-  const Bfloat16* split_weights(const ConvTile& tile, int64_t panel) const;
+  // Null where a weight has no bfloat16 parts.
+  const Bfloat16* split_weights(const ConvTile& tile, int64_t panel, int64_t part) const;
   void find_phases();
 
   const SplitKernels& kernels_;
@@ -78,7 +77,8 @@ class SplitBand {
   std::vector<ptrdiff_t> taps_;
   ptrdiff_t plane_stride_;
   SplitPanels* const kept_;
-  int64_t part_ = 0;  // that is loaded
+  Range loaded_{0, 0};   // parts
+  bool finite_ = false;  // all values that are loaded
   Bfloat16* planes_ = nullptr;
 };
 

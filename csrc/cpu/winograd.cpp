@@ -173,10 +173,10 @@ void winograd_products(const Microkernels& kernels, const ConvLayer& layer,
   product.shift = no_shift.data();
   product.act = Activation::none;
   const int64_t tiles = input.tile_rows * input.tile_cols;
-  const int64_t values = prefers_tiles(kernels, product, 1)
-                             ? split_values_in_cache(product.header)
-                             : level2_cache_bytes() / 2 / int64_t{sizeof(float)};
-  const int64_t parts = 1 + tiles * input.channels / values;
+  const int64_t bytes = input.channels * int64_t{sizeof(float)};
+  const int64_t at_once = prefers_tiles(kernels, product, 1) ? split_rows_in_cache(product, 1)
+                                                             : level2_cache_bytes() / 2 / bytes;
+  const int64_t parts = 1 + tiles / at_once;
   for (int64_t position = positions.begin; position < positions.end; ++position) {
     product.weights =
         layer.weights + position * layer.header.blocks() * layer.header.block_stride();
