@@ -174,7 +174,6 @@ class Device:
     Args:
         check: whether races and reads of what was not written are errors.
         counters: whether to count.
-        max_blocks: how many blocks of a grid to run; 0 for all.
         emulate: False only records launches; results are not written.
         one_kernel: whether a bottleneck is one kernel, where it can be.
     """
@@ -184,11 +183,10 @@ class Device:
         *,
         check: bool = True,
         counters: bool = False,
-        max_blocks: int = 0,
         emulate: bool = True,
         one_kernel: int = WHERE_IT_PAYS,
     ) -> None:
-        self.check, self.counters, self.max_blocks = check, counters, max_blocks
+        self.check, self.counters = check, counters
         self.emulate = emulate
         self.one_kernel = one_kernel
         self.stats: list[Any] = []
@@ -245,13 +243,15 @@ class Device:
         self.launches.append((kernel, grid, block, shared))
         if not self.emulate:
             return
-        if self.max_blocks:
-            grid = min(grid, self.max_blocks)
         stats = kernels(kernel_file(kernel)).launch(
             kernel, grid, block, [self._params(params)], dynamic_smem=shared,
             check_races=self.check, check_uninit=self.check, counters=self.counters,
+            first_block=self._first_block(kernel, grid),
         )  # fmt: skip
         self.stats.append(stats)
+
+    def _first_block(self, kernel: str, grid: int) -> int:
+        return 0
 
     # ---- operators
 

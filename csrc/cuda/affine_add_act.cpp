@@ -43,7 +43,7 @@ AffineAddActParams block_end(Operands& operands, const Tensor& y, const Tensor& 
   p.act = activation_of(act, op);
   p.act_slope = static_cast<float>(act_slope);
   p.pixels = y.size(0) * y.size(2) * y.size(3);
-  p.channels = static_cast<int32_t>(channels);
+  p.channels = narrow(channels);
   return p;
 }
 

@@ -40,7 +40,6 @@ class OneKernelBottleneck {
   BottleneckParams params{};
 
   OneKernelBottleneck(Dtype type, const BottleneckGeometry& g) : type_(type), geometry_(g) {
-    const auto narrow = [](int64_t v) { return static_cast<int32_t>(v); };
     BottleneckParams& p = params;
     p.window = window_of(g.spatial);
     p.batch = narrow(g.reduce.batch);
@@ -100,8 +99,8 @@ class OneKernelBottleneck {
   void set_tile(int32_t height) {
     BottleneckParams& p = params;
     p.tile_h = height;
-    p.tiles_h = static_cast<int32_t>(ceil_div(p.out_h, height));
-    p.tiles_w = static_cast<int32_t>(ceil_div(p.out_w, kGroupedTileWidth));
+    p.tiles_h = narrow(ceil_div(p.out_h, height));
+    p.tiles_w = narrow(ceil_div(p.out_w, kGroupedTileWidth));
     p.patch_h = (height - 1) * p.window.stride_h + 2 * p.window.dilation_h + 1;
     p.patch_w = (kGroupedTileWidth - 1) * p.window.stride_w + 2 * p.window.dilation_w + 1;
   }
@@ -123,7 +122,8 @@ class OneKernelBottleneck {
     const auto tiles = static_cast<double>(blocks());
     const double in = params.in_channels, width = params.width, out = params.out_channels;
     const auto pixels = static_cast<double>(params.tile_h * kGroupedTileWidth);
-    const auto patch = static_cast<double>(ceil_div(params.patch_h * params.patch_w, 8) * 8);
+    const auto patch =
+        static_cast<double>(ceil_div(int64_t{params.patch_h} * params.patch_w, 8) * 8);
     Work w;
     w.products = tiles * (patch * in * width +
                           pixels * width * (grouped_products(type_, group_width()) + out));

@@ -14,14 +14,13 @@ namespace fastres::cuda {
 
 // Rows of weights are (tap, input channel of the group), padded to whole chunks of any type.
 inline int32_t weight_pitch(int64_t taps, int64_t columns) {
-  return static_cast<int32_t>(ceil_div(taps * columns, 8) * 8);
+  return narrow(ceil_div(taps * columns, 8) * 8);
 }
 
 inline Window window_of(const ConvGeometry& g) {
-  return {static_cast<int32_t>(g.kernel.h),    static_cast<int32_t>(g.kernel.w),
-          static_cast<int32_t>(g.stride.h),    static_cast<int32_t>(g.stride.w),
-          static_cast<int32_t>(g.dilation.h),  static_cast<int32_t>(g.dilation.w),
-          static_cast<int32_t>(g.padding.top), static_cast<int32_t>(g.padding.left)};
+  return {narrow(g.kernel.h),    narrow(g.kernel.w),    narrow(g.stride.h),
+          narrow(g.stride.w),    narrow(g.dilation.h),  narrow(g.dilation.w),
+          narrow(g.padding.top), narrow(g.padding.left)};
 }
 
 inline Source plain_source(const void* x) {
@@ -46,7 +45,6 @@ struct GemmConv {
   ConvTiles tiles;
 
   GemmConv(Dtype type, const ConvGeometry& g, bool transposed, bool training) {
-    const auto narrow = [](int64_t v) { return static_cast<int32_t>(v); };
     ConvGemmParams& p = params;
     p.window = window_of(g);
     p.batch = narrow(g.batch);
@@ -85,8 +83,8 @@ struct GemmConv {
     }
     tiles.kernel = std::string("fastres_conv_gemm_") + (async ? "async_" : "source_") +
                    std::to_string(tiles.bm) + "x" + std::to_string(tiles.bn) + suffix(type);
-    params.m_tiles = static_cast<int32_t>(tiles.m_tiles);
-    params.n_tiles = static_cast<int32_t>(tiles.n_tiles);
+    params.m_tiles = narrow(tiles.m_tiles);
+    params.n_tiles = narrow(tiles.n_tiles);
   }
 
  public:
@@ -120,7 +118,6 @@ struct GroupedConvolution {
 
   GroupedConvolution(Dtype type, const ConvGeometry& g, bool transposed)
       : width(g.in_channels / g.groups) {
-    const auto narrow = [](int64_t v) { return static_cast<int32_t>(v); };
     GroupedConvParams& p = params;
     p.window = window_of(g);
     p.upsample_h = p.upsample_w = 1;

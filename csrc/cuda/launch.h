@@ -49,4 +49,13 @@ class Executor {
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// A size as kernels take it: elements are counted in 64 bits, pixels along an axis in 32.
+inline int32_t narrow(int64_t size) {
+  if (size > INT32_MAX) {
+    throw std::invalid_argument("fastres: a size of " + std::to_string(size) +
+                                " is more than the CUDA kernels take, 2^31 - 1");
+  }
+  return static_cast<int32_t>(size);
+}
+
 }  // namespace fastres::cuda

@@ -21,10 +21,10 @@ inline PackWeightParams pack_params(const WeightTensor& weight, const float* sca
   p.scale = scale;
   p.stride_k = weight.stride_k, p.stride_c = weight.stride_c;
   p.stride_r = weight.stride_r, p.stride_s = weight.stride_s;
-  p.out_channels = static_cast<int32_t>(g.out_channels);
-  p.group_in_channels = static_cast<int32_t>(g.in_channels / g.groups);
-  p.kernel_h = static_cast<int32_t>(g.kernel.h), p.kernel_w = static_cast<int32_t>(g.kernel.w);
-  p.groups = static_cast<int32_t>(g.groups);
+  p.out_channels = narrow(g.out_channels);
+  p.group_in_channels = narrow(g.in_channels / g.groups);
+  p.kernel_h = narrow(g.kernel.h), p.kernel_w = narrow(g.kernel.w);
+  p.groups = narrow(g.groups);
   p.pitch = weight_pitch(g.kernel.h * g.kernel.w, p.group_in_channels);
   return p;
 }
@@ -38,11 +38,11 @@ inline void run_pack(Executor& executor, Dtype type, const PackWeightParams& p) 
 inline PackedHeader krsc_header(const ConvGeometry& g) {
   PackedHeader header;
   header.layout = PackedLayout::krsc;
-  header.out_channels = static_cast<int32_t>(g.out_channels);
-  header.group_in_channels = static_cast<int32_t>(g.in_channels / g.groups);
-  header.kernel_h = static_cast<int32_t>(g.kernel.h);
-  header.kernel_w = static_cast<int32_t>(g.kernel.w);
-  header.groups = static_cast<int32_t>(g.groups);
+  header.out_channels = narrow(g.out_channels);
+  header.group_in_channels = narrow(g.in_channels / g.groups);
+  header.kernel_h = narrow(g.kernel.h);
+  header.kernel_w = narrow(g.kernel.w);
+  header.groups = narrow(g.groups);
   return header;
 }
 
@@ -103,7 +103,7 @@ inline Epilogue inference_epilogue(const ConvGeometry& g, const ConvBnActArgumen
   e.kind = EpilogueKind::inference;
   e.act = a.act;
   e.act_slope = a.act_slope;
-  e.channels = static_cast<int32_t>(g.out_channels);
+  e.channels = narrow(g.out_channels);
   e.out = a.out;
   e.residual = a.residual;
   e.shift = a.shift;
@@ -198,13 +198,12 @@ inline void conv_stats(Executor& executor, Dtype type, const ConvGeometry& g,
   const int64_t tiles = conv.partial_tiles();
   Epilogue e{};
   e.kind = EpilogueKind::statistics;
-  e.channels = static_cast<int32_t>(g.out_channels);
+  e.channels = narrow(g.out_channels);
   e.out = a.y;
   e.partial = static_cast<float*>(executor.scratch(tiles * g.out_channels * 8));
   e.counts = static_cast<int32_t*>(executor.scratch(tiles * 4));
   conv.run(executor, a.x, pack_rows(executor, type, a.weight, nullptr, g, false, false), e);
-  const MergeStatisticsParams p{e.partial, e.counts, a.mean, a.m2, static_cast<int32_t>(tiles),
-                                e.channels};
+  const MergeStatisticsParams p{e.partial, e.counts, a.mean, a.m2, narrow(tiles), e.channels};
   executor.run("fastres_merge_statistics", reduce_blocks(g.out_channels), kReduceThreads,
                kReduceBytes, p);
 }
@@ -234,7 +233,7 @@ inline void conv_stats_backward(Executor& executor, Dtype type, const ConvGeomet
     e.kind = EpilogueKind::input_gradient;
     e.act = a.x.act;
     e.act_slope = a.x.act_slope;
-    e.channels = static_cast<int32_t>(g.in_channels);
+    e.channels = narrow(g.in_channels);
     e.out = a.grad_x;
     e.residual = a.grad_in;
     e.shortcut = a.in_residual;
@@ -247,7 +246,7 @@ inline void conv_stats_backward(Executor& executor, Dtype type, const ConvGeomet
       const SumPartialsParams p{
           e.partial,
           2,
-          static_cast<int32_t>(tiles),
+          narrow(tiles),
           e.channels,
           {0, 1, 0, 0, 0, 0},
           {a.grad_in_mean, a.grad_in_scale, a.grad_in_bias, nullptr, nullptr, nullptr},
@@ -273,7 +272,7 @@ struct AffineTiles {
     p.columns = static_cast<int32_t>(std::min<int64_t>(chunks, kElementwiseThreads / 4));
     p.rows = kElementwiseThreads / p.columns;
     column_blocks = ceil_div(chunks, p.columns);
-    p.column_blocks = static_cast<int32_t>(column_blocks);
+    p.column_blocks = narrow(column_blocks);
     // As many blocks as an H100 holds at a time, each of at least eight rounds.
     constexpr int64_t kBlocks = 132 * 2048 / kElementwiseThreads;
     const int64_t rounds =
@@ -303,7 +302,7 @@ inline void affine_add_act_backward(Executor& executor, Dtype type, AffineAddAct
   const SumPartialsParams sums{
       p.partial,
       3,
-      static_cast<int32_t>(tiles.pixel_blocks),
+      narrow(tiles.pixel_blocks),
       p.channels,
       {0, 1, 0, 0, 2, 0},
       {out.mean, out.scale, out.bias, out.res_mean, out.res_scale, out.res_bias},

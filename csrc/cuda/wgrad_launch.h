@@ -34,9 +34,9 @@ class Wgrad {
     p.stride_k = out.stride_k, p.stride_c = out.stride_c;
     p.stride_r = out.stride_r, p.stride_s = out.stride_s;
     p.elements = elements_;
-    p.splits = static_cast<int32_t>(splits_);
-    p.group_in_channels = static_cast<int32_t>(g.in_channels / g.groups);
-    p.kernel_h = static_cast<int32_t>(g.kernel.h), p.kernel_w = static_cast<int32_t>(g.kernel.w);
+    p.splits = narrow(splits_);
+    p.group_in_channels = narrow(g.in_channels / g.groups);
+    p.kernel_h = narrow(g.kernel.h), p.kernel_w = narrow(g.kernel.w);
     executor.run(std::string("fastres_reduce_splits") + suffix(out.type),
                  ceil_div(elements_, kElementwiseThreads), kElementwiseThreads, 0, p);
   }
@@ -64,22 +64,22 @@ class Wgrad {
     p.gradient = gradient;
     p.source = source;
     p.window = window_of(g);
-    p.batch = static_cast<int32_t>(g.batch);
-    p.in_h = static_cast<int32_t>(g.in.h), p.in_w = static_cast<int32_t>(g.in.w);
-    p.out_h = static_cast<int32_t>(g.out.h), p.out_w = static_cast<int32_t>(g.out.w);
+    p.batch = narrow(g.batch);
+    p.in_h = narrow(g.in.h), p.in_w = narrow(g.in.w);
+    p.out_h = narrow(g.out.h), p.out_w = narrow(g.out.w);
   }
 
   void run_dense(Executor& executor, const Source& gradient, const Source& source) {
     const ConvGeometry& g = geometry_;
     WgradParams p{};
     fill(p, gradient, source);
-    p.groups = static_cast<int32_t>(g.groups);
-    p.in_channels = static_cast<int32_t>(g.in_channels / g.groups);
-    p.out_channels = static_cast<int32_t>(g.out_channels / g.groups);
+    p.groups = narrow(g.groups);
+    p.in_channels = narrow(g.in_channels / g.groups);
+    p.out_channels = narrow(g.out_channels / g.groups);
     const int64_t chunk = chunk_elements(type_);
     p.gather = p.in_channels % chunk != 0 || p.out_channels % chunk != 0 ? 1 : 0;
-    p.m_tiles = static_cast<int32_t>(ceil_div(p.out_channels, kWgradTile));
-    p.n_tiles = static_cast<int32_t>(ceil_div(g.kernel.h * g.kernel.w * p.in_channels, kWgradTile));
+    p.m_tiles = narrow(ceil_div(p.out_channels, kWgradTile));
+    p.n_tiles = narrow(ceil_div(g.kernel.h * g.kernel.w * p.in_channels, kWgradTile));
     const int64_t blocks = int64_t{p.m_tiles} * p.n_tiles * p.groups;
     const int64_t step = kWgradParts * wgrad_pixels(static_cast<int>(element_bytes(type_)));
     const int64_t steps = ceil_div(g.batch * g.out.h * g.out.w, step);
@@ -108,10 +108,10 @@ class Wgrad {
     fill(p, gradient, source);
     const int64_t width = g.in_channels / g.groups;
     const int bytes = static_cast<int>(element_bytes(type_));
-    p.channels = static_cast<int32_t>(g.in_channels);
+    p.channels = narrow(g.in_channels);
     p.tile_h = tile_height();
-    p.tiles_h = static_cast<int32_t>(ceil_div(g.out.h, p.tile_h));
-    p.tiles_w = static_cast<int32_t>(ceil_div(g.out.w, kGroupedTileWidth));
+    p.tiles_h = narrow(ceil_div(g.out.h, p.tile_h));
+    p.tiles_w = narrow(ceil_div(g.out.w, kGroupedTileWidth));
     patch_pixels(p);
     const int64_t blocks = ceil_div(p.channels, grouped_channels(bytes));
     p.tiles_per_split = split(executor, g.batch * p.tiles_h * p.tiles_w, kGroupedBlocks, blocks, 1);

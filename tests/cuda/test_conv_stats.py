@@ -73,6 +73,24 @@ def test_activations(assert_accurate, act):
         check(assert_accurate, CASES[name], make_inputs(CASES[name]), act)
 
 
+@pytest.mark.parametrize("size", [(1, 1), (1, 5), (5, 2)], ids=str)
+def test_odd_image_sizes(assert_accurate, size):
+    for name in ("3x3 wide", "3x3 groups of 4, /2", "3x3 groups of 32"):
+        case = CASES[name]._replace(h=size[0], w=size[1])
+        check(assert_accurate, case, make_inputs(case, torch.bfloat16))
+
+
+@pytest.mark.parametrize("name", ["3x3 wide", "4x4", "3x3 groups of 8"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("affine", [False, True], ids=["of y", "of x"])
+def test_a_mean_far_larger_than_the_deviation(assert_accurate, name, dtype, affine):
+    # Unpadded: zeros at the border would be the variance.
+    case = CASES[name]._replace(padding=(0, 0, 0, 0))
+    # Beside a larger mean y's 16 bits would hold nothing of its deviation.
+    mean = 1e3 if dtype == torch.float32 else 50.0
+    check(assert_accurate, case, make_inputs(case, dtype, mean=mean, affine=affine), "none")
+
+
 @pytest.mark.parametrize("name", ["3x3 wide", "3x3 groups of 4, /2"])
 def test_statistics_of_values_far_from_zero(name):
     case = CASES[name]
@@ -137,4 +155,4 @@ def test_an_empty_batch(name):
 def test_many_tiles_are_merged_and_summed(assert_accurate):
     # More tiles than a reduction has threads, more splits of the weight gradient than one.
     for case in (same(8, 72, 1, h=67, w=71), same(64, 64, groups=16, h=45, w=51, n=1)):
-        check(assert_accurate, case, make_inputs(case, torch.float16))
+        check(assert_accurate, case, make_inputs(case, torch.float16, mean=10.0))

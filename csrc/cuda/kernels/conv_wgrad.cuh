@@ -74,18 +74,18 @@ struct ConvWgrad {
   int step_n, step_h, step_w;
 
   __device__ void start_pixels() {
-    const int area = p.out_h * p.out_w;
-    step_n = kStride / area;
-    step_h = kStride % area / p.out_w;
-    step_w = kStride % area % p.out_w;
+    const int64_t area = static_cast<int64_t>(p.out_h) * p.out_w;
+    step_n = static_cast<int>(kStride / area);
+    step_h = static_cast<int>(kStride % area / p.out_w);
+    step_w = static_cast<int>(kStride % area % p.out_w);
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
       Pixel& at = pixel[i];
       at.index = begin + part() * kPixels + thread_row() + i * kRowStep;
       at.n = at.index / area;
-      const int rest = static_cast<int>(at.index - at.n * area);
-      at.h = rest / p.out_w;
-      at.w = rest - at.h * p.out_w;
+      const int64_t rest = at.index - at.n * area;
+      at.h = static_cast<int>(rest / p.out_w);
+      at.w = static_cast<int>(rest - static_cast<int64_t>(at.h) * p.out_w);
     }
   }
   __device__ void advance(Pixel& at) const {
