@@ -188,7 +188,7 @@ class Run:
         """Records an epoch, in figures of all processes together."""
         local = torch.tensor([position.loss_sum, position.images], device=self.processes.device)
         loss_sum, images = self.processes.sum(local.double()).tolist()
-        broken = self.processes.union(self.broken)
+        self.record.broken = self.processes.union(self.record.broken | self.broken)
         if self.processes.is_first:
             row = {
                 "epoch": position.epoch,
@@ -198,7 +198,7 @@ class Run:
                 "accuracy": confusion.trace().item() / confusion.sum().item(),
                 "seconds": position.seconds,
                 "images_per_second": images / position.seconds,
-                "broken_images": len(broken),
+                "broken_images": len(self.record.broken),
             }
             self.record.add(row, confusion)
             self.record.write()
@@ -206,6 +206,7 @@ class Run:
     def save(self, position: Position) -> None:
         """Writes a checkpoint, in one process."""
         if self.processes.is_first:
+            self.record.broken |= self.broken  # a resumed run does not see this epoch's again
             self.checkpoint.save(position)
 
     def to_device(self, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -259,6 +259,21 @@ def test_broken_images_are_skipped_named_and_counted(networks, photos, tmp_path,
     assert _rows(tmp_path / "run")[-1]["broken_images"] == 2
 
 
+def test_a_resumed_run_counts_what_was_broken_before(networks, photos, tmp_path, monkeypatch):
+    for path in sorted((photos / "light").iterdir())[:10]:
+        path.write_bytes(path.read_bytes()[:-400])
+    arguments = _small(photos, "--epochs", "1", "--save-every", "0")
+
+    def killed(run):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(script.Run, "evaluate", killed)  # every training image has been read
+        assert _train(networks, tmp_path / "run", *arguments) != 0
+    assert _train(networks, tmp_path / "run", *arguments, "--resume") == 0
+    assert _rows(tmp_path / "run")[-1]["broken_images"] == 10
+
+
 def test_a_folder_with_train_and_val_is_taken_as_it_is(networks, photos, tmp_path, capsys):
     root = tmp_path / "split"
     (root / "train").mkdir(parents=True)

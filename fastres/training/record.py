@@ -34,7 +34,8 @@ class Record:
     """The epochs of a run; files are written by the first process only.
 
     ``log.csv`` has a row for each epoch, ``curves.png`` shows them, ``confusion.png`` and
-    ``confusion.csv`` tell which class (row) is taken for which (column).
+    ``confusion.csv`` tell which class (row) is taken for which (column). ``broken`` are the files
+    that could not be read, to be counted.
 
     Args:
         folder: where the files go; None where another process writes them.
@@ -47,6 +48,7 @@ class Record:
         self.classes = list(classes)
         self.rows: list[dict[str, float]] = []
         self.confusion = torch.zeros(len(classes), len(classes), dtype=torch.long)
+        self.broken: set[str] = set()
         self._with_tensorboard = tensorboard and folder is not None
         self._writer: Any = None
         if self._with_tensorboard:
@@ -54,11 +56,12 @@ class Record:
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
-        return {"rows": self.rows, "confusion": self.confusion}
+        return {"rows": self.rows, "confusion": self.confusion, "broken": sorted(self.broken)}
 
     def load_state_dict(self, state: dict[str, Any], /) -> None:
         """Takes up a record where a checkpoint left it."""
         self.rows, self.confusion = state["rows"], state["confusion"].cpu()
+        self.broken = set(state.get("broken", ()))  # older checkpoints have none
 
     def add(self, row: dict[str, float], confusion: Tensor) -> None:
         """Notes an epoch: figures by name, of which ``epoch`` is the first."""
