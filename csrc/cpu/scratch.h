@@ -22,6 +22,11 @@ class Scratch {
     return memory_.get();
   }
 
+  // The same for as many bfloat16 values, as their bits.
+  uint16_t* bfloat16s(int64_t count) {
+    return reinterpret_cast<uint16_t*>(floats((count + 1) / 2));
+  }
+
  private:
   static constexpr std::align_val_t kAlignment{64};
   struct Free {

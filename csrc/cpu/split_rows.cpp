@@ -16,10 +16,6 @@ constexpr int64_t kMostKeptBytes = int64_t{1} << 19;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-Bfloat16* bfloat16s(Scratch& scratch, int64_t count) {
-  return reinterpret_cast<Bfloat16*>(scratch.floats((count + 1) / 2));
-}
-
 // Of the padded input, along one axis, the positions that `outputs` read and that are `phase` after
 // a multiple of the stride.
 int64_t positions_read(int64_t outputs, int64_t taps, int64_t dilation, int64_t stride,
@@ -136,7 +132,7 @@ void SplitBand::load(const ConvBand& band, Range parts) {
   SplitPixels s{};
   s.channels = groups_.size() * (channels(parts.end - 1).end - first);
   planes_ =
-      bfloat16s(thread_scratch().planes, split_chunks(s.channels) * kSplitParts * plane_stride_);
+      thread_scratch().planes.bfloat16s(split_chunks(s.channels) * kSplitParts * plane_stride_);
   s.plane_stride = plane_stride_;
   s.row_positions = row_positions_;
   s.row_stride = stride_.h * band.input.row_stride;
@@ -163,7 +159,7 @@ const Bfloat16* SplitBand::split_weights(const ConvTile& tile, int64_t panel, in
   w.taps = header_.taps();
   w.channels = range.size();
   if (kept_ == nullptr) {
-    w.target = bfloat16s(thread_scratch().split_weights, panel_values(header_));
+    w.target = thread_scratch().split_weights.bfloat16s(panel_values(header_));
     return kernels_.split_weights(w) ? w.target : nullptr;
   }
   w.target = kept_->panel(panel) + range.begin * kSplitParts * w.blocks * kChannelBlock;
@@ -198,7 +194,7 @@ bool SplitBand::multiply(const ConvTile& tile, int64_t panel, int64_t group, int
 SplitPanels::SplitPanels(const Microkernels& kernels, const ConvLayer& layer, Scratch& memory)
     : parts_(reduction_parts(layer.header)), panel_values_(panel_values(layer.header)) {
   const int64_t panels = panel_count(kernels, layer);
-  memory_ = bfloat16s(memory, panels * panel_values_);
+  memory_ = memory.bfloat16s(panels * panel_values_);
   states_.resize(static_cast<size_t>(panels * parts_), State::unknown);
 }
 

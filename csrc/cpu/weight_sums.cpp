@@ -18,15 +18,19 @@ constexpr int64_t kChannelsAtOnce = 256;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Rows without borders between them are one row.
-void join_rows(WgradTile& tile) {
-  if (tile.tap_rows * tile.tap_cols > 1 || tile.images > 1 ||
-      tile.input_row_stride != tile.pixels * tile.input_pixel_stride ||
-      tile.grad_row_stride != tile.pixels * tile.grad_pixel_stride) {
-    return;
+// Images without borders between them are one image, and such rows one row.
+void join(WgradTile& tile) {
+  if (tile.tap_rows * tile.tap_cols > 1) return;
+  if (tile.input_image_stride == tile.rows * tile.input_row_stride &&
+      tile.grad_image_stride == tile.rows * tile.grad_row_stride) {
+    tile.rows *= tile.images;
+    tile.images = 1;
   }
-  tile.pixels *= tile.rows;
-  tile.rows = 1;
+  if (tile.images == 1 && tile.input_row_stride == tile.pixels * tile.input_pixel_stride &&
+      tile.grad_row_stride == tile.pixels * tile.grad_pixel_stride) {
+    tile.pixels *= tile.rows;
+    tile.rows = 1;
+  }
 }
 
 // Calls part(tile) for parts of a tile's pixels, whole rows of them where there are several.
@@ -97,6 +101,7 @@ Range WeightSums::output_channels(const Piece& piece) const {
 
 void WeightSums::add(const WgradBands& bands, const Piece& piece, float* sums) const {
   WgradTile tile = tile_of(bands);
+  join(tile);
   if (prefers_tiles(piece)) {
     tile.channels = piece.channels.size();
     tile.blocks = piece.units.size();
@@ -104,7 +109,6 @@ void WeightSums::add(const WgradBands& bands, const Piece& piece, float* sums) c
     return add_split_sums(kernels_.base, tile, output_channels(piece).size(),
                           [&](const WgradTile& part) { add_block(part, piece, sums); });
   }
-  join_rows(tile);
   for_each_block(tile, [&](const WgradTile& block) { add_block(block, piece, sums); });
 }
 

@@ -18,24 +18,6 @@ int64_t round_up(int64_t value, int64_t multiple) {
   return (value + multiple - 1) / multiple * multiple;
 }
 
-Bfloat16* bfloat16s(Scratch& scratch, int64_t count) {
-  return reinterpret_cast<Bfloat16*>(scratch.floats((count + 1) / 2));
-}
-
-// Images without borders between them are one image, and such rows one row.
-void join(WgradTile& t) {
-  if (t.input_image_stride == t.rows * t.input_row_stride &&
-      t.grad_image_stride == t.rows * t.grad_row_stride) {
-    t.rows *= t.images;
-    t.images = 1;
-  }
-  if (t.input_row_stride == t.pixels * t.input_pixel_stride &&
-      t.grad_row_stride == t.pixels * t.grad_pixel_stride) {
-    t.pixels *= t.rows;
-    t.rows = 1;
-  }
-}
-
 // Calls part(tile) for parts of about so many pixels, of one image each.
 template <class Part>
 void for_each_part(WgradTile tile, int64_t pixels_at_once, const Part& part) {
@@ -70,14 +52,14 @@ bool add_split(const SplitKernels& kernels, const WgradTile& tile, int64_t out_c
   input.pixels = tile.pixels;
   input.channels = tile.channels;
   input.plane_stride = (round_up(input.channels, kSplitPositions) | 1) * kSplitChannels;
-  input.planes = bfloat16s(thread_scratch().planes, chunks * kSplitParts * input.plane_stride);
+  input.planes = thread_scratch().planes.bfloat16s(chunks * kSplitParts * input.plane_stride);
   SplitPixels grad = input;
   grad.input = tile.grad;
   grad.row_stride = tile.grad_row_stride;
   grad.pixel_stride = tile.grad_pixel_stride;
   grad.channels = out_channels;
   grad.plane_stride = tile.blocks * kSplitBlock;
-  grad.planes = bfloat16s(thread_scratch().split_weights, chunks * kSplitParts * grad.plane_stride);
+  grad.planes = thread_scratch().split_weights.bfloat16s(chunks * kSplitParts * grad.plane_stride);
   if (!kernels.split_transposed(input) || !kernels.split_columns(grad)) return false;
 
   SplitTile t{};
@@ -116,9 +98,8 @@ bool prefers_split_sums(const Microkernels& kernels, int64_t channels, int64_t o
   return tiles < channels * out_channels * 32 / 27;
 }
 
-void add_split_sums(const Microkernels& kernels, WgradTile tile, int64_t out_channels,
+void add_split_sums(const Microkernels& kernels, const WgradTile& tile, int64_t out_channels,
                     const std::function<void(const WgradTile&)>& otherwise) {
-  join(tile);
   const int64_t channels = round_up(tile.channels, kSplitPositions);
   // Beside them are as many of the gradient's values, and the sums.
   const int64_t in_cache = level2_cache_bytes() * 3 / 20 / (2 * kSplitParts * channels);

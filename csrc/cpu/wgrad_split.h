@@ -15,7 +15,7 @@ bool prefers_split_sums(const Microkernels& kernels, int64_t channels, int64_t o
 // Adds the products of one tap for all blocks of `tile`, however many, of which the last one's
 // channels beyond `out_channels` are zero. Some of its pixels go to `otherwise` where a value has
 // no bfloat16 parts.
-void add_split_sums(const Microkernels& kernels, WgradTile tile, int64_t out_channels,
+void add_split_sums(const Microkernels& kernels, const WgradTile& tile, int64_t out_channels,
                     const std::function<void(const WgradTile&)>& otherwise);
 
 }  // namespace fastres::cpu
