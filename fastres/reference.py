@@ -164,6 +164,16 @@ def channels_last(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1).reshape(-1).view(n, h, w, c).permute(0, 3, 1, 2)
 
 
+def with_usual_strides(x: Tensor) -> Tensor:
+    """``x``, of one channel with NCHW's strides, which such a tensor need not have.
+
+    PyTorch 2.14.1 takes those of channels_last for another layout there: with AVX-512 and several
+    threads its convolution of [3, 1, 6, 4] by [1, 1, 1, 3] with stride (1, 2) is wrong, and its
+    weight gradient writes outside its memory.
+    """
+    return x.clone(memory_format=torch.contiguous_format) if x.shape[1] == 1 else x
+
+
 def compute_dtype(x: Tensor) -> torch.dtype:
     """float64 for float64, else float32."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -184,6 +194,7 @@ def _conv(
         top = left = 0
     # Not as conv2d's bias: PyTorch's NCHW 1x1 of 238 channels and 6 pixels has 1.65 times the error
     # with one.
+    x = with_usual_strides(x)
     y = F.conv2d(x, weight, None, stride, (top, left), dilation, groups)
     return y + shift[:, None, None].to(y.dtype)
 

@@ -17,7 +17,7 @@ from torch.nn.grad import conv2d_input, conv2d_weight
 from . import _training_checks as checks
 from ._checks import Shape
 from ._gradients import act_grad
-from .reference import apply_act, channels_last, compute_dtype
+from .reference import apply_act, channels_last, compute_dtype, with_usual_strides
 
 _CHANNELS = (0, 2, 3)  # what a per-channel sum runs over
 
@@ -93,7 +93,8 @@ def conv_stats(
     )  # fmt: skip
     wide = compute_dtype(x)
     activated = apply_act(affine(x.to(wide), in_mean, in_scale, in_bias), in_act, in_act_slope)
-    y = F.conv2d(_pad(activated, padding), weight.to(wide), None, stride, 0, dilation, groups)
+    padded = with_usual_strides(_pad(activated, padding))
+    y = F.conv2d(padded, weight.to(wide), None, stride, 0, dilation, groups)
     mean, m2 = _statistics(y)
     return channels_last(y.to(x.dtype)), mean, m2
 
@@ -182,7 +183,7 @@ def conv_stats_backward(
     if in_residual is not None:
         before = before + in_residual.to(wide)
     inside = apply_act(before, in_act, in_act_slope) if activated is None else activated.to(wide)
-    padded = _pad(inside, padding)
+    padded = with_usual_strides(_pad(inside, padding))
     if need_x or (need_affine and in_mean is not None):
         g = conv2d_input(padded.shape, weight.to(wide), grad, stride, 0, dilation, groups)
         top, _, left, _ = padding

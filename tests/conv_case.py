@@ -170,7 +170,7 @@ def eager(case: ConvCase, inputs: Inputs, act: str = "none") -> Tensor:
     x, weight, scale, shift, residual = inputs
     top, bottom, left, right = case.padding
     y = F.conv2d(
-        F.pad(x, (left, right, top, bottom)),
+        reference.with_usual_strides(F.pad(x, (left, right, top, bottom))),
         weight,
         None,
         case.stride,

@@ -14,6 +14,7 @@ from conv_case import (
     LAYOUTS,
     PATHS,
     ConvCase,
+    Inputs,
     check_case,
     eager,
     fused,
@@ -245,6 +246,16 @@ def test_concurrent_calls():
     with ThreadPoolExecutor(4) as pool:
         together = list(pool.map(lambda item: fused(*item), work * 3))
     assert all(map(torch.equal, alone * 3, together))
+
+
+def test_one_channel_in_either_layout(set_threads):
+    """Its strides may be either layout's; see reference.with_usual_strides()."""
+    case = ConvCase(1, 1, (1, 3), (1, 2), h=6, w=4, n=3)
+    inputs = make_inputs(case, layout="channels_last")
+    exact = eager(case, Inputs(*(t if t is None else t.double() for t in inputs)))
+    for threads in (1, 2, 3):
+        set_threads(threads)
+        torch.testing.assert_close(fused(case, inputs).double(), exact, rtol=1e-5, atol=1e-5)
 
 
 def test_inputs_are_not_changed():
