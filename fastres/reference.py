@@ -194,7 +194,6 @@ def _conv(
         top = left = 0
     # Not as conv2d's bias: PyTorch's NCHW 1x1 of 238 channels and 6 pixels has 1.65 times the error
     # with one.
-    x = with_usual_strides(x)
     y = F.conv2d(x, weight, None, stride, (top, left), dilation, groups)
     return y + shift[:, None, None].to(y.dtype)
 
@@ -291,7 +290,7 @@ def conv_bn_act(
         act,
         read_packed=True,
     )
-    wide = x.to(compute_dtype(x))
+    wide = with_usual_strides(x.to(compute_dtype(x)))
     weight = unpack_conv_weight(packed).to(wide.dtype)
     y = unpacked_conv_bn_act(
         wide, weight, shift, residual, stride, padding, dilation, groups, act, act_slope
@@ -373,7 +372,7 @@ def grouped_bottleneck(
         x, packed1, shift1, packed2, shift2, packed3, shift3, packed_down, shift_down,
         stride, dilation, groups, act, read_packed=True,
     )  # fmt: skip
-    wide = x.to(compute_dtype(x))
+    wide = with_usual_strides(x.to(compute_dtype(x)))
     weight1, weight2, weight3 = (
         unpack_conv_weight(packed).to(wide.dtype) for packed in (packed1, packed2, packed3)
     )
