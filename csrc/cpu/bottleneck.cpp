@@ -123,12 +123,22 @@ class BandWalker {
       std::fill_n(row, border, 0.0F);
       std::fill_n(row + inner1_row_ - border, border, 0.0F);
     }
-    ConvBand band;
-    band.rows = below - above;
-    band.pixels = block_.in.w;
-    band.input = input_rows(n, begin + above, band.rows, thread_scratch().input);
-    band.output = {inside + border, inner1_row_, channels1_};
-    run(reduce, 0, band);
+    for (int64_t i = 0; i < reduce_bands(below - above); ++i) {
+      const Range part = even_range(below - above, reduce_bands(below - above), i);
+      ConvBand band;
+      band.rows = part.size();
+      band.pixels = block_.in.w;
+      band.input = input_rows(n, begin + above + part.begin, band.rows, thread_scratch().input);
+      band.output = {inside + part.begin * inner1_row_ + border, inner1_row_, channels1_};
+      run(reduce, 0, band);
+    }
+  }
+
+  // Matrix tiles take fewer of the input's rows at a time.
+  int64_t reduce_bands(int64_t rows) const {
+    if (!prefers_tiles(kernels_, block_.reduce, block_.in.w)) return 1;
+    const int64_t at_once = std::max<int64_t>(1, split_rows_in_cache(block_.reduce, block_.in.w));
+    return (rows + at_once - 1) / at_once;
   }
 
   // `next_row` is the first row of x that the band after this one reads first.

@@ -1,43 +1,20 @@
 #include "buffer_pool.h"
 
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <iterator>
 #include <map>
 #include <mutex>
 #include <unordered_map>
 
+#include "pages.h"
+
 namespace fastres::cpu {
 namespace {
 
-constexpr size_t kHugePage = size_t{2} << 20;
 // Memory beyond this goes back to the system when it becomes free, unless as much was in use at
 // once: a training step holds all activations, frees them in its backward pass, and needs them
 // again in the next step.
 constexpr size_t kAlwaysKeptBytes = size_t{512} << 20;
-
-// To small pages: a packed weight of 2 MB and a header must not take 4 MB.
-size_t rounded(size_t bytes) {
-  constexpr size_t kPage = 4096;
-  return (bytes + kPage - 1) / kPage * kPage;
-}
-
-// `bytes` bytes at a multiple of the huge page: maps one more and unmaps the ends.
-void* map_aligned(size_t bytes) {
-  const size_t mapped = bytes + kHugePage;
-  void* raw = mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (raw == MAP_FAILED) return nullptr;
-  auto* begin = static_cast<char*>(raw);
-  const size_t misaligned = reinterpret_cast<size_t>(begin) % kHugePage;
-  const size_t before = misaligned == 0 ? 0 : kHugePage - misaligned;
-  if (before > 0) munmap(begin, before);
-  munmap(begin + before + bytes, kHugePage - before);
-#if defined(MADV_HUGEPAGE)
-  madvise(begin + before, bytes, MADV_HUGEPAGE);  // a hint: small pages serve as well
-#endif
-  return begin + before;
-}
 
 class Pool {
  public:
@@ -47,8 +24,8 @@ class Pool {
     auto found = free_.lower_bound(bytes);
     if (found == free_.end()) {
       drop_largest();
-      const size_t size = rounded(bytes);
-      void* buffer = map_aligned(size);
+      const size_t size = rounded_to_pages(bytes);
+      void* buffer = map_pages(size);
       if (buffer != nullptr) use(buffer, size);
       return buffer;
     }
@@ -67,7 +44,7 @@ class Pool {
     used_.erase(found);
     used_bytes_ -= size;
     if (used_bytes_ + free_bytes_ + size > std::max(kAlwaysKeptBytes, most_used_bytes_)) {
-      munmap(buffer, size);
+      unmap_pages(buffer, size);
       return;
     }
     free_.emplace(size, buffer);
@@ -86,7 +63,7 @@ class Pool {
   void drop_largest() {
     if (free_.empty()) return;
     const auto largest = std::prev(free_.end());
-    munmap(largest->second, largest->first);
+    unmap_pages(largest->second, largest->first);
     free_bytes_ -= largest->first;
     free_.erase(largest);
   }

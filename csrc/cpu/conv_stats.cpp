@@ -166,16 +166,17 @@ class SliceRunner {
 };
 
 // Convolves all slices, each with statistics of its own.
-std::vector<Moments> run_slices(const Kernels& kernels, const TrainingConv& conv, ConvLayer layer,
-                                const Image& y) {
-  layer = arranged(kernels.base, layer, {0, panel_count(kernels.base, layer)});
+std::vector<Moments> run_slices(const Kernels& kernels, const TrainingConv& conv,
+                                const ConvLayer& layer, const Image& y) {
   const SliceRunner runner(kernels, conv, layer, y);
   const Slices& slices = runner.slices();
   std::vector<Moments> parts(static_cast<size_t>(slices.count()),
                              Moments(conv.geometry.out_channels));
   const int64_t threads = std::min(thread_count(), runner.units());
-  parallel_parts(threads,
-                 [&](int64_t i) { runner.run(even_range(runner.units(), threads, i), parts); });
+  parallel_parts(threads, [&](int64_t i) {
+    const ConvLayer mine = arranged(kernels.base, layer, {0, panel_count(kernels.base, layer)});
+    SliceRunner(kernels, conv, mine, y).run(even_range(runner.units(), threads, i), parts);
+  });
   for (int64_t i = 0; i < slices.count(); ++i) {
     parts[static_cast<size_t>(i)].count(slices[i].rows * conv.geometry.out.w);
   }

@@ -8,17 +8,24 @@
 #include <cstdint>
 #include <cstring>
 
+#include "scratch.h"
+
 namespace fastres::cpu {
 
 inline int64_t thread_count() { return static_cast<int64_t>(torch::stable::get_num_threads()); }
 
-// Calls part(i) for i in [0, parts), one per thread where there are as many.
+// Calls part(i) for i in [0, parts), one per thread where there are as many. Each has the thread's
+// scratch memory for itself.
 template <class Part>
 void parallel_parts(int64_t parts, const Part& part) {
-  if (parts == 1) return part(0);
-  torch::stable::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) part(i);
-  });
+  const auto run = [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      thread_scratch().arena.restart();
+      part(i);
+    }
+  };
+  if (parts == 1) return run(0, 1);
+  torch::stable::parallel_for(0, parts, 1, run);
 }
 
 struct Range {
