@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from .fx.readings import Norm
 from .fx.tracing import Pattern, default_pattern
 from .fx.watching import TraceFailed
 from .packing import Packer
-from .plan import Fusion, contiguous_form, is_channels_last
+from .plan import Fusion, contiguous_form, is_channels_last, telling_weight
 from .recipes import Unusable
 
 #: What a call may be given as an example of: one tensor, or the positional arguments.
@@ -38,8 +39,8 @@ def freeze(
         model: a module in eval mode that can be traced as a whole, accelerated or not.
         example_input: a tensor, or a tuple of the positional arguments, that tells which arguments
             are tensors (the others become constants) and, by its memory format, that of the
-            outputs. By default the arguments without default are tensors and outputs are
-            contiguous.
+            outputs. By default the arguments without default are tensors, and outputs are
+            channels_last if the model's weights are.
         fuse_blocks: whether to run whole bottlenecks as one operator.
 
     Returns:
@@ -70,9 +71,17 @@ def freeze(
     except Unusable as error:
         raise ValueError(f"freeze: {error}") from error
     graph = fusion.result.graph
-    if arguments is None or not any(map(is_channels_last, arguments)):
+    if not _gives_channels_last(fusion, model, arguments or ()):
         graph = contiguous_form(graph, fusion.reader())
     return _module(model, fusion, graph, constants)
+
+
+def _gives_channels_last(fusion: Fusion, model: nn.Module, arguments: Sequence[Any]) -> bool:
+    """Whether eager's outputs for these arguments are channels_last."""
+    if any(map(is_channels_last, arguments)):
+        return True
+    weight = telling_weight(fusion.result)
+    return weight is not None and is_channels_last(weight.read(model, ()))
 
 
 def _module(

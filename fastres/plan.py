@@ -199,7 +199,7 @@ class Program:
         self._data = [i for i, node in enumerate(placeholders) if not is_parameter(node)]
         self._images = [(placeholders.index(node), recipes) for node, recipes in result.images]
         self._packer = Packer(result.recipes, root, staleness)
-        self._telling_weight = _telling_weight(result)
+        self._telling_weight = telling_weight(result)
         graph = live_form(result.graph) if staleness == "content" else result.graph
         self._channels_last = compile_graph(graph)
         self._contiguous = compile_graph(contiguous_form(graph, reader))
@@ -308,7 +308,7 @@ class Plan:
         return leaves[0] if self._spec.is_leaf() else self._spec.unflatten(leaves)
 
 
-def _telling_weight(result: FusedGraph) -> Source | None:
+def telling_weight(result: FusedGraph) -> Source | None:
     """A weight whose memory format can be told; eager's outputs follow the weights' format too."""
     for recipe in result.recipes:
         if not isinstance(recipe, Recipe):

@@ -166,6 +166,9 @@ def test_memory_format(x):
     frozen = fastres.freeze(model, channels_last)
     assert frozen(channels_last).stride() == model(channels_last).stride()
     assert not any(node.target == "contiguous" for node in frozen.graph.nodes)
+    model.to(memory_format=torch.channels_last)
+    for example in (None, x):
+        assert fastres.freeze(model, example)(x).stride() == model(x).stride()
 
 
 def test_arguments(x):
