@@ -32,7 +32,8 @@ constexpr int64_t kSplitPositions = 32;
   return (channels + kSplitChannels - 1) / kSplitChannels;
 }
 
-// Pixels to planes [chunk of 32 channels][part][position][32 channels].
+// Pixels to planes [chunk of 32 channels][part][position][16 channels][2]: a channel and the
+// sixteenth after it side by side.
 struct SplitPixels {
   const float* input;
   ptrdiff_t row_stride;
@@ -46,7 +47,7 @@ struct SplitPixels {
 };
 
 // Packed weights (PackedLayout::igemm) to [tap][chunk of 32 input channels][part][block]
-// [pair of input channels][16 output channels][2].
+// [16 input channels][16 output channels][2].
 struct SplitWeights {
   const float* weights;
   ptrdiff_t block_stride;

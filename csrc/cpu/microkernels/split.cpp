@@ -50,35 +50,17 @@ inline void store_parts(__m512i high, __m512i middle, __m512i low, Bfloat16* tar
   _mm512_store_si512(target + 2 * part_stride, low);
 }
 
-// The upper halves of the words of one vector, then of another.
-inline __m512i concatenate(__m512 a, __m512 b) {
-  alignas(64) static constexpr uint16_t kOddWords[32] = {1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21,
-                                                         23, 25, 27, 29, 31, 33, 35, 37, 39, 41, 43,
-                                                         45, 47, 49, 51, 53, 55, 57, 59, 61, 63};
-  return _mm512_permutex2var_epi16(_mm512_castps_si512(a), _mm512_load_si512(kOddWords),
-                                   _mm512_castps_si512(b));
-}
-
 inline __mmask16 lanes_mask(int64_t count) {
   return static_cast<__mmask16>(count >= 16 ? 0xffff : count <= 0 ? 0 : (1 << count) - 1);
 }
 
-// Two vectors of sixteen channels of one pixel.
-inline void split_pixel(__m512 a, __m512 b, Bfloat16* target, ptrdiff_t plane_stride, Seen& seen) {
-  const Parts x(a), y(b);
-  seen.add(a, x);
-  seen.add(b, y);
-  store_parts(concatenate(x.high, y.high), concatenate(x.middle, y.middle),
-              concatenate(x.low, y.low), target, plane_stride);
-}
-
-// The same of two vectors in turn.
+// The upper halves of the words of two vectors in turn.
 inline __m512i pair_up(__m512 a, __m512 b) {
   const __m512i upper = _mm512_srli_epi32(_mm512_castps_si512(a), 16);
   return _mm512_mask_mov_epi16(upper, 0xaaaaaaaa, _mm512_castps_si512(b));
 }
 
-// Of sixteen channels two pixels, or two input channels of weights: pairs of each part.
+// Pairs of each part, of a channel and the sixteenth after it or of two pixels.
 inline void split_pair(__m512 a, __m512 b, Bfloat16* target, ptrdiff_t part_stride, Seen& seen) {
   const Parts x(a), y(b);
   seen.add(a, x);
@@ -132,23 +114,26 @@ struct PixelChunk {
 
 }  // namespace
 
+// Some chunks at a time: so many planes are written that all at once would be in more pages than
+// the processor keeps the addresses of.
 bool split_pixels(const SplitPixels& s) {
+  constexpr int64_t kChunksAtOnce = 4;
   Seen seen;
-  const int64_t whole = s.channels / kSplitChannels;
-  const int64_t left = s.channels % kSplitChannels;
-  for (int64_t row = 0; row < s.rows; ++row) {
-    for (int64_t pixel = 0; pixel < s.pixels; ++pixel) {
-      const float* from = s.input + row * s.row_stride + pixel * s.pixel_stride;
-      Bfloat16* to = s.planes + (row * s.row_positions + pixel) * kSplitChannels;
-      for (int64_t chunk = 0; chunk < whole; ++chunk) {
-        split_pixel(_mm512_loadu_ps(from), _mm512_loadu_ps(from + 16), to, s.plane_stride, seen);
-        from += kSplitChannels;
-        to += kSplitParts * s.plane_stride;
+  const int64_t chunks = split_chunks(s.channels);
+  for (int64_t first = 0; first < chunks; first += kChunksAtOnce) {
+    const int64_t last = std::min(first + kChunksAtOnce, chunks);
+    for (int64_t row = 0; row < s.rows; ++row) {
+      for (int64_t pixel = 0; pixel < s.pixels; ++pixel) {
+        const float* from = s.input + row * s.row_stride + pixel * s.pixel_stride;
+        Bfloat16* to = s.planes + (row * s.row_positions + pixel) * kSplitChannels;
+        for (int64_t chunk = first; chunk < last; ++chunk) {
+          const float* values = from + chunk * kSplitChannels;
+          const int64_t left = s.channels - chunk * kSplitChannels;
+          split_pair(_mm512_maskz_loadu_ps(lanes_mask(left), values),
+                     _mm512_maskz_loadu_ps(lanes_mask(left - 16), values + 16),
+                     to + chunk * kSplitParts * s.plane_stride, s.plane_stride, seen);
+        }
       }
-      if (left == 0) continue;
-      split_pixel(_mm512_maskz_loadu_ps(lanes_mask(left), from),
-                  _mm512_maskz_loadu_ps(lanes_mask(left - 16), from + 16), to, s.plane_stride,
-                  seen);
     }
   }
   return seen.finite();
@@ -163,12 +148,13 @@ bool split_weights(const SplitWeights& s) {
     for (int64_t tap = 0; tap < s.taps; ++tap) {
       for (int64_t left = s.channels; left > 0; left -= kSplitChannels) {
         for (int64_t pair = 0; pair < kPairs; ++pair) {
-          const __m512 a = 2 * pair < left ? _mm512_loadu_ps(from) : _mm512_setzero_ps();
-          const __m512 b = 2 * pair + 1 < left ? _mm512_loadu_ps(from + 16) : _mm512_setzero_ps();
+          const __m512 a = pair < left ? _mm512_loadu_ps(from) : _mm512_setzero_ps();
+          const __m512 b =
+              pair + kPairs < left ? _mm512_loadu_ps(from + kPairs * 16) : _mm512_setzero_ps();
           split_pair(a, b, to + pair * 32, part_stride, seen);
-          from += 32;
+          from += 16;
         }
-        if (left < kSplitChannels) from -= (kSplitChannels - left) * 16;
+        from += std::min(left, kSplitChannels) * 16 - kPairs * 16;
         to += kSplitParts * part_stride;
       }
       from += s.tap_stride - s.channels * 16;
