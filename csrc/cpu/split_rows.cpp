@@ -56,6 +56,15 @@ int64_t panel_values(const PackedHeader& h) {
 // Bytes of the level-2 cache for the input's parts; weights and outputs pass through the rest.
 int64_t planes_in_cache() { return level2_cache_bytes() * 3 / 10; }
 
+// Cycles per row of so many output pixels in which 32 x 32 weights are split, by every band.
+int64_t splitting_per_row(const ConvLayer& layer, int64_t pixels) {
+  constexpr int64_t kCycles = 1300;
+  if (layer.outputs == 0) return 0;
+  const int64_t rows = layer.outputs / pixels;
+  const int64_t bands = ceil_div(rows, std::max<int64_t>(1, split_rows_in_cache(layer, pixels)));
+  return kCycles * bands / rows;
+}
+
 }  // namespace
 
 // In cycles of a core that does 32 fused multiply-adds or 512 of a tile's in each: from counts of
@@ -64,13 +73,15 @@ bool prefers_tiles(const Microkernels& kernels, const ConvLayer& layer, int64_t 
   const PackedHeader& h = layer.header;
   if (kernels.split == nullptr || h.layout != PackedLayout::igemm) return false;
   if (h.groups > 1 && h.group_in_channels % kSplitChannels != 0) return false;
+  if (h.taps() == 1) pixels = 1;  // however many rows a band has joined
   const int64_t chunks = split_chunks(h.group_in_channels);
   if (h.taps() > 1 && 2 * panel_values(h) > planes_in_cache()) return false;
   const int64_t positions = positions_read(pixels, h.kernel_w, layer.dilation.w, layer.stride.w, 0);
   const int64_t phases = all_phases_read(layer);
   const int64_t outputs = h.group_out_channels();
   const int64_t panels = ceil_div(outputs, kernels.panel_channels);
-  const int64_t tiles = positions * chunks * (10 * phases + 15 * h.taps() * panels);
+  const int64_t tiles = positions * chunks * (10 * phases + 15 * h.taps() * panels) +
+                        splitting_per_row(layer, pixels) * h.taps() * chunks * panels;
   return tiles < pixels * outputs * h.taps() * h.group_in_channels / 27;
 }
 
