@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from . import ops as _ops  # noqa: F401  (defines torch.ops.fastres)
+from ._algorithm import for_output
 from ._numerics import get_numerics
 from .fx.expressions import Expression, Factor
 from .fx.readings import Affine, Conv, Norm
@@ -202,7 +203,7 @@ class Recipe:
     def algorithm(self, images: int | None = None) -> str:
         """What ``pack_conv_weight`` calls the algorithm to use, as numerics allow.
 
-        Winograd wherever it suits, but for the wide weights: they see so few pixels that
+        Winograd wherever it suits and pays, but for the wide weights: they see so few pixels that
         transforming them takes what a small batch would gain.
 
         Args:
@@ -212,7 +213,9 @@ class Recipe:
             return "direct"
         out_channels, in_channels, *_ = self.weight_shape
         wide = out_channels * in_channels > _WIDE
-        return "direct" if wide and images is not None and images < _MANY_IMAGES else "winograd"
+        if wide and images is not None and images < _MANY_IMAGES:
+            return "direct"
+        return for_output("winograd", in_channels)
 
 
 @dataclass(frozen=True)

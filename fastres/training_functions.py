@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._algorithm import for_output
 from ._handed import Fork, Handed
 from .fx.pools import MaxPoolWindow
 from .reference import compute_dtype
@@ -38,9 +39,11 @@ def _rebuilt(node: Any) -> Tensor:
 
 def _call(act: Sequence[Any], geometry: Sequence[Any], inputs: Sequence[Any]) -> Any:
     *before, weight = inputs
+    *sizes, algorithm = geometry
+    algorithm = for_output(algorithm, weight.shape[1])
     # x has its dtype; backward may be called under another autocast than forward was.
     with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST):
-        return _OPS.conv_stats(*before, *act, weight, *geometry)
+        return _OPS.conv_stats(*before, *act, weight, *sizes, algorithm)
 
 
 def _inputs_of(node: Any) -> tuple[list[Tensor | None], tuple[Tensor, ...]]:
