@@ -34,7 +34,7 @@ WinogradTiles tiles_of(int64_t images, Extent out, int64_t channels) {
 bool prefers_winograd_batches(const WeightView& weight) {
   const int64_t bytes =
       kWinogradPositions * weight.out_channels * weight.group_in_channels * int64_t{sizeof(float)};
-  return bytes > level2_cache_bytes() / 2;
+  return bytes >= level2_cache_bytes() / 2;
 }
 
 int64_t winograd_images_at_once(Extent out, int64_t channels) {
