@@ -280,8 +280,8 @@ void set_packed(const Microkernels& kernels, const PlainWeight& weight, float* p
 
 void run_conv(const Microkernels& kernels, Conv conv) {
   if (conv.geometry.batch == 0) return;
-  conv.layer.outputs = conv.geometry.batch * conv.geometry.out.h * conv.geometry.out.w;
   flatten_pixels(conv);
+  conv.layer.outputs = conv.geometry.out.h * conv.geometry.out.w;
   if (prefers_pixel_lanes(conv)) return run_pixel_lanes(kernels, conv);
   const Partition partition(kernels, conv, thread_count());
   std::optional<PooledFloats> packed;

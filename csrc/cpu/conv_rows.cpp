@@ -166,21 +166,29 @@ void split_panels(const Microkernels& kernels, const ConvLayer& layer, const Con
   }
 }
 
+// On matrix tiles, some groups after the others.
+void tile_panels(const Microkernels& kernels, ConvLayer layer, const ConvBand& band, Range panels) {
+  if (layer.header.groups > 1) layer.first_panel = 0;
+  const ConvTile tile = tile_of(layer, band);
+  const int64_t per_group = panels_per_group(kernels, layer);
+  const int64_t at_once = per_group * split_groups_at_once(layer.header);
+  for (int64_t first = panels.begin; first < panels.end;) {
+    const Range some{first, std::min(panels.end, (first / at_once + 1) * at_once)};
+    SplitBand split(kernels, layer, band, {some.begin / per_group, (some.end - 1) / per_group + 1});
+    // A panel that is packed right before its use is used for all of the reduction.
+    const int64_t parts = layer.plain != nullptr ? split.parts() : 1;
+    for (int64_t part = 0; part < split.parts(); part += parts) {
+      split.load(band, {part, part + parts});
+      split_panels(kernels, layer, tile, some, split, {part, part + parts});
+    }
+    first = some.end;
+  }
+}
+
 void igemm_panels(const Microkernels& kernels, const ConvLayer& layer, const ConvBand& band,
                   Range panels) {
+  if (prefers_tiles(kernels, layer, band.pixels)) return tile_panels(kernels, layer, band, panels);
   const ConvTile tile = tile_of(layer, band);
-  if (prefers_tiles(kernels, layer, band.pixels)) {
-    const int64_t per_group = panels_per_group(kernels, layer);
-    SplitBand split(kernels, layer, band,
-                    {panels.begin / per_group, (panels.end - 1) / per_group + 1});
-    // A panel that is packed right before its use is used for all of the reduction.
-    const int64_t at_once = layer.plain != nullptr ? split.parts() : 1;
-    for (int64_t part = 0; part < split.parts(); part += at_once) {
-      split.load(band, {part, part + at_once});
-      split_panels(kernels, layer, tile, panels, split, {part, part + at_once});
-    }
-    return;
-  }
   for (int64_t i = 0; i < panels.size(); ++i) {
     ConvTile t = panel_tile(kernels, layer, tile, nth_panel(layer, panels, i));
     set_next(kernels, layer, panels, i, {{0, t.channels}, true}, t);

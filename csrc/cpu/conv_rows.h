@@ -51,7 +51,7 @@ struct ConvLayer {
   Extent stride, dilation;
   Activation act = Activation::none;
   float act_slope = 0.0F;
-  int64_t outputs = 0;  // pixels, if they are so few that what is done to the weights counts
+  int64_t outputs = 0;  // pixels that bands share, where what each does to the weights counts
 };
 
 // Of the whole packed weight.

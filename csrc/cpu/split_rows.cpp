@@ -10,6 +10,10 @@ namespace {
 // Of a 1x1 convolution's reduction, at most so many channels at a time.
 constexpr int64_t kPartChannels = 512;
 
+// Of some groups, about so many channels at a time: a line of each pixel would be in a page of its
+// own, and all of them leave the cache room for few rows, and weights are split for those.
+constexpr int64_t kGroupChannels = 128;
+
 // Of the split weights that a thread keeps of a layer: more come from beyond the level-2 cache
 // either way.
 constexpr int64_t kMostKeptBytes = int64_t{1} << 19;
@@ -78,9 +82,10 @@ bool prefers_tiles(const Microkernels& kernels, const ConvLayer& layer, int64_t 
   if (h.taps() > 1 && 2 * panel_values(h) > planes_in_cache()) return false;
   const int64_t positions = positions_read(pixels, h.kernel_w, layer.dilation.w, layer.stride.w, 0);
   const int64_t phases = all_phases_read(layer);
+  const int64_t splitting = phases > 1 ? 43 : 28;  // pixels apart are not foreseen
   const int64_t outputs = h.group_out_channels();
   const int64_t panels = ceil_div(outputs, kernels.panel_channels);
-  const int64_t tiles = positions * chunks * (10 * phases + 15 * h.taps() * panels) +
+  const int64_t tiles = positions * chunks * (splitting * phases + 15 * h.taps() * panels) +
                         splitting_per_row(layer, pixels) * h.taps() * chunks * panels;
   return tiles < pixels * outputs * h.taps() * h.group_in_channels / 27;
 }
@@ -88,9 +93,14 @@ bool prefers_tiles(const Microkernels& kernels, const ConvLayer& layer, int64_t 
 int64_t split_rows_in_cache(const ConvLayer& layer, int64_t pixels) {
   const PackedHeader& h = layer.header;
   const int64_t positions = positions_read(pixels, h.kernel_w, layer.dilation.w, layer.stride.w, 0);
-  const int64_t channels = ceil_div(h.group_in_channels, reduction_parts(h)) * h.groups;
+  const int64_t channels =
+      ceil_div(h.group_in_channels, reduction_parts(h)) * split_groups_at_once(h);
   const int64_t values = all_phases_read(layer) * positions * channels;
   return planes_in_cache() / (kSplitParts * values * int64_t{sizeof(Bfloat16)});
+}
+
+int64_t split_groups_at_once(const PackedHeader& header) {
+  return std::clamp<int64_t>(kGroupChannels / header.group_in_channels, 1, header.groups);
 }
 
 SplitBand::SplitBand(const Microkernels& kernels, const ConvLayer& layer, const ConvBand& band,

@@ -19,6 +19,9 @@ bool prefers_tiles(const Microkernels& kernels, const ConvLayer& layer, int64_t 
 // channels than some come one part after the other.
 int64_t split_rows_in_cache(const ConvLayer& layer, int64_t pixels);
 
+// Groups whose input is split together: no more than one band of all their rows has room for.
+int64_t split_groups_at_once(const PackedHeader& header);
+
 // A layer's weights in bfloat16 parts, kept by one thread from one band to the next.
 class SplitPanels {
  public:
