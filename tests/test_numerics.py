@@ -11,6 +11,8 @@ from torch import nn
 
 import fastres
 
+_WIDTH = 192  # narrower ones are convolved directly on matrix tiles
+
 
 @pytest.fixture(autouse=True)
 def _restore() -> Iterator[None]:
@@ -26,9 +28,9 @@ def test_refuses_another_value():
 
 @pytest.mark.skipif("cpu" not in fastres.available_backends(), reason="needs the native library")
 def test_strict_keeps_infinities():
-    conv = nn.Conv2d(16, 16, 3, padding=1, bias=False)
+    conv = nn.Conv2d(_WIDTH, _WIDTH, 3, padding=1, bias=False)
     model = fastres.accelerate(nn.Sequential(conv, nn.ReLU()).eval())
-    x = torch.randn(1, 16, 9, 9)
+    x = torch.randn(1, _WIDTH, 9, 9)
     x[0, 3, 4, 4] = float("inf")
     with torch.no_grad():
         expected = torch.relu(nn.functional.conv2d(x, conv.weight, padding=1))
@@ -41,9 +43,9 @@ def test_strict_keeps_infinities():
 @pytest.mark.skipif("cpu" not in fastres.available_backends(), reason="needs the native library")
 def test_strict_keeps_infinities_where_gradients_are_needed():
     # BatchNorm's stored statistics: those of an infinite image are NaN.
-    eager = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16)).eval()
+    eager = nn.Sequential(nn.Conv2d(_WIDTH, _WIDTH, 3, padding=1, bias=False), nn.BatchNorm2d(_WIDTH)).eval()
     model = fastres.accelerate(copy.deepcopy(eager))
-    x = torch.randn(1, 16, 9, 9)
+    x = torch.randn(1, _WIDTH, 9, 9)
     x[0, 3, 4, 4] = float("inf")
     fastres.set_numerics("fast")
     assert model(x).isnan().any()
