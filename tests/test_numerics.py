@@ -43,7 +43,9 @@ def test_strict_keeps_infinities():
 @pytest.mark.skipif("cpu" not in fastres.available_backends(), reason="needs the native library")
 def test_strict_keeps_infinities_where_gradients_are_needed():
     # BatchNorm's stored statistics: those of an infinite image are NaN.
-    eager = nn.Sequential(nn.Conv2d(_WIDTH, _WIDTH, 3, padding=1, bias=False), nn.BatchNorm2d(_WIDTH)).eval()
+    eager = nn.Sequential(
+        nn.Conv2d(_WIDTH, _WIDTH, 3, padding=1, bias=False), nn.BatchNorm2d(_WIDTH)
+    ).eval()
     model = fastres.accelerate(copy.deepcopy(eager))
     x = torch.randn(1, _WIDTH, 9, 9)
     x[0, 3, 4, 4] = float("inf")
