@@ -16,7 +16,7 @@ struct Image {
   int64_t batch = 0, channels = 0, height = 0, width = 0;
   int64_t stride_n = 0, stride_c = 0, stride_h = 0, stride_w = 0;
 
-  int64_t element_bytes() const { return type == StorageType::float32 ? 4 : 2; }
+  int64_t element_bytes() const { return cpu::element_bytes(type); }
   char* at(int64_t n, int64_t h, int64_t w) const {
     return static_cast<char*>(data) +
            (n * stride_n + h * stride_h + w * stride_w) * element_bytes();

@@ -16,6 +16,8 @@ enum class Activation { none, relu, relu6, silu, leaky_relu };
 
 enum class StorageType { float32, bfloat16, float16 };
 
+inline int64_t element_bytes(StorageType type) { return type == StorageType::float32 ? 4 : 2; }
+
 // Adjacent floats that will be read or written soon.
 struct FloatSpan {
   const float* data = nullptr;

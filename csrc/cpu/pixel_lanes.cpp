@@ -183,7 +183,8 @@ class ChannelRange {
   // Sums of the products of [begin, end) of the weight's rows, as many rows at a time as a register
   // tile has: all pixels use them while they are near.
   void multiply(const float* input, Range part, float* sums) const {
-    const float* weight = conv_.plain.data + channels_.begin * input_.length();
+    const float* weight =
+        static_cast<const float*>(conv_.plain.data) + channels_.begin * input_.length();
     for (int64_t k = 0; k < channels_.size(); k += kernels_.wide_panel_pixels) {
       const int64_t rows = std::min(kernels_.wide_panel_pixels, channels_.size() - k);
       const int64_t next_rows = std::min(kernels_.wide_panel_pixels, channels_.size() - k - rows);
@@ -284,7 +285,7 @@ class ChannelRange {
 bool prefers_pixel_lanes(const Conv& conv) {
   const PackedHeader& h = conv.layer.header;
   if (conv.plain.data == nullptr || h.layout != PackedLayout::igemm || h.groups != 1) return false;
-  if (!is_row_of_pixels(conv.out)) return false;
+  if (conv.plain.type != StorageType::float32 || !is_row_of_pixels(conv.out)) return false;
   if (conv.residual.data != nullptr && !is_row_of_pixels(conv.residual)) return false;
   // Values moved, as long as it takes one of two threads: both transpose all pixels and half of the
   // outputs. Not by the number of threads, so that it is the same sums on any.

@@ -2,6 +2,8 @@
 
 #include <torch/csrc/stable/ops.h>
 
+#include "tensor_image.h"
+
 namespace fastres::cpu {
 namespace {
 
@@ -44,10 +46,11 @@ CheckedWeight checked_weight(const Tensor& weight, const std::optional<Tensor>& 
                              const char* name) {
   CheckedWeight result;
   result.header = header_of(weight, groups, algorithm, op, name);
-  Tensor values = torch::stable::to(weight, ScalarType::Float);
+  Tensor values = weight;
   result.plain.channels_last = !values.is_contiguous() && is_channels_last(values);
   if (!result.plain.channels_last) values = torch::stable::contiguous(values);
-  result.plain.data = values.const_data_ptr<float>();
+  result.plain.data = values.const_data_ptr();
+  result.plain.type = storage_type(values);
   result.kept.push_back(values);
   if (scale.has_value()) {
     result.kept.push_back(float_vector(*scale, weight.size(0), op, "scale"));

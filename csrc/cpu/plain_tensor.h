@@ -15,7 +15,7 @@ namespace fastres::cpu {
 struct CheckedWeight {
   PackedHeader header;
   PlainWeight plain;
-  std::vector<Tensor> kept;  // converted or made contiguous
+  std::vector<Tensor> kept;  // what points into
 };
 
 // `algorithm` is "direct" or "winograd"; `name` is the weight's in messages.

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "scratch.h"
+
 namespace fastres::cpu {
 namespace {
 
@@ -17,13 +19,29 @@ Range block_channels(const PackedHeader& h, int64_t block) {
   return {group + first, group + std::min(first + kChannelBlock, channels)};
 }
 
+const char* channel_data(const PackedHeader& h, const PlainWeight& weight, int64_t channel) {
+  const int64_t values = channel * h.group_in_channels * h.taps();
+  return static_cast<const char*>(weight.data) + values * element_bytes(weight.type);
+}
+
+// As float32: where they are, or in this thread's scratch memory until the next block's.
+const float* float_channels(const Microkernels& kernels, const PackedHeader& h,
+                            const PlainWeight& weight, Range channels) {
+  const char* values = channel_data(h, weight, channels.begin);
+  if (weight.type == StorageType::float32) return reinterpret_cast<const float*>(values);
+  const int64_t count = channels.size() * h.group_in_channels * h.taps();
+  float* target = thread_scratch().widened.floats(count);
+  kernels.widen(values, weight.type, target, count);
+  return target;
+}
+
 // Where the weights of one block of sixteen output channels are.
-PackSource block_source(const PackedHeader& h, const PlainWeight& weight, int64_t block,
-                        float* factors) {
+PackSource block_source(const Microkernels& kernels, const PackedHeader& h,
+                        const PlainWeight& weight, int64_t block, float* factors) {
   const Range channels = block_channels(h, block);
   PackSource source{};
   source.lane_stride = h.group_in_channels * h.taps();
-  source.weight = weight.data + channels.begin * source.lane_stride;
+  source.weight = float_channels(kernels, h, weight, channels);
   source.lanes = channels.size();
   source.channels = h.group_in_channels;
   source.taps = h.taps();
@@ -41,17 +59,16 @@ int64_t block_count(const PackedHeader& h) {
 }
 
 FloatSpan plain_values(const PackedHeader& h, const PlainWeight& weight, Range blocks) {
-  const int64_t length = h.group_in_channels * h.taps();
-  const Range channels{block_channels(h, blocks.begin).begin,
-                       block_channels(h, blocks.end - 1).end};
-  return {weight.data + channels.begin * length, channels.size() * length};
+  const char* begin = channel_data(h, weight, block_channels(h, blocks.begin).begin);
+  const char* end = channel_data(h, weight, block_channels(h, blocks.end - 1).end);
+  return {reinterpret_cast<const float*>(begin), (end - begin) / int64_t{sizeof(float)}};
 }
 
 void pack_blocks(const Microkernels& kernels, const PackedHeader& h, const PlainWeight& weight,
                  Range blocks, float* target) {
   for (int64_t block = blocks.begin; block < blocks.end; ++block) {
     float factors[kChannelBlock];
-    kernels.pack_direct(block_source(h, weight, block, factors), target);
+    kernels.pack_direct(block_source(kernels, h, weight, block, factors), target);
     target += h.block_stride();
   }
 }
@@ -61,7 +78,8 @@ void pack_winograd_blocks(const Microkernels& kernels, const PackedHeader& h,
                           int64_t position_stride) {
   for (int64_t block = blocks.begin; block < blocks.end; ++block) {
     float factors[kChannelBlock];
-    kernels.pack_winograd(block_source(h, weight, block, factors), target, position_stride);
+    kernels.pack_winograd(block_source(kernels, h, weight, block, factors), target,
+                          position_stride);
     target += h.block_stride();
   }
 }

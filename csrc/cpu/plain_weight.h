@@ -10,9 +10,10 @@
 
 namespace fastres::cpu {
 
-// Float32 [K][C/groups][R][S] or, channels_last, [K][R][S][C/groups].
+// [K][C/groups][R][S] or, channels_last, [K][R][S][C/groups].
 struct PlainWeight {
-  const float* data = nullptr;
+  const void* data = nullptr;
+  StorageType type = StorageType::float32;
   bool channels_last = false;
   const float* scale = nullptr;  // [K]; null for 1
 };
@@ -20,7 +21,7 @@ struct PlainWeight {
 // Blocks of sixteen output channels in the whole packed weight.
 int64_t block_count(const PackedHeader& header);
 
-// The values of blocks, of one group, that follow each other.
+// Where the values of blocks are, of one group, that follow each other: to be fetched.
 FloatSpan plain_values(const PackedHeader& header, const PlainWeight& weight, Range blocks);
 
 // Packs blocks of the direct layouts, one after the other from `target` on.
