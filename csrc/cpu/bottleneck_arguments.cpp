@@ -5,7 +5,9 @@
 #include <vector>
 
 #include "allocate.h"
+#include "cache.h"
 #include "conv.h"
+#include "split_rows.h"
 #include "weights.h"
 
 namespace fastres::cpu {
@@ -73,7 +75,13 @@ class LayerByLayer {
 
 // Depth-first saves the inner activations' way to the shared cache and back, and costs two things:
 // each thread computes the inner rows above and below its share, and reads all weights per band.
-bool prefers_depth_first(const Bottleneck& block) {
+// Matrix tiles split them, too: of a grouped block with large weights that takes longer than all
+// the rest. (A dense one's time is in its 3x3.)
+bool prefers_depth_first(const Microkernels& kernels, const Bottleneck& block) {
+  const bool splits =
+      block.spatial.header.groups > 1 && prefers_tiles(kernels, block.reduce, block.in.w) &&
+      weight_bytes(block.reduce) + weight_bytes(block.expand) >= level2_cache_bytes();
+  if (splits) return false;
   const double rows_per_thread =
       static_cast<double>(block.batch * block.out.h) / static_cast<double>(thread_count());
   const double halo_rows = 2.0 * static_cast<double>(block.dilation.h);
@@ -159,7 +167,7 @@ Tensor bottleneck(const BottleneckArguments& a, int64_t groups, const WeightName
   block.x = image_of(a.x);
   block.y = image_of(y);
   const Microkernels& kernels = selected_microkernels();
-  if (prefers_depth_first(block)) {
+  if (prefers_depth_first(kernels, block)) {
     const PackedLayers packed(kernels, block);
     run_depth_first(kernels, block);
   } else {
