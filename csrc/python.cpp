@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "cpu/diagnostics.h"
+#include "cpu/kernel_choice.h"
 
 namespace py = pybind11;
 
@@ -60,6 +61,19 @@ PYBIND11_MODULE(_diagnostics, m) {
   m.def("force_isa", &fastres::force_isa, py::arg("name"),
         "Forces an instruction set for the whole process, as FASTRES_ISA does from outside; 'auto' "
         "undoes it. Raises ValueError, with the choices, when this machine does not run it.");
+  m.def(
+      "kernel_choice",
+      [](const std::vector<int64_t>& x, const std::vector<int64_t>& weight,
+         const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
+         const std::vector<int64_t>& dilation, int64_t groups, const std::string& algorithm,
+         bool live) {
+        return fastres::cpu::kernel_choice({x, weight, stride, padding, dilation, groups},
+                                           algorithm, live);
+      },
+      py::arg("x"), py::arg("weight"), py::arg("stride"), py::arg("padding"), py::arg("dilation"),
+      py::arg("groups"), py::arg("algorithm"), py::arg("live"),
+      "What computes a convolution of these shapes, padding (top, bottom, left, right), on the "
+      "selected instruction set. Raises RuntimeError where it has no output.");
   m.def("fma_burn", &fastres::cpu::fma_burn, py::arg("iterations"),
         py::call_guard<py::gil_scoped_release>(),
         "Runs independent fused multiply-adds on the selected instruction set and returns the "

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ._activation_memory import activation_memory
+from ._meta import run_on_meta
 
 __all__ = ["Rebuilt", "Saving", "measure"]
 
@@ -73,15 +73,7 @@ def measure(
     on_meta = model.to("meta").eval()
     memory = activation_memory(on_meta, input_shape)
     outputs = _Outputs(on_meta)
-    dtype = next((p.dtype for p in on_meta.parameters() if p.is_floating_point()), torch.float32)
-    try:
-        with torch.no_grad():
-            on_meta(torch.empty(*input_shape, dtype=dtype, device="meta"))
-    except (NotImplementedError, RuntimeError, ValueError) as error:
-        raise ValueError(
-            f"explain: input_shape must be one that the model runs with, got "
-            f"{tuple(input_shape)}: {error}"
-        ) from error
+    run_on_meta(on_meta, input_shape, "explain")
     # A convolution that is called several times is listed once for each call, or once, in a part
     # that is itself called several times: its outputs are shared out among what is listed.
     listed = Counter(one.module for one in rebuilt)

@@ -12,12 +12,13 @@ import torch
 from torch import nn
 
 from . import _library
+from ._kernel_choice import kernel_choices
 from ._rebuilt import Rebuilt, Saving, measure
 from .accelerate import State, is_accelerated, restore
 from .fuse import Fused, Left
 from .fx.structure import STATE, eval_view, training_view
 from .plan import Fusion, walk, walk_with
-from .recipes import DEVICES, DTYPES, Unusable, check_device
+from .recipes import DEVICES, DTYPES, NormRecipe, Recipe, Unusable, check_device
 from .training_fuse import Memory
 from .training_plan import TrainingFusion
 
@@ -37,6 +38,8 @@ class Report:
     """Convolutions, BatchNorms and modules that hold some, that run as they were, and why."""
     notes: list[str] = field(default_factory=list)
     """What concerns the model as a whole."""
+    kernels: dict[str, str] = field(default_factory=dict)
+    """What computes each fused convolution, by its path, if ``explain`` was told the shape."""
     training_fused: list[Fused] = field(default_factory=list)
     """As ``fused``, where gradients are needed or the model is in training mode."""
     training_left: list[Left] = field(default_factory=list)
@@ -75,12 +78,13 @@ def explain(
     Args:
         model: any module.
         fuse_blocks: as for ``accelerate``; an accelerated model's own choice goes first.
-        input_shape: of the model's one input, batch first, to tell how many bytes an image
-            ``memory="save"`` does not keep; for that a copy is run on the meta device.
+        input_shape: of the model's one input, batch first, to tell which kernel computes each
+            convolution on this processor, and how many bytes an image ``memory="save"`` does not
+            keep; for that copies are run on the meta device.
 
     Returns:
-        A report to print, or to read: ``fused``, ``left`` and ``notes``, and for training
-        ``training_fused``, ``training_left``, ``rebuilt`` and ``saving``.
+        A report to print, or to read: ``fused``, ``left``, ``kernels`` and ``notes``, and for
+        training ``training_fused``, ``training_left``, ``rebuilt`` and ``saving``.
 
     Raises:
         TypeError: ``model`` is not a module.
@@ -95,8 +99,13 @@ def explain(
     report = Report(type(model).__name__, notes=list(_notes(model, states)))
     report.shows_training = model.training
     view = eval_view(model) if model.training else model
-    for _ in _walked(view, walk(view, fuse_blocks), report.fused, report.left):
-        pass
+    recipes: list[Recipe | NormRecipe] = []
+    for _, part in _walked(view, walk(view, fuse_blocks), report.fused, report.left):
+        recipes += part.result.recipes
+    if input_shape is not None:
+        algorithms = _algorithms(view, recipes, input_shape[0])
+        report.kernels = kernel_choices(restore(copy.deepcopy(model)), input_shape, algorithms)
+        report.fused = _with_kernels(report.fused, report.kernels)
     view = training_view(model)
     parts = walk_with(
         view, lambda module, pattern: TrainingFusion(module, pattern, False, True, memory)
@@ -111,6 +120,27 @@ def explain(
         report.rebuilt, report.saving = measure(plain, input_shape, report.rebuilt)
         report.training_fused = _with_bytes(report.training_fused, report.rebuilt)
     return report
+
+
+def _algorithms(
+    view: nn.Module, recipes: Sequence[Recipe | NormRecipe], images: int
+) -> dict[str, str]:
+    """Of each convolution with a recipe, by the path of its module."""
+    by_weight = {
+        id(recipe.weight.read(view, ())): recipe.algorithm(images)
+        for recipe in recipes
+        if isinstance(recipe, Recipe)
+    }
+    convs = [(path, m) for path, m in view.named_modules() if isinstance(m, nn.Conv2d)]
+    return {path: by_weight[id(m.weight)] for path, m in convs if id(m.weight) in by_weight}
+
+
+def _with_kernels(fused: list[Fused], kernels: dict[str, str]) -> list[Fused]:
+    def detail(f: Fused) -> str:
+        names = [kernels[module] for module in f.modules if module in kernels]
+        return f"{f.detail}; {', '.join(names)}" if names else f.detail
+
+    return [replace(f, detail=detail(f)) for f in fused]
 
 
 def _with_bytes(fused: list[Fused], rebuilt: list[Rebuilt]) -> list[Fused]:

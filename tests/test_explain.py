@@ -10,6 +10,7 @@ from nets import Function, TinyNet, conv_bn, randomised
 from torch import nn
 
 import fastres
+from fastres import _library
 from fastres.fuse import Fused, Left
 
 
@@ -31,6 +32,36 @@ def test_report_of_a_network():
     assert "1x1, 3x3, 4 groups, 1x1, relu" in text
     assert "not accelerated" in text
     assert "not accelerated" not in str(fastres.explain(fastres.accelerate(model)))
+
+
+@pytest.mark.skipif("cpu" not in fastres.available_backends(), reason="needs the native library")
+@pytest.mark.parametrize(
+    ("isa", "dense"), [("amx", "matrix tiles"), ("portable", "register tiles")]
+)
+def test_kernels(isa, dense):
+    native = _library.diagnostics()
+    if isa not in native.supported_isas():
+        pytest.skip(f"this processor has no {isa}")
+    model = nn.Sequential(
+        conv_bn(3, 256), conv_bn(256, 256), conv_bn(256, 256, stride=2, groups=256),
+        conv_bn(256, 256, groups=32), conv_bn(256, 1024, 1), nn.AvgPool2d(2),
+        conv_bn(1024, 1024, 1),
+    ).eval()  # fmt: skip
+    native.force_isa(isa)
+    try:
+        report = fastres.explain(model, input_shape=(1, 3, 28, 28))
+    finally:
+        native.force_isa("auto")
+    assert report.kernels == {
+        "0.0": "register tiles",  # of three channels
+        "1.0": "Winograd",
+        "2.0": "channel lanes",
+        "3.0": "grouped lanes",
+        "4.0": dense,
+        "6.0": "pixel lanes",
+    }
+    assert report.fused[1].detail == "3x3; Winograd"
+    assert fastres.explain(model).kernels == {}
 
 
 def test_training_mode_is_told_of_as_eval_mode():

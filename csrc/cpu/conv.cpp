@@ -35,6 +35,11 @@ void flatten_pixels(Conv& conv) {
   g.in = g.out = {pixels, 1};
 }
 
+void prepare(Conv& conv) {
+  flatten_pixels(conv);
+  conv.layer.outputs = conv.geometry.out.h * conv.geometry.out.w;
+}
+
 // Output rows come in slices, the unit that threads and bands share: Winograd's tiles are two rows
 // high, and must not depend on where a share begins.
 int64_t rows_per_slice(const Conv& conv) {
@@ -278,10 +283,23 @@ void set_packed(const Microkernels& kernels, const PlainWeight& weight, float* p
   }
 }
 
+const char* kernel_name(const Microkernels& kernels, Conv conv) {
+  prepare(conv);
+  if (prefers_pixel_lanes(conv)) return "pixel lanes";
+  switch (conv.layer.header.layout) {
+    case PackedLayout::winograd:
+      return "Winograd";
+    case PackedLayout::lanes:
+      return conv.layer.header.group_in_channels >= 4 ? "grouped lanes" : "channel lanes";
+    default:
+      return prefers_tiles(kernels, conv.layer, conv.geometry.out.w) ? "matrix tiles"
+                                                                     : "register tiles";
+  }
+}
+
 void run_conv(const Microkernels& kernels, Conv conv) {
   if (conv.geometry.batch == 0) return;
-  flatten_pixels(conv);
-  conv.layer.outputs = conv.geometry.out.h * conv.geometry.out.w;
+  prepare(conv);
   if (prefers_pixel_lanes(conv)) return run_pixel_lanes(kernels, conv);
   const Partition partition(kernels, conv, thread_count());
   std::optional<PooledFloats> packed;

@@ -25,4 +25,7 @@ void set_packed(const Microkernels& kernels, const PlainWeight& weight, float* p
 
 void run_conv(const Microkernels& kernels, Conv conv);
 
+// What run_conv() computes it by, in words for people.
+const char* kernel_name(const Microkernels& kernels, Conv conv);
+
 }  // namespace fastres::cpu

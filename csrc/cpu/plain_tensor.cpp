@@ -7,25 +7,6 @@
 namespace fastres::cpu {
 namespace {
 
-PackedHeader header_of(const Tensor& weight, int64_t groups, const std::string& algorithm,
-                       const char* op, const char* name) {
-  check_weight_to_pack(weight, groups, algorithm, op, name);
-  PackedHeader header;
-  header.out_channels = static_cast<int32_t>(weight.size(0));
-  header.group_in_channels = static_cast<int32_t>(weight.size(1));
-  header.kernel_h = static_cast<int32_t>(weight.size(2));
-  header.kernel_w = static_cast<int32_t>(weight.size(3));
-  header.groups = static_cast<int32_t>(groups);
-  if (algorithm == "winograd") {
-    header.layout = PackedLayout::winograd;
-    return header;
-  }
-  header.layout = uses_lanes_layout(header.group_out_channels(), weight.size(1), groups)
-                      ? PackedLayout::lanes
-                      : PackedLayout::igemm;
-  return header;
-}
-
 Tensor float_vector(const Tensor& values, int64_t count, const char* op, const char* name) {
   check_cpu(values, op, name);
   check(values.dim() == 1 && values.size(0) == count, op, ": ", name, " must have shape [", count,
@@ -41,11 +22,28 @@ bool is_channels_last(const Tensor& weight) {
 
 }  // namespace
 
+PackedHeader header_of(const std::vector<int64_t>& shape, int64_t groups,
+                       const std::string& algorithm) {
+  PackedHeader header;
+  header.out_channels = static_cast<int32_t>(shape[0]);
+  header.group_in_channels = static_cast<int32_t>(shape[1]);
+  header.kernel_h = static_cast<int32_t>(shape[2]);
+  header.kernel_w = static_cast<int32_t>(shape[3]);
+  header.groups = static_cast<int32_t>(groups);
+  const bool lanes = uses_lanes_layout(header.group_out_channels(), shape[1], groups);
+  header.layout = algorithm == "winograd" ? PackedLayout::winograd
+                  : lanes                 ? PackedLayout::lanes
+                                          : PackedLayout::igemm;
+  return header;
+}
+
 CheckedWeight checked_weight(const Tensor& weight, const std::optional<Tensor>& scale,
                              int64_t groups, const std::string& algorithm, const char* op,
                              const char* name) {
   CheckedWeight result;
-  result.header = header_of(weight, groups, algorithm, op, name);
+  check_weight_to_pack(weight, groups, algorithm, op, name);
+  const std::vector<int64_t> shape{weight.size(0), weight.size(1), weight.size(2), weight.size(3)};
+  result.header = header_of(shape, groups, algorithm);
   Tensor values = weight;
   result.plain.channels_last = !values.is_contiguous() && is_channels_last(values);
   if (!result.plain.channels_last) values = torch::stable::contiguous(values);

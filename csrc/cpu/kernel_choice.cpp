@@ -1,0 +1,49 @@
+#include "kernel_choice.h"
+
+#include "conv.h"
+#include "plain_tensor.h"
+
+namespace fastres::cpu {
+namespace {
+
+// Without data.
+Image dense_image(int64_t batch, int64_t channels, Extent size) {
+  Image image;
+  image.batch = batch;
+  image.channels = channels;
+  image.height = size.h;
+  image.width = size.w;
+  image.stride_c = 1;
+  image.stride_w = channels;
+  image.stride_h = size.w * channels;
+  image.stride_n = size.h * image.stride_h;
+  return image;
+}
+
+}  // namespace
+
+std::string kernel_choice(const ConvShape& shape, const std::string& algorithm, bool live) {
+  constexpr const char* kOp = "kernel_choice";
+  static constexpr float kWeight = 0.0F;
+  Conv conv;
+  ConvGeometry& g = conv.geometry;
+  g.batch = shape.x[0];
+  g.in_channels = shape.x[1];
+  g.in = {shape.x[2], shape.x[3]};
+  g.out_channels = shape.weight[0];
+  g.kernel = {shape.weight[2], shape.weight[3]};
+  g.stride = positive_pair(shape.stride, kOp, "stride");
+  g.dilation = positive_pair(shape.dilation, kOp, "dilation");
+  g.padding = padding_of(shape.padding, kOp);
+  g.groups = shape.groups;
+  set_output_size(g, kOp);
+  conv.layer.header = header_of(shape.weight, shape.groups, algorithm);
+  conv.layer.stride = g.stride;
+  conv.layer.dilation = g.dilation;
+  if (live) conv.plain.data = &kWeight;
+  conv.x = dense_image(g.batch, g.in_channels, g.in);
+  conv.out = dense_image(g.batch, g.out_channels, g.out);
+  return kernel_name(selected_microkernels(), conv);
+}
+
+}  // namespace fastres::cpu

@@ -1,0 +1,26 @@
+// Which kernel a convolution gets, for explain().
+
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "isa.h"
+
+namespace fastres::cpu {
+
+// A convolution of float32 with dense channels_last input and output, without a shortcut.
+struct ConvShape {
+  std::vector<int64_t> x;       // [N, C, H, W]
+  std::vector<int64_t> weight;  // [K, C/groups, R, S]
+  std::vector<int64_t> stride, padding, dilation;
+  int64_t groups = 1;
+};
+
+// What conv_bn_act computes it by or, `live`, live_conv_bn_act, on the selected instruction set and
+// by that algorithm. Throws std::runtime_error where the convolution has no output.
+FASTRES_PUBLIC std::string kernel_choice(const ConvShape& shape, const std::string& algorithm,
+                                         bool live);
+
+}  // namespace fastres::cpu
