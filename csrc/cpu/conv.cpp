@@ -35,8 +35,30 @@ void flatten_pixels(Conv& conv) {
   g.in = g.out = {pixels, 1};
 }
 
+// Of another 1x1 convolution the rows of all images are those of one, where they are evenly spaced:
+// a strided one of few pixels then has bands that pay for their weights.
+void join_images(Conv& conv) {
+  ConvGeometry& g = conv.geometry;
+  if (!g.is_pointwise() || g.batch == 1) return;
+  const auto join = [&](Image& image, int64_t rows, bool check) {
+    if (check) return image.data == nullptr || image.stride_n == rows * image.stride_h;
+    image.height = g.batch * rows;
+    image.batch = 1;
+    return true;
+  };
+  const int64_t in_rows = g.out.h * g.stride.h;
+  for (const bool check : {true, false}) {
+    if (!join(conv.x, in_rows, check) || !join(conv.out, g.out.h, check)) return;
+    if (!join(conv.residual, g.out.h, check)) return;
+  }
+  g.in.h = g.batch * in_rows;
+  g.out.h *= g.batch;
+  g.batch = 1;
+}
+
 void prepare(Conv& conv) {
   flatten_pixels(conv);
+  join_images(conv);
   conv.layer.outputs = conv.geometry.out.h * conv.geometry.out.w;
 }
 
@@ -217,8 +239,8 @@ class BandRunner {
   // What the next band reads and writes.
   void fetch_next(int64_t n, int64_t h, int64_t rows, Upcoming& upcoming) const {
     if (fetches_output_) upcoming.add_rows(conv_.out, n, h, h + rows);
-    if (!on_tiles_) return;
     const ConvGeometry& g = conv_.geometry;
+    if (!on_tiles_ || (g.is_pointwise() && g.stride.h > 1)) return;
     const int64_t row = std::max<int64_t>(0, h * g.stride.h - g.padding.top);
     upcoming.add_rows(conv_.x, n, row, row + g.input_rows(rows));
   }
