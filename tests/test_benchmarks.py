@@ -21,7 +21,15 @@ PACKAGE_ROOT = Path(fastres.__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))
 
-from benchmarks import contestants, layers, memory, peers, shapes, train_peers  # noqa: E402
+from benchmarks import (  # noqa: E402
+    contestants,
+    layers,
+    memory,
+    peers,
+    roofline,
+    shapes,
+    train_peers,
+)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnext50_32x4d", "wide_resnet50_2"])
@@ -223,6 +231,22 @@ def test_peers_refuse_what_they_do_not_know(capsys):
     threads = str(torch.get_num_threads())
     assert peers.main(["--models", "absent.py:net", "--threads", threads]) == 2
     assert "there is no file 'absent.py'" in capsys.readouterr().err
+
+
+# ---- roofline ------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif("cpu" not in fastres.available_backends(), reason="needs the native library")
+def test_the_share_of_each_layer_is_told(tmp_path, capsys):
+    file = tmp_path / "roofline.json"
+    arguments = ["--models", "resnet18", "--batch", "1", "--rounds", "1", "--json", str(file)]
+    assert roofline.main(arguments) == 0
+    record = json.loads(file.read_text())
+    kinds = {layer["kind"] for layer in record["layers"]}
+    assert kinds == {"7x7, stride 2", "3x3", "3x3, stride 2", "1x1, stride 2"}
+    for layer in record["layers"]:
+        assert 0 < layer["share"] * layer["seconds"] < 1  # the limit
+    assert "GFLOP/s of fused multiply-adds" in capsys.readouterr().out
 
 
 # ---- memory --------------------------------------------------------------------------------------
