@@ -12,8 +12,8 @@ _NARROW = 160
 def for_output(algorithm: str, in_channels: int) -> str:
     """What to compute an output by where ``algorithm`` may be used.
 
-    Winograd's algorithm saves multiplications, of which matrix tiles do enough: there it pays where
-    it saves weights' parts, of many channels.
+    Winograd's algorithm saves multiplications, of which matrix tiles do enough; it pays there for
+    many channels only, whose weights in three parts leave the cache no room.
 
     Args:
         algorithm: "direct" or "winograd".

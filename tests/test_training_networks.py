@@ -23,7 +23,8 @@ def make(name: str) -> nn.Module:
 @pytest.mark.parametrize("name", NAMES)
 def test_gradients(name):
     # Images this small and batches this large keep the last layers' statistics from being noise.
-    check_training(make(name), torch.randn(4, 3, 48, 40))
+    # A sign that flips there moves all gradients by a hundredth: the more neighbours.
+    check_training(make(name), torch.randn(4, 3, 48, 40), neighbours=4)
 
 
 @pytest.mark.parametrize(

@@ -123,8 +123,9 @@ class BandWalker {
       std::fill_n(row, border, 0.0F);
       std::fill_n(row + inner1_row_ - border, border, 0.0F);
     }
-    for (int64_t i = 0; i < reduce_bands(below - above); ++i) {
-      const Range part = even_range(below - above, reduce_bands(below - above), i);
+    const int64_t bands = reduce_bands(below - above);
+    for (int64_t i = 0; i < bands; ++i) {
+      const Range part = even_range(below - above, bands, i);
       ConvBand band;
       band.rows = part.size();
       band.pixels = block_.in.w;

@@ -40,17 +40,15 @@ void flatten_pixels(Conv& conv) {
 void join_images(Conv& conv) {
   ConvGeometry& g = conv.geometry;
   if (!g.is_pointwise() || g.batch == 1) return;
-  const auto join = [&](Image& image, int64_t rows, bool check) {
-    if (check) return image.data == nullptr || image.stride_n == rows * image.stride_h;
-    image.height = g.batch * rows;
-    image.batch = 1;
-    return true;
-  };
   const int64_t in_rows = g.out.h * g.stride.h;
-  for (const bool check : {true, false}) {
-    if (!join(conv.x, in_rows, check) || !join(conv.out, g.out.h, check)) return;
-    if (!join(conv.residual, g.out.h, check)) return;
-  }
+  const auto joins = [](const Image& image, int64_t rows) {
+    return image.batch <= 1 || image.stride_n == rows * image.stride_h;
+  };
+  if (!joins(conv.x, in_rows) || !joins(conv.out, g.out.h)) return;
+  if (!joins(conv.residual, g.out.h)) return;
+  conv.x.height = g.batch * in_rows;
+  conv.out.height = conv.residual.height = g.batch * g.out.h;
+  conv.x.batch = conv.out.batch = conv.residual.batch = 1;
   g.in.h = g.batch * in_rows;
   g.out.h *= g.batch;
   g.batch = 1;

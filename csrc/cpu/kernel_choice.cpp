@@ -25,6 +25,8 @@ Image dense_image(int64_t batch, int64_t channels, Extent size) {
 std::string kernel_choice(const ConvShape& shape, const std::string& algorithm, bool live) {
   constexpr const char* kOp = "kernel_choice";
   static constexpr float kWeight = 0.0F;
+  check(shape.x.size() == 4 && shape.weight.size() == 4, kOp, ": x and weight must have 4 sizes");
+  check(shape.groups > 0, kOp, ": groups must be positive, got ", shape.groups);
   Conv conv;
   ConvGeometry& g = conv.geometry;
   g.batch = shape.x[0];
