@@ -108,6 +108,18 @@ def test_same_bits_on_any_number_of_threads(kernels, case, batch, set_threads):
     assert all(torch.equal(outputs[0], other) for other in outputs[1:])
 
 
+def test_same_bits_band_by_band_and_layer_by_layer(kernels, set_threads):
+    """One thread takes the first way, two the other; nearly as fast on tiles as without."""
+    if kernels == "reference":
+        pytest.skip("PyTorch chooses algorithms by the thread count")
+    case = BottleneckCase(192, 48, 192, down=False, h=14, w=14, n=1)
+    x, constants = make_block(case)
+    set_threads(1)
+    alone = fused_block(case, x, constants, "relu")
+    set_threads(2)
+    assert torch.equal(fused_block(case, x, constants, "relu"), alone)
+
+
 def test_inputs_are_not_changed():
     for case in BLOCKS.values():
         x, constants = make_block(case)

@@ -185,3 +185,16 @@ def test_no_activation_changes_its_memory_format_on_the_way(kernels):
     names = [event.name for event in profile.events()]
     assert names.count("fastres::live_bottleneck") == 2
     assert names.count("aten::copy_") <= 1  # of the output
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_images_with_rows_between_them(kernels, dtype):
+    """Evenly spaced rows of all images, where a strided 1x1 ends before the last image does."""
+    base = torch.randn(2, 512, 8, 8).to(dtype).to(memory_format=torch.channels_last)
+    weight, shift = torch.randn(256, 512, 1, 1), torch.zeros(256)
+    x = base[:, :, 1:, 1:]
+    dense = x.clone(memory_format=torch.channels_last)
+    found, expected = (
+        ops.live_conv_bn_act(t, weight.to(dtype), None, shift, stride=2) for t in (x, dense)
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)

@@ -163,6 +163,13 @@ Tensor bottleneck(const BottleneckArguments& a, int64_t groups, const WeightName
           block.out.h, ", ", block.out.w, "] must have x's shape ", shape_string(a.x));
   }
 
+  block.reduce.outputs = shared_outputs(block.reduce.header, block.batch, block.in);
+  block.spatial.outputs = shared_outputs(block.spatial.header, block.batch, block.out);
+  block.expand.outputs = shared_outputs(block.expand.header, block.batch, block.out);
+  if (block.down.has_value()) {
+    block.down->outputs = shared_outputs(block.down->header, block.batch, block.out);
+  }
+
   Tensor y = empty_nhwc(block.batch, out_channels, block.out, a.x.scalar_type(), a.x);
   block.x = image_of(a.x);
   block.y = image_of(y);

@@ -46,18 +46,19 @@ void join_images(Conv& conv) {
   };
   if (!joins(conv.x, in_rows) || !joins(conv.out, g.out.h)) return;
   if (!joins(conv.residual, g.out.h)) return;
-  conv.x.height = g.batch * in_rows;
+  const int64_t all_in_rows = (g.batch - 1) * in_rows + g.in.h;  // no gap after the last image
+  conv.x.height = all_in_rows;
   conv.out.height = conv.residual.height = g.batch * g.out.h;
   conv.x.batch = conv.out.batch = conv.residual.batch = 1;
-  g.in.h = g.batch * in_rows;
+  g.in.h = all_in_rows;
   g.out.h *= g.batch;
   g.batch = 1;
 }
 
 void prepare(Conv& conv) {
+  conv.layer.outputs = shared_outputs(conv.layer.header, conv.geometry.batch, conv.geometry.out);
   flatten_pixels(conv);
   join_images(conv);
-  conv.layer.outputs = conv.geometry.out.h * conv.geometry.out.w;
 }
 
 // Output rows come in slices, the unit that threads and bands share: Winograd's tiles are two rows

@@ -90,6 +90,10 @@ bool prefers_tiles(const Microkernels& kernels, const ConvLayer& layer, int64_t 
   return tiles < pixels * outputs * h.taps() * h.group_in_channels / 27;
 }
 
+int64_t shared_outputs(const PackedHeader& header, int64_t batch, Extent out) {
+  return (header.taps() == 1 ? batch : 1) * out.h * out.w;
+}
+
 int64_t split_rows_in_cache(const ConvLayer& layer, int64_t pixels) {
   const PackedHeader& h = layer.header;
   const int64_t positions = positions_read(pixels, h.kernel_w, layer.dilation.w, layer.stride.w, 0);

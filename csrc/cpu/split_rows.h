@@ -15,6 +15,10 @@ namespace fastres::cpu {
 // alone, so that the bits of the results do not depend on how threads share it.
 bool prefers_tiles(const Microkernels& kernels, const ConvLayer& layer, int64_t pixels);
 
+// A layer's `outputs`: a 1x1 goes through all images as through one. Of the layer alone, too: a
+// bottleneck's layers have the same ones band by band and each on its own.
+int64_t shared_outputs(const PackedHeader& header, int64_t batch, Extent out);
+
 // The rows of so many output pixels whose input tiles take without slowing down; more input
 // channels than some come one part after the other.
 int64_t split_rows_in_cache(const ConvLayer& layer, int64_t pixels);
