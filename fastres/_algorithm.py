@@ -19,4 +19,6 @@ def for_output(algorithm: str, in_channels: int) -> str:
         algorithm: "direct" or "winograd".
         in_channels: of a group.
     """
-    return "direct" if in_channels <= _NARROW and has_matrix_tiles() else algorithm
+    if algorithm == "winograd" and in_channels <= _NARROW and has_matrix_tiles():
+        return "direct"
+    return algorithm

@@ -19,9 +19,6 @@ def kernel_choices(
 ) -> dict[str, str]:
     """The kernel of each convolution, by the path of its module.
 
-    It is that of the convolution on its own: inside a bottleneck that goes band by band, a few
-    output pixels may get another one.
-
     Args:
         model: float32, not accelerated; used up.
         input_shape: of its one input, batch first.
