@@ -17,11 +17,14 @@ void PackOnUse::prepare(Range blocks) {
   for (int64_t block = blocks.begin; block < blocks.end; ++block) {
     std::atomic<State>& state = states_[static_cast<size_t>(block)];
     State seen = state.load(std::memory_order_acquire);
-    if (seen == State::plain && state.compare_exchange_strong(seen, State::packing)) {
-      pack(block);
-      state.store(State::packed, std::memory_order_release);
+    while (seen != State::packed) {
+      if (seen == State::plain && state.compare_exchange_strong(seen, State::packing)) {
+        pack(block, state);
+      } else {
+        std::this_thread::yield();
+      }
+      seen = state.load(std::memory_order_acquire);
     }
-    while (state.load(std::memory_order_acquire) != State::packed) std::this_thread::yield();
   }
 }
 
@@ -31,6 +34,16 @@ FloatSpan PackOnUse::unpacked(Range blocks) const {
     if (state.load(std::memory_order_relaxed) != State::plain) return {};
   }
   return plain_values(header_, weight_, blocks);
+}
+
+void PackOnUse::pack(int64_t block, std::atomic<State>& state) {
+  try {
+    pack(block);
+  } catch (...) {
+    state.store(State::plain, std::memory_order_release);
+    throw;
+  }
+  state.store(State::packed, std::memory_order_release);
 }
 
 void PackOnUse::pack(int64_t block) {

@@ -30,6 +30,8 @@ class PackOnUse {
  private:
   enum class State : uint8_t { plain, packing, packed };
 
+  // Where memory runs out the others must not wait for ever: they try, too.
+  void pack(int64_t block, std::atomic<State>& state);
   void pack(int64_t block);
 
   const Microkernels& kernels_;
