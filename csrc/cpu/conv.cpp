@@ -35,30 +35,20 @@ void flatten_pixels(Conv& conv) {
   g.in = g.out = {pixels, 1};
 }
 
-// Of another 1x1 convolution the rows of all images are those of one, where they are evenly spaced:
-// a strided one of few pixels then has bands that pay for their weights.
-void join_images(Conv& conv) {
+// A strided 1x1 is one of stride 1 over the pixels that it reads.
+void skip_pixels(Conv& conv) {
   ConvGeometry& g = conv.geometry;
-  if (!g.is_pointwise() || g.batch == 1) return;
-  const int64_t in_rows = g.out.h * g.stride.h;
-  const auto joins = [](const Image& image, int64_t rows) {
-    return image.batch <= 1 || image.stride_n == rows * image.stride_h;
-  };
-  if (!joins(conv.x, in_rows) || !joins(conv.out, g.out.h)) return;
-  if (!joins(conv.residual, g.out.h)) return;
-  const int64_t all_in_rows = (g.batch - 1) * in_rows + g.in.h;  // no gap after the last image
-  conv.x.height = all_in_rows;
-  conv.out.height = conv.residual.height = g.batch * g.out.h;
-  conv.x.batch = conv.out.batch = conv.residual.batch = 1;
-  g.in.h = all_in_rows;
-  g.out.h *= g.batch;
-  g.batch = 1;
+  if (!g.is_pointwise()) return;
+  conv.x = strided_image(conv.x, g.stride);
+  g.in = g.out;
+  g.stride = conv.layer.stride = {1, 1};
 }
 
 void prepare(Conv& conv) {
   conv.layer.outputs = shared_outputs(conv.layer.header, conv.geometry.batch, conv.geometry.out);
+  skip_pixels(conv);
   flatten_pixels(conv);
-  join_images(conv);
+  join_images(conv.geometry, {&conv.x, &conv.residual, &conv.out});
 }
 
 // Output rows come in slices, the unit that threads and bands share: Winograd's tiles are two rows
@@ -238,8 +228,8 @@ class BandRunner {
   // What the next band reads and writes.
   void fetch_next(int64_t n, int64_t h, int64_t rows, Upcoming& upcoming) const {
     if (fetches_output_) upcoming.add_rows(conv_.out, n, h, h + rows);
+    if (!on_tiles_) return;
     const ConvGeometry& g = conv_.geometry;
-    if (!on_tiles_ || (g.is_pointwise() && g.stride.h > 1)) return;
     const int64_t row = std::max<int64_t>(0, h * g.stride.h - g.padding.top);
     upcoming.add_rows(conv_.x, n, row, row + g.input_rows(rows));
   }

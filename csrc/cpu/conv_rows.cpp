@@ -248,6 +248,7 @@ void select_outputs(ConvTile& t, Range channels) {
 void Upcoming::add_rows(const Image& image, int64_t n, int64_t begin, int64_t end) {
   end = std::min(end, image.height);
   if (!image.is_float32_nhwc() || begin >= end) return;
+  if (image.stride_h > 2 * image.width * image.channels) return;
   add({reinterpret_cast<const float*>(image.at(n, begin, 0)), (end - begin) * image.stride_h});
 }
 

@@ -22,9 +22,9 @@ class Upcoming {
  public:
   bool empty() const { return size_ == 0; }
   int size() const { return size_; }
-  // Rows [begin, end) of an image; those outside the image, and images that no band points into,
-  // are not fetched. Lines are far apart in the order in which tiles read and write them, too far
-  // for the processor to foresee.
+  // Rows [begin, end) of an image; those outside the image, images that no band points into, and
+  // rows of which most is skipped are not fetched. Lines are far apart in the order in which tiles
+  // read and write them, too far for the processor to foresee.
   void add_rows(const Image& image, int64_t n, int64_t begin, int64_t end);
   void add(FloatSpan span) {
     if (span.count > 0) list_.spans[size_++] = span;

@@ -55,6 +55,30 @@ void load_row(const Microkernels& kernels, const Image& image, int64_t n, int64_
 
 }  // namespace
 
+Image strided_image(Image image, Extent step) {
+  image.height = (image.height + step.h - 1) / step.h;
+  image.width = (image.width + step.w - 1) / step.w;
+  image.stride_h *= step.h;
+  image.stride_w *= step.w;
+  return image;
+}
+
+void join_images(ConvGeometry& g, std::vector<Image*> images) {
+  if (!g.is_pointwise() || g.stride.h != 1 || g.stride.w != 1) return;
+  std::erase_if(images, [](const Image* image) { return image->data == nullptr; });
+  const auto joins = [](const Image* image) {
+    return image->batch <= 1 || image->stride_n == image->height * image->stride_h;
+  };
+  if (!std::all_of(images.begin(), images.end(), joins)) return;
+  for (Image* image : images) {
+    image->height *= image->batch;
+    image->batch = 1;
+  }
+  g.in.h *= g.batch;
+  g.out.h *= g.batch;
+  g.batch = 1;
+}
+
 Band load_band(const Microkernels& kernels, const Image& image, const PaddedRows& what,
                float* target) {
   const int64_t channels = image.channels;

@@ -4,7 +4,9 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
+#include "../geometry.h"
 #include "microkernels.h"
 
 namespace fastres::cpu {
@@ -29,6 +31,13 @@ struct Image {
   }
   bool is_float32_nhwc() const { return type == StorageType::float32 && channels_adjacent(); }
 };
+
+// Every step-th pixel.
+Image strided_image(Image image, Extent step);
+
+// A 1x1 convolution with stride 1 has no image borders: the rows of all images become those of one.
+// `images` are those of the convolution's input and output; those without data are left out.
+void join_images(ConvGeometry& geometry, std::vector<Image*> images);
 
 // Rows of float32 pixels whose channels are adjacent.
 struct Band {

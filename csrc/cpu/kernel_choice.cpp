@@ -6,9 +6,10 @@
 namespace fastres::cpu {
 namespace {
 
-// Without data.
-Image dense_image(int64_t batch, int64_t channels, Extent size) {
+// Whose data is not read.
+Image dense_image(int64_t batch, int64_t channels, Extent size, float* data) {
   Image image;
+  image.data = data;
   image.batch = batch;
   image.channels = channels;
   image.height = size.h;
@@ -24,7 +25,7 @@ Image dense_image(int64_t batch, int64_t channels, Extent size) {
 
 std::string kernel_choice(const ConvShape& shape, const std::string& algorithm, bool live) {
   constexpr const char* kOp = "kernel_choice";
-  static constexpr float kWeight = 0.0F;
+  float value = 0.0F;
   check(shape.x.size() == 4 && shape.weight.size() == 4, kOp, ": x and weight must have 4 sizes");
   check(shape.groups > 0, kOp, ": groups must be positive, got ", shape.groups);
   Conv conv;
@@ -42,9 +43,9 @@ std::string kernel_choice(const ConvShape& shape, const std::string& algorithm, 
   conv.layer.header = header_of(shape.weight, shape.groups, algorithm);
   conv.layer.stride = g.stride;
   conv.layer.dilation = g.dilation;
-  if (live) conv.plain.data = &kWeight;
-  conv.x = dense_image(g.batch, g.in_channels, g.in);
-  conv.out = dense_image(g.batch, g.out_channels, g.out);
+  if (live) conv.plain.data = &value;
+  conv.x = dense_image(g.batch, g.in_channels, g.in, &value);
+  conv.out = dense_image(g.batch, g.out_channels, g.out, &value);
   return kernel_name(selected_microkernels(), conv);
 }
 

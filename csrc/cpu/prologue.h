@@ -60,13 +60,6 @@ struct TrainingConv {
 const float* channel_vector(const Tensor& values, int64_t channels, const char* op,
                             const char* name, std::vector<Tensor>& kept);
 
-// A 1x1 convolution with stride 1 has no image borders: the rows of all images become those of one.
-// `images` are those of the convolution's input and output.
-void join_images(ConvGeometry& geometry, std::vector<Image*> images);
-
-// Every step-th pixel.
-Image strided_image(Image image, Extent step);
-
 // Floats between the pixels of a band in scratch memory. Pixels of many channels a power of two
 // apart would fall into a corner of the level-1 cache.
 inline int64_t band_pixel_stride(int64_t channels) {
