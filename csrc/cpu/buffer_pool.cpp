@@ -29,6 +29,8 @@ class Pool {
       if (buffer != nullptr) use(buffer, size);
       return buffer;
     }
+    // Of that size, the one that was freed last: its lines are in a cache.
+    found = std::prev(free_.upper_bound(found->first));
     const auto [size, buffer] = *found;
     free_.erase(found);
     free_bytes_ -= size;
