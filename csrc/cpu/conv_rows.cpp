@@ -163,6 +163,7 @@ void split_panels(const Microkernels& kernels, const ConvLayer& layer, const Con
       const int64_t group = panel / panels_per_group(kernels, layer);
       if (!split.multiply(t, panel, group, part)) kernels.igemm(t);
     }
+    if (layer.finished != nullptr && parts.end == split.parts()) (*layer.finished)(panel);
   }
 }
 

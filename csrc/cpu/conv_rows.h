@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 
 #include "../geometry.h"
 #include "../packed_weight.h"
@@ -47,6 +48,8 @@ struct ConvLayer {
   const float* arranged = nullptr;      // by arranged(), null for not yet
   SplitPanels* split_panels = nullptr;  // keeps what the thread has split; null for nothing
   Upcoming upcoming;  // what will be read or written after this, fetched meanwhile
+  // On matrix tiles, told of each panel while its outputs are in the cache; null for nobody.
+  const std::function<void(int64_t panel)>* finished = nullptr;
   const float* shift = nullptr;
   Extent stride, dilation;
   Activation act = Activation::none;

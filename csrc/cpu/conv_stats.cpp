@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
+#include <functional>
 #include <numeric>
 #include <optional>
 #include <string>
@@ -39,7 +40,8 @@ class SliceRunner {
         layer_(layer),
         y_(y),
         panels_(panel_count(kernels.base, layer)),
-        whole_(conv.winograd || prefers_tiles(kernels.base, layer, conv.geometry.out.w)),
+        on_tiles_(!conv.winograd &&
+                  prefers_tiles(kernels.base, layer, conv.geometry.out.w)),
         small_weights_(weight_bytes(layer) <= level2_cache_bytes() / 4),
         direct_input_(!conv.has_prologue && conv.x.is_float32_nhwc() &&
                       !conv.geometry.padding.any()),
@@ -79,12 +81,11 @@ class SliceRunner {
     if (fetches_output() || !direct_output_) floats += output;
     if (fetches_output()) floats += output;
     const int64_t rows = level2_cache_bytes() / 2 / (floats * static_cast<int64_t>(sizeof(float)));
-    if (!whole_ || conv_.winograd) return rows;
-    return std::min(rows, split_rows_in_cache(layer_, g.out.w));
+    return on_tiles_ ? std::min(rows, split_rows_in_cache(layer_, g.out.w)) : rows;
   }
 
   bool shares_panels() const { return !small_weights_ && !conv_.winograd; }
-  bool fetches_output() const { return small_weights_ && direct_output_ && !whole_; }
+  bool fetches_output() const { return small_weights_ && direct_output_ && !conv_.winograd; }
 
   void run_slice(const ConvLayer& layer, int64_t i, Range panels, Moments& moments) const {
     const ConvGeometry& g = conv_.geometry;
@@ -95,18 +96,30 @@ class SliceRunner {
     band.input = input_band(slice);
     const OutputRows output(kernels_, y_, slice.image, slice.row, slice.rows);
     band.output = output.band();
-    if (whole_) {
+    if (conv_.winograd) {
       conv_rows(kernels_.base, layer, band, panels);
       add_moments(band, panels, moments);
+    } else if (on_tiles_) {
+      run_tiles(layer, band, i, panels, moments);
     } else {
       run_panels(band, i, panels, moments);
     }
     output.store(panel_channels(kernels_.base, layer_, panels));
   }
 
+  // The input is split for all panels at once.
+  void run_tiles(ConvLayer layer, const ConvBand& band, int64_t slice, Range panels,
+                 Moments& moments) const {
+    const std::function<void(int64_t)> finished = [&](int64_t panel) {
+      add_moments(band, {panel, panel + 1}, moments);
+    };
+    layer.finished = &finished;
+    layer.upcoming = upcoming_rows(slice + 1);
+    conv_rows(kernels_.base, layer, band, panels);
+  }
+
   void run_panels(const ConvBand& band, int64_t slice, Range panels, Moments& moments) const {
-    Upcoming upcoming;
-    if (slice + 1 < slices_.count()) upcoming = upcoming_rows(slices_[slice + 1]);
+    const Upcoming upcoming = upcoming_rows(slice + 1);
     for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
       run_panel(band, upcoming, panel, moments);
     }
@@ -128,9 +141,12 @@ class SliceRunner {
     moments.add(kernels_, output, band.rows, band.pixels, channels);
   }
 
-  Upcoming upcoming_rows(const Slices::Slice& next) const {
-    const ConvGeometry& g = conv_.geometry;
+  // What a slice reads and writes; nothing beyond the last.
+  Upcoming upcoming_rows(int64_t slice) const {
     Upcoming upcoming;
+    if (slice >= slices_.count()) return upcoming;
+    const ConvGeometry& g = conv_.geometry;
+    const Slices::Slice next = slices_[slice];
     const int64_t row = std::max<int64_t>(0, next.row * g.stride.h - g.padding.top);
     upcoming.add_rows(conv_.x, next.image, row, row + g.input_rows(next.rows));
     if (fetches_output()) upcoming.add_rows(y_, next.image, next.row, next.row + next.rows);
@@ -156,8 +172,7 @@ class SliceRunner {
   const ConvLayer& layer_;
   const Image& y_;
   const int64_t panels_;
-  // Winograd's inputs are transformed, and those of matrix tiles split, for all panels at once.
-  const bool whole_;
+  const bool on_tiles_;
   const bool small_weights_;  // which leave the cache room
   const bool direct_input_;
   const bool direct_output_;
