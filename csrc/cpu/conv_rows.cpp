@@ -149,6 +149,33 @@ ConvTile panel_tile(const Microkernels& kernels, const ConvLayer& layer, ConvTil
   return t;
 }
 
+// Whether a pixel's outputs can be written one after the other, for all panels before the next
+// pixels. Lines that follow each other come sooner from memory.
+bool goes_by_pixels(const Microkernels& kernels, const ConvLayer& layer, Range panels,
+                    const SplitBand& split) {
+  const PackedHeader& h = layer.header;
+  return split.keeps_panels() && panels.size() > 1 && h.groups == 1 &&
+         kernels.panel_channels == 2 * kChannelBlock &&
+         h.out_channels % kernels.panel_channels == 0;
+}
+
+// All panels side by side. False, and nothing is written, where a value has no bfloat16 parts.
+bool split_pixels(const Microkernels& kernels, const ConvLayer& layer, const ConvTile& tile,
+                  Range panels, const SplitBand& split) {
+  for (int64_t i = 0; i < panels.size(); ++i) {
+    const int64_t panel = nth_panel(layer, panels, i);
+    if (!split.split(panel_tile(kernels, layer, tile, panel), panel)) return false;
+  }
+  ConvTile t = tile;
+  select_outputs(t, panel_channels(kernels, layer, panels));
+  t.upcoming = layer.upcoming.part(1, 0);
+  if (!split.multiply_kept(t, panels)) return false;
+  for (int64_t i = 0; layer.finished != nullptr && i < panels.size(); ++i) {
+    (*layer.finished)(nth_panel(layer, panels, i));
+  }
+  return true;
+}
+
 // All panels, for the parts of the reduction that are loaded.
 void split_panels(const Microkernels& kernels, const ConvLayer& layer, const ConvTile& tile,
                   Range panels, const SplitBand& split, Range parts) {
@@ -180,6 +207,10 @@ void tile_panels(const Microkernels& kernels, ConvLayer layer, const ConvBand& b
     const int64_t parts = layer.plain != nullptr ? split.parts() : 1;
     for (int64_t part = 0; part < split.parts(); part += parts) {
       split.load(band, {part, part + parts});
+      if (goes_by_pixels(kernels, layer, some, split) &&
+          split_pixels(kernels, layer, tile, some, split)) {
+        continue;
+      }
       split_panels(kernels, layer, tile, some, split, {part, part + parts});
     }
     first = some.end;

@@ -40,8 +40,7 @@ class SliceRunner {
         layer_(layer),
         y_(y),
         panels_(panel_count(kernels.base, layer)),
-        on_tiles_(!conv.winograd &&
-                  prefers_tiles(kernels.base, layer, conv.geometry.out.w)),
+        on_tiles_(!conv.winograd && prefers_tiles(kernels.base, layer, conv.geometry.out.w)),
         small_weights_(weight_bytes(layer) <= level2_cache_bytes() / 4),
         direct_input_(!conv.has_prologue && conv.x.is_float32_nhwc() &&
                       !conv.geometry.padding.any()),

@@ -76,6 +76,10 @@ struct SplitTile {
   ptrdiff_t chunk_stride;         // values from one chunk's weights to the next's
   ptrdiff_t part_stride;          // from one part of them to the next
   ptrdiff_t output_block_stride;  // of outputs and residuals, between blocks of 16 channels
+  // Of 32 output channels each, all for the same positions before the next: with several, a pixel's
+  // outputs are written one after the other.
+  int64_t panels;
+  ptrdiff_t panel_stride;  // values from one panel's weights to the next's
 };
 
 struct SplitKernels {

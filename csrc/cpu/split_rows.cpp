@@ -196,22 +196,38 @@ const Bfloat16* SplitBand::split_weights(const ConvTile& tile, int64_t panel, in
   return state == SplitPanels::State::split ? w.target : nullptr;
 }
 
-bool SplitBand::multiply(const ConvTile& tile, int64_t panel, int64_t group, int64_t part) const {
-  if (!finite_) return false;
+SplitTile SplitBand::tile_of(int64_t group, int64_t part, int64_t blocks) const {
   SplitTile t{};
-  t.weights = split_weights(tile, panel, part);
-  if (t.weights == nullptr) return false;
   t.chunks = split_chunks(channels(part).size());
   const int64_t first = (channels(part).begin - channels(loaded_.begin).begin) / kSplitChannels;
   t.input = planes_ + ((group - groups_.begin) * t.chunks + first) * kSplitParts * plane_stride_;
   t.plane_stride = plane_stride_;
   t.taps = taps_.data();
   t.tap_count = header_.taps();
-  t.blocks = ceil_div(tile.out_channels, kChannelBlock);
+  t.blocks = blocks;
   t.row_positions = row_positions_;
   t.part_stride = t.blocks * kSplitBlock;
   t.chunk_stride = kSplitParts * t.part_stride;
   t.output_block_stride = kChannelBlock;
+  t.panels = 1;
+  return t;
+}
+
+bool SplitBand::multiply(const ConvTile& tile, int64_t panel, int64_t group, int64_t part) const {
+  if (!finite_) return false;
+  SplitTile t = tile_of(group, part, ceil_div(tile.out_channels, kChannelBlock));
+  t.weights = split_weights(tile, panel, part);
+  if (t.weights == nullptr) return false;
+  kernels_.multiply(t, tile);
+  return true;
+}
+
+bool SplitBand::multiply_kept(const ConvTile& tile, Range panels) const {
+  if (!finite_) return false;
+  SplitTile t = tile_of(0, 0, 2);
+  t.weights = kept_->panel(panels.begin);
+  t.panels = panels.size();
+  t.panel_stride = panel_values(header_);
   kernels_.multiply(t, tile);
   return true;
 }

@@ -68,9 +68,19 @@ class SplitBand {
   // False, and nothing is written, where a value has no bfloat16 parts.
   bool multiply(const ConvTile& tile, int64_t panel, int64_t group, int64_t part) const;
 
+  // Whether several panels can be multiplied side by side: their weights are kept, in one part.
+  bool keeps_panels() const { return kept_ != nullptr && parts_ == 1; }
+  // Splits a panel's weights, of which `tile` is, to be kept. False where one has no parts.
+  bool split(const ConvTile& tile, int64_t panel) const {
+    return split_weights(tile, panel, 0) != nullptr;
+  }
+  // The loaded input for panels that are split, of which `tile` has the outputs.
+  bool multiply_kept(const ConvTile& tile, Range panels) const;
+
  private:
   // Null where a weight has no bfloat16 parts.
   const Bfloat16* split_weights(const ConvTile& tile, int64_t panel, int64_t part) const;
+  SplitTile tile_of(int64_t group, int64_t part, int64_t blocks) const;
   void find_phases();
 
   const SplitKernels& kernels_;

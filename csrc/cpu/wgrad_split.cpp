@@ -72,6 +72,7 @@ bool add_split(const SplitKernels& kernels, const WgradTile& tile, int64_t out_c
   t.part_stride = grad.plane_stride;
   t.chunk_stride = kSplitParts * grad.plane_stride;
   t.output_block_stride = tile.sums_block_stride;
+  t.panels = 1;
   ConvTile output{};
   output.shift = kZeros;
   output.rows = 1;

@@ -141,14 +141,21 @@ class Finishing {
       : t_(output),
         row_positions_(tile.row_positions),
         block_stride_(tile.output_block_stride),
-        simple_(output.out_channels == 32 &&
+        simple_(output.out_channels % kPanel == 0 &&
                 (output.act == Activation::relu || output.act == Activation::none)),
         bound_(broadcast(output.act == Activation::relu ? 0.0F : -__builtin_inff())),
-        output_(output.output),
-        residual_(output.residual) {}
+        at_{output.output, output.residual, 0},
+        first_(at_) {}
 
-  // The next `count` positions are to be finished from `sums`, in so many steps.
-  void begin(const Sums& sums, int64_t count, int64_t steps) {
+  // The next `count` positions, or the same for another panel than the first, are to be finished
+  // from `sums`, in so many steps.
+  void begin(const Sums& sums, int64_t count, int64_t panel, int64_t steps) {
+    if (panel == 0) {
+      first_ = at_;
+    } else {
+      at_ = first_;
+    }
+    channel_ = panel * kPanel;
     sums_ = sums.values[0][0];
     left_ = count;
     at_once_ = (count + steps - 1) / steps;
@@ -161,15 +168,16 @@ class Finishing {
   }
 
  private:
+  static constexpr int64_t kPanel = 32;
   static constexpr ptrdiff_t kBlockSums = kSplitPositions * 16;
 
   // Of a row's positions the first ones are pixels, the others belong to no output.
   [[gnu::always_inline]] void finish_positions(int64_t count) {
     left_ -= count;
     for (; count > 0; --count) {
-      if (column_ < t_.pixels) finish_pixel();
+      if (at_.column < t_.pixels) finish_pixel();
       sums_ += 16;
-      if (++column_ == row_positions_) next_row();
+      if (++at_.column == row_positions_) next_row();
     }
   }
 
@@ -180,40 +188,48 @@ class Finishing {
     } else {
       finish_any();
     }
-    output_ += t_.output_pixel_stride;
-    if (residual_ != nullptr) residual_ += t_.residual_pixel_stride;
+    at_.output += t_.output_pixel_stride;
+    if (at_.residual != nullptr) at_.residual += t_.residual_pixel_stride;
   }
 
   [[gnu::always_inline]] void finish_simple(int block) const {
-    Vec v = load(sums_ + block * kBlockSums) + load(t_.shift + block * 16);
-    if (residual_ != nullptr) v += load(residual_ + block * block_stride_);
-    store(output_ + block * block_stride_, at_least(v, bound_));
+    const ptrdiff_t channel = channel_ + block * block_stride_;
+    Vec v = load(sums_ + block * kBlockSums) + load(t_.shift + channel_ + block * 16);
+    if (at_.residual != nullptr) v += load(at_.residual + channel);
+    store(at_.output + channel, at_least(v, bound_));
   }
 
   [[gnu::noinline]] void finish_any() const {
-    for (int64_t first = 0; first < t_.out_channels; first += 16) {
-      const ptrdiff_t block = first / 16;
-      finish(t_, sums_ + block * kBlockSums, t_.shift + first,
-             residual_ == nullptr ? nullptr : residual_ + block * block_stride_,
-             output_ + block * block_stride_, t_.out_channels - first);
+    const int64_t channels = std::min(kPanel, t_.out_channels - channel_);
+    for (int64_t first = 0; first < channels; first += 16) {
+      const ptrdiff_t block = first / 16, channel = channel_ + block * block_stride_;
+      finish(t_, sums_ + block * kBlockSums, t_.shift + channel_ + first,
+             at_.residual == nullptr ? nullptr : at_.residual + channel, at_.output + channel,
+             channels - first);
     }
   }
 
   void next_row() {
-    column_ = 0;
-    output_ += t_.output_row_stride - t_.pixels * t_.output_pixel_stride;
-    if (residual_ == nullptr) return;
-    residual_ += t_.residual_row_stride - t_.pixels * t_.residual_pixel_stride;
+    at_.column = 0;
+    at_.output += t_.output_row_stride - t_.pixels * t_.output_pixel_stride;
+    if (at_.residual == nullptr) return;
+    at_.residual += t_.residual_row_stride - t_.pixels * t_.residual_pixel_stride;
   }
+
+  struct Place {
+    float* output;
+    const float* residual;
+    int64_t column;
+  };
 
   const ConvTile& t_;
   const int64_t row_positions_;
   const ptrdiff_t block_stride_;
   const bool simple_;
   const Vec bound_;
-  float* output_;
-  const float* residual_;
-  int64_t column_ = 0;
+  Place at_;
+  Place first_;  // of the positions that are being finished
+  int64_t channel_ = 0;
   const float* sums_ = nullptr;
   int64_t left_ = 0;
   int64_t at_once_ = 0;
@@ -247,13 +263,12 @@ inline void add_chunk(const SplitTile& t, const Bfloat16* pixels, const Bfloat16
 }
 
 template <int kPixelTiles, int kBlocks>
-void sum_products(const SplitTile& t, int64_t position, Fetching& fetching, Finishing& finishing,
-                  Sums& sums) {
+void sum_products(const SplitTile& t, int64_t position, const Bfloat16* weights, Fetching& fetching,
+                  Finishing& finishing, Sums& sums) {
   clear_tile<0>();
   clear_tile<1>();
   clear_tile<2>();
   clear_tile<3>();
-  const Bfloat16* weights = t.weights;
   for (int64_t tap = 0; tap < t.tap_count; ++tap) {
     const Bfloat16* pixels = t.input + t.taps[tap] + position * kSplitChannels;
     for (int64_t chunk = 0; chunk < t.chunks; ++chunk) {
@@ -275,19 +290,20 @@ template <int kBlocks>
 void all_positions(const SplitTile& t, const ConvTile& output) {
   const int64_t positions = (output.rows - 1) * t.row_positions + output.pixels;
   const int64_t chunks = t.tap_count * t.chunks;
-  Fetching fetching(output.upcoming, (positions + kSplitPositions - 1) / kSplitPositions * chunks);
+  const int64_t blocks = (positions + kSplitPositions - 1) / kSplitPositions;
+  Fetching fetching(output.upcoming, blocks * t.panels * chunks);
   Finishing finishing(t, output);
   Sums sums[2];
+  int64_t turn = 0;
   for (int64_t position = 0; position < positions; position += kSplitPositions) {
     const int64_t count = std::min(kSplitPositions, positions - position);
-    Sums& mine = sums[position / kSplitPositions % 2];
-    if (count > kTileRows) {
-      sum_products<2, kBlocks>(t, position, fetching, finishing, mine);
-    } else {
-      sum_products<1, kBlocks>(t, position, fetching, finishing, mine);
+    const auto sum = count > kTileRows ? sum_products<2, kBlocks> : sum_products<1, kBlocks>;
+    for (int64_t panel = 0; panel < t.panels; ++panel, ++turn) {
+      Sums& mine = sums[turn % 2];
+      sum(t, position, t.weights + panel * t.panel_stride, fetching, finishing, mine);
+      finishing.end();
+      finishing.begin(mine, count, panel, kStepsPerChunk * chunks);
     }
-    finishing.end();
-    finishing.begin(mine, count, kStepsPerChunk * chunks);
   }
   finishing.end();
 }
