@@ -2,6 +2,7 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include <algorithm>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -58,11 +59,29 @@ WeightView weight_target(const WeightView& weight, Tensor& grad) {
   return view;
 }
 
+// Matrix tiles convolve few channels directly in less time, as fastres/_algorithm.py has it for
+// outputs.
+bool prefers_direct(const Kernels& kernels, const ConvGeometry& g) {
+  constexpr int64_t kNarrow = 160;
+  return kernels.base.split != nullptr && std::max(g.in_channels, g.out_channels) <= kNarrow;
+}
+
 InputGradientSums run_winograd(const Kernels& kernels, const TrainingConv& conv,
                                const OutputGradient& gradient, const InputBackward& input,
                                const WeightView& grad_weight) {
-  if (grad_weight.data != nullptr) run_winograd_wgrad(kernels, conv, gradient, grad_weight);
+  TrainingConv direct = conv;
+  direct.winograd = false;
+  const bool prefers = prefers_direct(kernels, conv.geometry);
+  if (grad_weight.data != nullptr) {
+    const bool sums_directly = prefers && WeightSums(kernels, direct).on_tiles();
+    if (sums_directly) {
+      run_wgrad(kernels, direct, gradient, grad_weight);
+    } else {
+      run_winograd_wgrad(kernels, conv, gradient, grad_weight);
+    }
+  }
   if (input.grad_x.data == nullptr) return InputGradientSums(conv.geometry.in_channels);
+  if (prefers) return run_dgrad(kernels, direct, gradient, input);
   if (prefers_winograd_batches(conv.weight)) {
     return run_winograd_dgrad(kernels, conv, gradient, input);
   }

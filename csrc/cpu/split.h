@@ -38,6 +38,8 @@ struct SplitPixels {
   const float* input;
   ptrdiff_t row_stride;
   ptrdiff_t pixel_stride;
+  ptrdiff_t image_stride;
+  int64_t images;
   int64_t rows;
   int64_t pixels;
   int64_t channels;
@@ -63,6 +65,7 @@ struct SplitWeights {
 // [chunk of 32 pixels][part][block of 16 channels][pair of pixels][16 channels][2], and the input
 // that of the pixels, transposed, in planes [chunk of 32 pixels][part][channel][32 pixels]. Both
 // are made of a SplitPixels; row_positions is unused, and the last block's other channels are zero.
+// These alone walk over several images.
 
 struct SplitTile {
   const Bfloat16* input;

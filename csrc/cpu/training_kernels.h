@@ -81,8 +81,10 @@ struct WgradTile {
   int64_t blocks;
   float* sums;                  // [channels][16] a block, added to
   ptrdiff_t sums_block_stride;  // between blocks
+  ptrdiff_t sums_tap_stride;    // between taps
 
-  // lanes only, of one block: input holds 16 channels, of the same groups as the output's.
+  // Not for `wgrad`, which takes one tap. For lanes of one block: input holds 16 channels, of the
+  // same groups as the output's.
   int64_t tap_rows, tap_cols;
   ptrdiff_t tap_row_stride, tap_col_stride;
 };

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "cache.h"
+#include "split.h"
 #include "wgrad.h"
 #include "wgrad_split.h"
 
@@ -15,6 +16,12 @@ constexpr int64_t kPixelsPerTile = 128;
 
 // Input channels of several sections that are worked on together.
 constexpr int64_t kChannelsAtOnce = 256;
+
+// On matrix tiles, of a piece: input channels of one tap and of several, for each of which the
+// input is split anew, and blocks of output channels.
+constexpr int64_t kTileChannels = 512;
+constexpr int64_t kTileTapChannels = 128;
+constexpr int64_t kTileUnits = 32;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -65,7 +72,39 @@ WeightSums::WeightSums(const Kernels& kernels, const TrainingConv& conv)
       section_units_(lanes_ ? 1 : header_.blocks()),
       units_(lanes_ ? header_.blocks() : header_.blocks() * header_.groups) {}
 
+// Splitting the input takes longer than splitting the output's gradient: threads that share the
+// input channels do the less of it, where those are no fewer.
+int64_t WeightSums::shares() const {
+  if (!on_tiles()) return units_;
+  return section_in_ >= section_out_ ? ceil_div(section_in_, kSplitChannels) : ceil_div(units_, 2);
+}
+
+std::vector<WeightSums::Piece> WeightSums::tile_pieces(Range shares) const {
+  Range units{0, units_}, channels{0, section_in_};
+  if (section_in_ >= section_out_) {
+    channels = {shares.begin * kSplitChannels,
+                std::min<int64_t>(shares.end * kSplitChannels, section_in_)};
+  } else {
+    units = {2 * shares.begin, std::min(2 * shares.end, units_)};
+  }
+  const int64_t channel_parts =
+      ceil_div(channels.size(), header_.taps() > 1 ? kTileTapChannels : kTileChannels);
+  const int64_t unit_parts = ceil_div(units.size(), kTileUnits);
+  std::vector<Piece> result;
+  for (int64_t u = 0; u < unit_parts; ++u) {
+    const Range some = even_range(units.size(), unit_parts, u);
+    for (int64_t c = 0; c < channel_parts; ++c) {
+      const Range chunk = even_range(ceil_div(channels.size(), kSplitChannels), channel_parts, c);
+      result.push_back({{units.begin + some.begin, units.begin + some.end},
+                        {channels.begin + chunk.begin * kSplitChannels,
+                         std::min(channels.begin + chunk.end * kSplitChannels, channels.end)}});
+    }
+  }
+  return result;
+}
+
 std::vector<WeightSums::Piece> WeightSums::pieces(Range units) const {
+  if (on_tiles()) return tile_pieces(units);
   const int64_t channels = std::min(section_in_, 2 * kChannelsAtOnce);
   // Half of the level-2 cache for sums.
   const int64_t unit_bytes = channels * header_.taps() * kChannelBlock * int64_t{sizeof(float)};
@@ -102,20 +141,20 @@ Range WeightSums::output_channels(const Piece& piece) const {
 void WeightSums::add(const WgradBands& bands, const Piece& piece, float* sums) const {
   WgradTile tile = tile_of(bands);
   join(tile);
+  tile.sums = sums + piece.units.begin * unit_floats() + piece.channels.begin * kChannelBlock;
   if (prefers_tiles(piece)) {
     tile.channels = piece.channels.size();
     tile.blocks = piece.units.size();
-    tile.sums = sums + piece.units.begin * unit_floats() + piece.channels.begin * kChannelBlock;
     return add_split_sums(kernels_.base, tile, output_channels(piece).size(),
-                          [&](const WgradTile& part) { add_block(part, piece, sums); });
+                          [&](const WgradTile& part) { add_block(part, piece); });
   }
-  for_each_block(tile, [&](const WgradTile& block) { add_block(block, piece, sums); });
+  for_each_block(tile, [&](const WgradTile& block) { add_block(block, piece); });
 }
 
 bool WeightSums::prefers_tiles(const Piece& piece) const {
-  const bool pointwise = !lanes_ && header_.taps() == 1 && header_.groups == 1;
-  return pointwise &&
-         prefers_split_sums(kernels_.base, piece.channels.size(), output_channels(piece).size());
+  return !lanes_ && header_.groups == 1 &&
+         prefers_split_sums(kernels_.base, piece.channels.size(), output_channels(piece).size(),
+                            header_.taps());
 }
 
 WgradTile WeightSums::tile_of(const WgradBands& bands) const {
@@ -136,13 +175,15 @@ WgradTile WeightSums::tile_of(const WgradBands& bands) const {
   tile.tap_cols = g.kernel.w;
   tile.tap_row_stride = g.dilation.h * bands.input.row_stride;
   tile.tap_col_stride = g.dilation.w * bands.input.pixel_stride;
+  tile.sums_tap_stride = section_in_ * kChannelBlock;
   tile.sums_block_stride = unit_floats();
   return tile;
 }
 
-void WeightSums::add_block(WgradTile tile, const Piece& piece, float* sums) const {
+void WeightSums::add_block(WgradTile tile, const Piece& piece) const {
   const float* input = tile.input;
   const float* grad = tile.grad;
+  float* sums = tile.sums;
   const int64_t first_section = piece.units.begin / section_units_;
   for (int64_t unit = piece.units.begin; unit < piece.units.end; unit += tile.blocks) {
     const int64_t section = unit / section_units_;
@@ -150,7 +191,7 @@ void WeightSums::add_block(WgradTile tile, const Piece& piece, float* sums) cons
     tile.blocks = std::min<int64_t>(2, left);
     tile.input = input + (section - first_section) * section_in_;
     tile.grad = grad + first_output(unit) - first_output(piece.units.begin);
-    tile.sums = sums + unit * unit_floats();
+    tile.sums = sums + (unit - piece.units.begin) * unit_floats();
     if (lanes_) {
       kernels_.training.wgrad_lanes(tile, header_.group_in_channels);
     } else {
@@ -169,7 +210,7 @@ void WeightSums::add_taps(WgradTile tile, Range channels) const {
   for (int64_t r = 0; r < tile.tap_rows; ++r) {
     for (int64_t s = 0; s < cols; ++s) {
       tile.input = input + r * tile.tap_row_stride + s * tile.tap_col_stride;
-      tile.sums = sums + ((r * tile.tap_cols + s) * section_in_ + channels.begin) * kChannelBlock;
+      tile.sums = sums + (r * tile.tap_cols + s) * tile.sums_tap_stride;
       kernels_.training.wgrad(tile);
     }
   }

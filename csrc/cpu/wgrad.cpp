@@ -16,8 +16,7 @@ struct PixelBlock {
   int64_t row, rows;
 };
 
-// Threads share the output channels, where their sums are many, or the pixels, each with sums of
-// its own.
+// Threads share channels, where their sums are many, or the pixels, each with sums of its own.
 class WeightGradient {
  public:
   WeightGradient(const Kernels& kernels, const TrainingConv& conv, const OutputGradient& gradient)
@@ -26,26 +25,28 @@ class WeightGradient {
   void run(const WeightView& grad_weight) const {
     const int64_t threads = thread_count();
     const int64_t floats = sums_.floats();
-    const bool by_units = floats * int64_t{sizeof(float)} > level2_cache_bytes() / 4 &&
-                          (sums_.units() % threads == 0 || sums_.units() >= 4 * threads);
-    const int64_t parts = by_units ? std::min(threads, sums_.units())
-                                   : std::min(threads, conv_.geometry.batch * conv_.geometry.out.h);
-    const PooledFloats sums(floats * (by_units ? 1 : parts));
+    const int64_t shares = sums_.shares();
+    const bool by_shares = floats * int64_t{sizeof(float)} > level2_cache_bytes() / 4 &&
+                           (shares % threads == 0 || shares >= 4 * threads);
+    const int64_t parts = by_shares
+                              ? std::min(threads, shares)
+                              : std::min(threads, conv_.geometry.batch * conv_.geometry.out.h);
+    const int64_t copies = by_shares ? 1 : parts;
+    const PooledFloats sums(floats * copies);
+    clear_memory(sums.data(), floats * copies * int64_t{sizeof(float)});
     parallel_parts(parts, [&](int64_t i) {
-      const Range units = by_units ? even_range(sums_.units(), parts, i) : Range{0, sums_.units()};
-      float* target = sums.data() + (by_units ? 0 : i * floats);
-      std::fill(target + units.begin * sums_.unit_floats(),
-                target + units.end * sums_.unit_floats(), 0.0F);
-      for (const WeightSums::Piece& piece : sums_.pieces(units)) {
+      const Range mine = by_shares ? even_range(shares, parts, i) : Range{0, shares};
+      float* target = sums.data() + (by_shares ? 0 : i * floats);
+      for (const WeightSums::Piece& piece : sums_.pieces(mine)) {
         const std::vector<PixelBlock> blocks = pixel_blocks(piece);
-        const Range mine =
-            by_units ? Range{0, std::ssize(blocks)} : even_range(std::ssize(blocks), parts, i);
-        for (int64_t b = mine.begin; b < mine.end; ++b) {
+        const Range all{0, std::ssize(blocks)};
+        const Range some = by_shares ? all : even_range(all.size(), parts, i);
+        for (int64_t b = some.begin; b < some.end; ++b) {
           add(piece, blocks[static_cast<size_t>(b)], target);
         }
       }
     });
-    finish_wgrad(sums.data(), floats, by_units ? 1 : parts, grad_weight);
+    finish_wgrad(sums.data(), floats, copies, grad_weight);
   }
 
  private:

@@ -26,8 +26,6 @@ class WeightSums {
   WeightSums(const Kernels& kernels, const TrainingConv& conv);
 
   int64_t floats() const { return header_.payload_floats(); }
-  int64_t units() const { return units_; }
-  int64_t unit_floats() const { return header_.block_stride(); }
 
   // What is summed together: of all sections that the units are in these input channels.
   struct Piece {
@@ -35,20 +33,25 @@ class WeightSums {
     Range channels;  // within each section; all of them where there are several sections
   };
   Piece everything() const { return {{0, units_}, {0, section_in_}}; }
-  // Pieces of these units, each small enough for bands of many pixels to stay in the cache.
-  std::vector<Piece> pieces(Range units) const;
+  // What threads can share: units, or on matrix tiles pairs of them or chunks of input channels.
+  int64_t shares() const;
+  // Pieces of these shares, each small enough for bands of many pixels to stay in the cache.
+  std::vector<Piece> pieces(Range shares) const;
   Range input_channels(const Piece& piece) const;
   Range output_channels(const Piece& piece) const;
 
   // Whether a piece is multiplied on matrix tiles.
   bool prefers_tiles(const Piece& piece) const;
+  bool on_tiles() const { return prefers_tiles(everything()); }
 
   // The bands hold those channels.
   void add(const WgradBands& bands, const Piece& piece, float* sums) const;
 
  private:
+  std::vector<Piece> tile_pieces(Range shares) const;
+  int64_t unit_floats() const { return header_.block_stride(); }
   WgradTile tile_of(const WgradBands& bands) const;
-  void add_block(WgradTile tile, const Piece& piece, float* sums) const;
+  void add_block(WgradTile tile, const Piece& piece) const;
   void add_taps(WgradTile tile, Range channels) const;
   int64_t first_output(int64_t unit) const {
     return unit / section_units_ * section_out_ + unit % section_units_ * kChannelBlock;

@@ -126,7 +126,7 @@ class WinogradWeightGradient {
     WgradTile t{};
     t.input_pixel_stride = input.tile_stride;
     t.grad_pixel_stride = gradient.tile_stride;
-    t.images = t.rows = 1;
+    t.images = t.rows = t.tap_rows = t.tap_cols = 1;
     t.channels = header_.group_in_channels;
     t.sums_block_stride = header_.block_stride();
     t.blocks = blocks.size();
@@ -142,7 +142,7 @@ class WinogradWeightGradient {
   // Of one position.
   void add_products(WgradTile t) const {
     const int64_t out_channels = t.blocks * kChannelBlock;
-    if (prefers_split_sums(kernels_.base, t.channels, out_channels)) {
+    if (prefers_split_sums(kernels_.base, t.channels, out_channels, 1)) {
       add_split_sums(kernels_.base, t, out_channels,
                      [this](const WgradTile& part) { add_blocks(part); });
     } else {

@@ -69,28 +69,34 @@ inline void split_pair(__m512 a, __m512 b, Bfloat16* target, ptrdiff_t part_stri
               part_stride);
 }
 
-// Walks over pixels row by row.
+// Walks over pixels row by row, image by image.
 class PixelWalk {
  public:
-  explicit PixelWalk(const SplitPixels& s) : s_(s), at_(s.input), left_(s.rows * s.pixels) {}
+  explicit PixelWalk(const SplitPixels& s)
+      : s_(s), at_(s.input), left_(s.images * s.rows * s.pixels) {}
 
   int64_t left() const { return left_; }
   const float* next() {
     const float* pixel = at_;
     --left_;
     at_ += s_.pixel_stride;
-    if (++column_ == s_.pixels) {
-      column_ = 0;
-      at_ += s_.row_stride - s_.pixels * s_.pixel_stride;
-    }
+    if (++column_ == s_.pixels) next_row();
     return pixel;
   }
 
  private:
+  void next_row() {
+    column_ = 0;
+    at_ += s_.row_stride - s_.pixels * s_.pixel_stride;
+    if (++row_ < s_.rows) return;
+    row_ = 0;
+    at_ += s_.image_stride - s_.rows * s_.row_stride;
+  }
+
   const SplitPixels& s_;
   const float* at_;
   int64_t left_;
-  int64_t column_ = 0;
+  int64_t column_ = 0, row_ = 0;
 };
 
 constexpr int64_t kPairs = kSplitChannels / 2;
