@@ -100,7 +100,14 @@ void InputGradient::run_slice(const Slices::Slice& slice, const Slices::Slice* n
                               const Band& gradient, Upcoming upcoming, KeptPanels& kept,
                               InputGradientSums& sums, const Band& activated) const {
   const OutputRows target(kernels_, grad_x_, slice.image, slice.row, slice.rows);
-  const Band& output = target.band();
+  convolve(slice, next, gradient, upcoming, kept, target.band());
+  finish(slice, target.band(), sums, activated);
+  target.store({0, conv_.geometry.in_channels});
+}
+
+void InputGradient::convolve(const Slices::Slice& slice, const Slices::Slice* next,
+                             const Band& gradient, Upcoming upcoming, KeptPanels& kept,
+                             const Band& output) const {
   upcoming.add_rows(conv_.x, slice.image, slice.row, slice.row + slice.rows);
   if (next != nullptr) {
     upcoming.add_rows(grad_x_, next->image, next->row, next->row + next->rows);
@@ -111,14 +118,16 @@ void InputGradient::run_slice(const Slices::Slice& slice, const Slices::Slice* n
     }
     upcoming = {};
   }
-  finish(slice, output, sums, activated);
-  target.store({0, conv_.geometry.in_channels});
 }
 
 bool InputGradient::on_tiles() const {
   const Phase& phase = phases_.front();
   const int64_t pixels = phase_count(conv_.geometry.in.w, phase.w.phase, conv_.geometry.stride.w);
   return !phase.empty() && prefers_tiles(kernels_.base, phase.layer, pixels);
+}
+
+bool InputGradient::splits_often() const {
+  return on_tiles() && weight_bytes(phases_.front().layer) > level2_cache_bytes() / 4;
 }
 
 InputGradient::KeptPanels InputGradient::kept_panels(int64_t slices) const {
@@ -245,14 +254,31 @@ void InputGradient::finish_row(const Row& row, Pixels grad_x, Pixels activated, 
 
 namespace {
 
-Slices dgrad_slices(const TrainingConv& conv, const InputGradient& dgrad) {
+// Rows of the input whose gradients, and what those are made of, take so many bytes.
+int64_t rows_in(int64_t bytes, const TrainingConv& conv, const InputGradient& dgrad) {
   const ConvGeometry& g = conv.geometry;
   const int64_t columns = dgrad.gradient_columns().size();
   const int64_t floats = columns * g.out_channels / g.stride.h + g.in.w * g.in_channels;
+  return bytes / (floats * int64_t{sizeof(float)});
+}
+
+Slices dgrad_slices(const TrainingConv& conv, const InputGradient& dgrad) {
   // Matrix tiles need the more rows for one splitting of the weights.
-  const int64_t bytes = level2_cache_bytes() / (dgrad.on_tiles() ? 2 : 4);
-  const int64_t rows = bytes / (floats * int64_t{sizeof(float)});
+  const int64_t rows = rows_in(level2_cache_bytes() / (dgrad.on_tiles() ? 2 : 4), conv, dgrad);
+  const ConvGeometry& g = conv.geometry;
   return {g.batch, g.in.h, rows, conv.winograd ? 2 : g.stride.h};
+}
+
+// From slice i of [.., end) on, those that are convolved together, beyond what the cache has room
+// for where weights are split for each.
+int64_t joined_end(const Slices& slices, int64_t i, int64_t end, int64_t rows) {
+  const Slices::Slice first = slices[i];
+  int64_t next = i + 1;
+  while (next < end && slices[next].image == first.image &&
+         slices[next].row + slices[next].rows - first.row <= rows) {
+    ++next;
+  }
+  return next;
 }
 
 // The output's gradient that a slice reads: where it lies, or formed in scratch memory.
@@ -281,21 +307,31 @@ InputGradientSums run_dgrad(const Kernels& kernels, TrainingConv conv, OutputGra
   std::vector<InputGradientSums> parts(static_cast<size_t>(slices.count()),
                                        InputGradientSums(conv.geometry.in_channels));
   const int64_t threads = std::min(thread_count(), slices.count());
+  const int64_t joined_rows =
+      dgrad.splits_often() ? rows_in(level2_cache_bytes(), conv, dgrad) : 0;
   parallel_parts(threads, [&](int64_t thread) {
     const Range mine = even_range(slices.count(), threads, thread);
     InputGradient::KeptPanels kept = dgrad.kept_panels(mine.size());
-    for (int64_t i = mine.begin; i < mine.end; ++i) {
-      const Slices::Slice slice = slices[i];
+    for (int64_t i = mine.begin; i < mine.end;) {
+      const int64_t end = joined_end(slices, i, mine.end, joined_rows);
+      Slices::Slice slice = slices[i];
+      slice.rows = slices[end - 1].row + slices[end - 1].rows - slice.row;
       const Band band = gradient_band(kernels, gradient, slice.image, dgrad.gradient_rows(slice),
                                       dgrad.gradient_columns());
-      InputGradientSums& sums = parts[static_cast<size_t>(i)];
-      if (i + 1 == mine.end) {
-        dgrad.run_slice(slice, nullptr, band, {}, kept, sums, {});
+      const OutputRows target(kernels, input.grad_x, slice.image, slice.row, slice.rows);
+      if (end == mine.end) {
+        dgrad.convolve(slice, nullptr, band, {}, kept, target.band());
       } else {
-        const Slices::Slice next = slices[i + 1];
+        const Slices::Slice next = slices[end];
         const Upcoming upcoming = gradient.upcoming(next.image, dgrad.gradient_rows(next));
-        dgrad.run_slice(slice, &next, band, upcoming, kept, sums, {});
+        dgrad.convolve(slice, &next, band, upcoming, kept, target.band());
       }
+      for (; i < end; ++i) {
+        Band output = target.band();
+        output.data += (slices[i].row - slice.row) * output.row_stride;
+        dgrad.finish(slices[i], output, parts[static_cast<size_t>(i)], {});
+      }
+      target.store({0, conv.geometry.in_channels});
     }
   });
   for (size_t i = 1; i < parts.size(); ++i) parts[0].add(parts[i]);

@@ -70,8 +70,9 @@ class InputGradient {
   Range gradient_rows(const Slices::Slice& slice) const;
   Range gradient_columns() const { return columns_; }
 
-  // Whether it is multiplied on matrix tiles.
+  // Whether it is multiplied on matrix tiles, and whether weights are split anew for each band.
   bool on_tiles() const;
+  bool splits_often() const;
   // Weights that one thread has split for matrix tiles, of each phase, kept for `slices`.
   using KeptPanels = std::array<std::optional<SplitPanels>, ThreadScratch::kKeptPanels>;
   KeptPanels kept_panels(int64_t slices) const;
@@ -83,8 +84,10 @@ class InputGradient {
                  Upcoming upcoming, KeptPanels& kept, InputGradientSums& sums,
                  const Band& activated) const;
 
-  // The parts of it, for Winograd's batches: the convolution of the gradient, and what happens to a
-  // slice of its output, through the activation and the affine, in place.
+  // The parts of it: the convolution of the gradient, and what happens to a slice of its output,
+  // through the activation and the affine, in place.
+  void convolve(const Slices::Slice& slice, const Slices::Slice* next, const Band& gradient,
+                Upcoming upcoming, KeptPanels& kept, const Band& output) const;
   const ConvLayer& winograd_layer() const { return phases_.front().layer; }
   void finish(const Slices::Slice& slice, const Band& output, InputGradientSums& sums,
               const Band& activated) const;
