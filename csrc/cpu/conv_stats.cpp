@@ -79,7 +79,9 @@ class SliceRunner {
     int64_t floats = (direct_input_ ? 1 : 2) * input;
     if (fetches_output() || !direct_output_) floats += output;
     if (fetches_output()) floats += output;
-    const int64_t rows = level2_cache_bytes() / 2 / (floats * static_cast<int64_t>(sizeof(float)));
+    // Large weights are split anew for each slice: what is read once need not stay.
+    const int64_t bytes = level2_cache_bytes() / (on_tiles_ && !small_weights_ ? 1 : 2);
+    const int64_t rows = bytes / (floats * static_cast<int64_t>(sizeof(float)));
     return on_tiles_ ? std::min(rows, split_rows_in_cache(layer_, g.out.w)) : rows;
   }
 
