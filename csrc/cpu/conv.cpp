@@ -121,10 +121,11 @@ class BandRunner {
         direct_output_(conv.out.type == StorageType::float32),
         direct_residual_(conv.residual.data == nullptr || conv.residual.is_float32_nhwc()),
         fetches_output_(direct_output_ && conv.plain.data == nullptr &&
-                        conv.layer.header.layout == PackedLayout::igemm &&
+                        conv.layer.header.layout != PackedLayout::winograd &&
                         panels.size() == panel_count(kernels, conv.layer) &&
                         weight_bytes(conv.layer) <= level2_cache_bytes() / 4),
-        on_tiles_(prefers_tiles(kernels, conv.layer, conv.geometry.out.w)) {}
+        on_tiles_(prefers_tiles(kernels, conv.layer, conv.geometry.out.w)),
+        fetches_input_(on_tiles_ || !direct_input_) {}
 
   // Whether each panel of weights is used once.
   bool uses_panels_once(Range slices) const {
@@ -169,6 +170,7 @@ class BandRunner {
   int64_t rows_in_cache() const {
     const ConvGeometry& g = conv_.geometry;
     int64_t bytes_per_row = g.stride.h * g.padded_width() * g.in_channels;
+    if (fetches_input_ && !on_tiles_) bytes_per_row *= 2;
     if (!direct_output_) bytes_per_row += g.out.w * g.out_channels;
     if (fetches_output_) bytes_per_row += 2 * g.out.w * g.out_channels;
     if (!direct_residual_) bytes_per_row += g.out.w * g.out_channels;
@@ -228,7 +230,7 @@ class BandRunner {
   // What the next band reads and writes.
   void fetch_next(int64_t n, int64_t h, int64_t rows, Upcoming& upcoming) const {
     if (fetches_output_) upcoming.add_rows(conv_.out, n, h, h + rows);
-    if (!on_tiles_) return;
+    if (!fetches_input_) return;
     const ConvGeometry& g = conv_.geometry;
     const int64_t row = std::max<int64_t>(0, h * g.stride.h - g.padding.top);
     upcoming.add_rows(conv_.x, n, row, row + g.input_rows(rows));
@@ -271,8 +273,9 @@ class BandRunner {
   const bool direct_residual_;
   // The weights leave the cache room, and tiles time, for the lines that the next band writes.
   const bool fetches_output_;
-  // Which read the whole input before the first output.
   const bool on_tiles_;
+  // Where the whole input of a band is read before its first output.
+  const bool fetches_input_;
 };
 
 // Whether each panel is used once, by one thread: then it need not be kept.

@@ -239,6 +239,7 @@ void lanes_panels(const Microkernels& kernels, const ConvLayer& layer, ConvTile 
   t.input += channels.begin;
   t.weights = (grouped ? layer.arranged : layer.weights) + panels.begin * t.weight_block_stride;
   select_outputs(t, channels);
+  t.upcoming = layer.upcoming.part(1, 0);
   (grouped ? kernels.grouped : kernels.lanes)(t, h.group_in_channels);
 }
 

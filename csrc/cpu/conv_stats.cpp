@@ -97,15 +97,21 @@ class SliceRunner {
     band.input = input_band(slice);
     const OutputRows output(kernels_, y_, slice.image, slice.row, slice.rows);
     band.output = output.band();
-    if (conv_.winograd) {
-      conv_rows(kernels_.base, layer, band, panels);
-      add_moments(band, panels, moments);
+    if (layer.header.layout != PackedLayout::igemm) {
+      run_whole(layer, band, i, panels, moments);
     } else if (on_tiles_) {
       run_tiles(layer, band, i, panels, moments);
     } else {
       run_panels(band, i, panels, moments);
     }
     output.store(panel_channels(kernels_.base, layer_, panels));
+  }
+
+  void run_whole(ConvLayer layer, const ConvBand& band, int64_t slice, Range panels,
+                 Moments& moments) const {
+    layer.upcoming = upcoming_rows(slice + 1);
+    conv_rows(kernels_.base, layer, band, panels);
+    add_moments(band, panels, moments);
   }
 
   // The input is split for all panels at once.

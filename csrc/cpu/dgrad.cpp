@@ -307,8 +307,7 @@ InputGradientSums run_dgrad(const Kernels& kernels, TrainingConv conv, OutputGra
   std::vector<InputGradientSums> parts(static_cast<size_t>(slices.count()),
                                        InputGradientSums(conv.geometry.in_channels));
   const int64_t threads = std::min(thread_count(), slices.count());
-  const int64_t joined_rows =
-      dgrad.splits_often() ? rows_in(level2_cache_bytes(), conv, dgrad) : 0;
+  const int64_t joined_rows = dgrad.splits_often() ? rows_in(level2_cache_bytes(), conv, dgrad) : 0;
   parallel_parts(threads, [&](int64_t thread) {
     const Range mine = even_range(slices.count(), threads, thread);
     InputGradient::KeptPanels kept = dgrad.kept_panels(mine.size());

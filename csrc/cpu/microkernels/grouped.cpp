@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "activation.h"
+#include "fetching.h"
 #include "kernels.h"
 #include "spread.h"
 
@@ -17,7 +18,6 @@ namespace fastres::cpu::FASTRES_ISA_NAMESPACE {
 namespace {
 
 constexpr int kBlock = 16;  // output channels
-constexpr int kVecs = kBlock / kLanes;
 constexpr int kAccumulators = kLanes == 16 ? 24 : 12;
 
 // Sums a pixel has for a vector of output channels, one for each pair that it may read.
@@ -160,7 +160,12 @@ Tile full_tile(int64_t pixels, std::integer_sequence<int, kPixelsMinusOne...>) {
 }
 
 template <int kGroup>
-void row_of_slice(const ConvTile& t, int64_t row, const Slice& slice) {
+int64_t tiles_per_row(const ConvTile& t) {
+  return (t.pixels + kMaxPixels<kGroup> - 1) / kMaxPixels<kGroup>;
+}
+
+template <int kGroup>
+void row_of_slice(const ConvTile& t, int64_t row, const Slice& slice, Fetching& fetching) {
   constexpr int kMax = kMaxPixels<kGroup>;
   const float* input = t.input + row * t.input_row_stride + slice.channel;
   const float* residual =
@@ -168,13 +173,14 @@ void row_of_slice(const ConvTile& t, int64_t row, const Slice& slice) {
   float* output = t.output + row * t.output_row_stride + slice.channel;
   const bool partial = slice.count < kLanes;
   // Tiles of nearly equal width.
-  const int64_t tiles = partial ? t.pixels : (t.pixels + kMax - 1) / kMax;
+  const int64_t tiles = partial ? t.pixels : tiles_per_row<kGroup>(t);
   const int64_t width = t.pixels / tiles;
   const int64_t wider = t.pixels % tiles;
   for (int64_t i = 0; i < tiles; ++i) {
     const int64_t pixels = width + (i < wider ? 1 : 0);
     const Tile run = partial ? tile<kGroup, 1, true>
                              : full_tile<kGroup>(pixels, std::make_integer_sequence<int, kMax>{});
+    fetching.step();
     run(t, input, residual, output, slice);
     input += pixels * t.input_pixel_stride;
     if (residual != nullptr) residual += pixels * t.residual_pixel_stride;
@@ -184,14 +190,14 @@ void row_of_slice(const ConvTile& t, int64_t row, const Slice& slice) {
 
 template <int kGroup>
 void blocks(const ConvTile& t) {
-  for (int64_t block = 0; block < t.out_channels; block += kBlock) {
-    const float* weights = t.weights + block / kBlock * t.weight_block_stride;
-    const int64_t channels = std::min<int64_t>(kBlock, t.out_channels - block);
-    for (int vec = 0; vec * kLanes < channels; ++vec) {
-      const int64_t count = std::min<int64_t>(kLanes, channels - vec * kLanes);
-      const Slice slice{weights + vec * kLanes, vec, block + vec * kLanes, count};
-      for (int64_t row = 0; row < t.rows; ++row) row_of_slice<kGroup>(t, row, slice);
-    }
+  const int64_t vecs = (t.out_channels + kLanes - 1) / kLanes;
+  Fetching fetching(t.upcoming, t.rows * vecs * tiles_per_row<kGroup>(t));
+  for (int64_t channel = 0; channel < t.out_channels; channel += kLanes) {
+    const int vec = static_cast<int>(channel % kBlock / kLanes);
+    const float* weights = t.weights + channel / kBlock * t.weight_block_stride + vec * kLanes;
+    const int64_t count = std::min<int64_t>(kLanes, t.out_channels - channel);
+    const Slice slice{weights, vec, channel, count};
+    for (int64_t row = 0; row < t.rows; ++row) row_of_slice<kGroup>(t, row, slice, fetching);
   }
 }
 

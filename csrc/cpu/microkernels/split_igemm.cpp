@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "activation.h"
+#include "fetching.h"
 #include "kernels.h"
 
 #if defined(__AVX512BW__)
@@ -61,37 +62,6 @@ class TileRegisters {
   ~TileRegisters() { asm volatile("tilerelease"); }
   TileRegisters(const TileRegisters&) = delete;
   TileRegisters& operator=(const TileRegisters&) = delete;
-};
-
-// Walks over what is to be fetched, a few lines at every step.
-class Fetching {
- public:
-  Fetching(const FetchList& list, int64_t steps) : list_(list) {
-    int64_t bytes = 0;
-    for (const FloatSpan& span : list.spans) bytes += span.count * int64_t{sizeof(float)};
-    lines_ = std::min<int64_t>(kMostLines, (bytes / kRowBytes + steps - 1) / steps);
-  }
-  void step() {
-    for (int64_t i = 0; i < lines_; ++i) {
-      while (done_ >= list_.spans[span_].count) {
-        done_ = 0;
-        if (++span_ == FetchList::kSpans) {
-          lines_ = 0;
-          return;
-        }
-      }
-      __builtin_prefetch(list_.spans[span_].data + done_, 0, 2);
-      done_ += kRowBytes / int64_t{sizeof(float)};
-    }
-  }
-
- private:
-  static constexpr int64_t kMostLines = 16;
-
-  const FetchList& list_;
-  int64_t lines_;
-  int span_ = 0;
-  int64_t done_ = 0;
 };
 
 inline void load_pixels(const Bfloat16* rows, bool both) {
