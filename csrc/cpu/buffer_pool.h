@@ -11,7 +11,7 @@
 namespace fastres::cpu {
 
 // Buffers smaller than this are left to torch's allocator.
-constexpr size_t kPooledBytes = size_t{1} << 20;
+constexpr size_t kPooledBytes = size_t{1} << 16;
 
 // At least `bytes` bytes, aligned to a page; null when memory is exhausted.
 void* acquire_buffer(size_t bytes);
