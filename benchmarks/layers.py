@@ -158,6 +158,31 @@ def pool_layer(shape: PoolShape, batch: int) -> Layer:
     )
 
 
+def stem_layer(shape: PoolShape, batch: int) -> Layer:
+    """Builds a 7x7 convolution of an image with stride 2 before the max-pool, as in a ResNet."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(3, shape.channels, 7, stride=2, padding=3, bias=False)
+    module = _randomise_statistics(
+        nn.Sequential(
+            conv,
+            nn.BatchNorm2d(shape.channels),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(shape.kernel, shape.stride, shape.padding),
+        )
+    )
+    x = torch.randn(batch, 3, 2 * shape.height, 2 * shape.width)
+    packed, shift = _pack(conv, module[1], "direct")
+    fused = partial(
+        ops.conv_max_pool, x, packed, shift, kernel_size=7, stride=2, padding=3, act="relu",
+        pool_size=shape.kernel, pool_stride=shape.stride, pool_padding=shape.padding,
+    )  # fmt: skip
+    return Layer(
+        eager=lambda: module(x),
+        exact=lambda: copy.deepcopy(module).double()(x.double()),
+        fastres={"direct": fused},
+    )
+
+
 def _channels_last(*size: int) -> Tensor:
     return torch.randn(*size).to(memory_format=torch.channels_last)
 

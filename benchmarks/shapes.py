@@ -160,13 +160,27 @@ class PoolShape:
         """As a convolution's: there is one way."""
         return ("direct",)
 
-    def bytes(self, batch: int) -> int:
-        """What has to move at least, in float32: input and output."""
-        sizes = [
+    @property
+    def out_pixels(self) -> int:
+        """Of the output."""
+        height, width = (
             (size + 2 * self.padding - self.kernel) // self.stride + 1
             for size in (self.height, self.width)
-        ]
-        return 4 * batch * self.channels * (self.height * self.width + sizes[0] * sizes[1])
+        )
+        return height * width
+
+    def bytes(self, batch: int) -> int:
+        """What has to move at least, in float32: input and output."""
+        return 4 * batch * self.channels * (self.height * self.width + self.out_pixels)
+
+    def stem_flops(self, batch: int) -> int:
+        """Of a 7x7 convolution of images twice as high and wide, which may come before."""
+        return 2 * batch * 7 * 7 * 3 * self.channels * self.height * self.width
+
+    def stem_bytes(self, batch: int) -> int:
+        """What has to move of both together: images, outputs and weights."""
+        image = 3 * 2 * self.height * 2 * self.width
+        return 4 * (batch * (image + self.channels * self.out_pixels) + 7 * 7 * 3 * self.channels)
 
     def __str__(self) -> str:
         window = f"{self.kernel}x{self.kernel}_s{self.stride}"

@@ -50,6 +50,19 @@ STABLE_TORCH_LIBRARY(fastres, m) {
   // The largest value of each window; padding is (vertical, horizontal), at most half of it.
   m.def("max_pool(Tensor x, int[2] kernel_size, int[2] stride, int[2] padding) -> Tensor");
 
+  // max_pool of conv_bn_act without a residual, of a weight that is not for Winograd's algorithm:
+  // the stem of a network, whose convolution's output never leaves the cache.
+  m.def(
+      "conv_max_pool(Tensor x, Tensor packed, Tensor shift, int[2] kernel_size, int[2] stride, "
+      "int[4] padding, int[2] dilation, int groups, str act, float act_slope, int[2] pool_size, "
+      "int[2] pool_stride, int[2] pool_padding) -> Tensor");
+
+  // The same of a weight that may be another at each call.
+  m.def(
+      "live_conv_max_pool(Tensor x, Tensor weight, Tensor? scale, Tensor shift, int[2] stride, "
+      "int[4] padding, int[2] dilation, int groups, str act, float act_slope, int[2] pool_size, "
+      "int[2] pool_stride, int[2] pool_padding) -> Tensor");
+
   // Training. The convolution of act((x - in_mean) * in_scale + in_bias), padded with zeros after
   // that, and of its output per channel the mean and the sum of squared deviations from it. Without
   // in_mean, in_scale and in_bias the input is act(x). algorithm as for pack_conv_weight.

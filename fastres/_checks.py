@@ -370,19 +370,58 @@ def max_pool_shape(
     """
     op = "max_pool"
     _require_input(op, x, 1)
-    _require_ints(op, "kernel_size", kernel_size, 2, 1)
-    _require_ints(op, "stride", stride, 2, 1)
-    if len(padding) != 2 or any(
-        p < 0 or 2 * p > k for p, k in zip(padding, kernel_size, strict=True)
-    ):
+    n, c, h, w = x.shape
+    return _pooled_shape(op, (n, c, h, w), kernel_size, stride, padding, _MAX_POOL)
+
+
+def conv_max_pool_shape(
+    op: str,
+    convolved: Shape,
+    pool_size: Sequence[int],
+    pool_stride: Sequence[int],
+    pool_padding: Sequence[int],
+) -> Shape:
+    """Checks how ``conv_max_pool`` is to pool and returns its output's shape [N, K, OH, OW].
+
+    Args:
+        op: its name, or the live one's.
+        convolved: of the convolution's output.
+        pool_size: of a window.
+        pool_stride: from one window to the next.
+        pool_padding: each at most half of the window.
+
+    Raises:
+        ValueError: names the argument, what it is and what it has to be.
+    """
+    return _pooled_shape(op, convolved, pool_size, pool_stride, pool_padding, _CONV_MAX_POOL)
+
+
+_MAX_POOL = ("x", "kernel_size", "stride", "padding")
+_CONV_MAX_POOL = ("the convolution's output", "pool_size", "pool_stride", "pool_padding")
+
+
+def _pooled_shape(
+    op: str,
+    shape: Shape,
+    size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    names: tuple[str, str, str, str],
+) -> Shape:
+    n, c, height, width = shape
+    what, size_name, stride_name, padding_name = names
+    _require_ints(op, size_name, size, 2, 1)
+    _require_ints(op, stride_name, stride, 2, 1)
+    if len(padding) != 2 or any(p < 0 or 2 * p > k for p, k in zip(padding, size, strict=True)):
         raise ValueError(
-            f"{op}: padding must be 2 ints from 0 to half of kernel_size, got {list(padding)}"
+            f"{op}: {padding_name} must be 2 ints from 0 to half of {size_name}, "
+            f"got {list(padding)}"
         )
-    size = [x.shape[2] + 2 * padding[0], x.shape[3] + 2 * padding[1]]
-    if any(have < window for have, window in zip(size, kernel_size, strict=True)):
-        raise ValueError(f"{op}: x must be as large as kernel_size, got shape {_shape(x)}")
-    out = [(n - k) // s + 1 for n, k, s in zip(size, kernel_size, stride, strict=True)]
-    return (x.shape[0], x.shape[1], *out)
+    padded = [height + 2 * padding[0], width + 2 * padding[1]]
+    if any(have < window for have, window in zip(padded, size, strict=True)):
+        raise ValueError(f"{op}: {what} must be as large as {size_name}, got {height} x {width}")
+    oh, ow = ((n - k) // s + 1 for n, k, s in zip(padded, size, stride, strict=True))
+    return n, c, oh, ow
 
 
 def require_algorithm(op: str, weight: Tensor, groups: int, algorithm: str) -> None:

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from . import reference, training_reference, triton
+from . import _composed, reference, training_reference, triton
 from ._packed import KRSC, PLAIN, native_layout
 from ._schemas import SCHEMAS
 from ._version import __version__
@@ -240,7 +240,8 @@ def _register_reference() -> None:
     # CompositeExplicitAutograd: for every device without a kernel of its own, and below autograd.
     library = torch.library.Library("fastres", "IMPL")
     for name in SCHEMAS:
-        library.impl(name, _reference_of(name), "CompositeExplicitAutograd")
+        kernel = getattr(_composed, name, None) or _reference_of(name)
+        library.impl(name, kernel, "CompositeExplicitAutograd")
     _state.registrations.append(library)
 
 

@@ -31,6 +31,16 @@ SCHEMAS: dict[str, str] = {
         "int[2] stride, int[2] dilation, int groups, str algorithm, str act) -> Tensor"
     ),
     "max_pool": "max_pool(Tensor x, int[2] kernel_size, int[2] stride, int[2] padding) -> Tensor",
+    "conv_max_pool": (
+        "conv_max_pool(Tensor x, Tensor packed, Tensor shift, int[2] kernel_size, int[2] stride, "
+        "int[4] padding, int[2] dilation, int groups, str act, float act_slope, "
+        "int[2] pool_size, int[2] pool_stride, int[2] pool_padding) -> Tensor"
+    ),
+    "live_conv_max_pool": (
+        "live_conv_max_pool(Tensor x, Tensor weight, Tensor? scale, Tensor shift, "
+        "int[2] stride, int[4] padding, int[2] dilation, int groups, str act, "
+        "float act_slope, int[2] pool_size, int[2] pool_stride, int[2] pool_padding) -> Tensor"
+    ),
     "conv_stats": (
         "conv_stats(Tensor x, Tensor? in_mean, Tensor? in_scale, Tensor? in_bias, str in_act, "
         "float in_act_slope, Tensor weight, int[2] stride, int[4] padding, int[2] dilation, "

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import fx
@@ -33,7 +34,7 @@ class Fused:
     """One operator in the place of several."""
 
     op: str
-    """``conv_bn_act``, ``grouped_bottleneck`` or ``affine_add_act``."""
+    """``conv_bn_act``, ``conv_max_pool``, ``grouped_bottleneck`` or ``affine_add_act``."""
     modules: tuple[str, ...]
     """What it stands for: paths of modules, and functions as ``path:function``."""
     detail: str
@@ -102,6 +103,8 @@ class _Fuser:
         self._recipes: dict[Recipe | NormRecipe, int] = {}
         self._lone: list[Lone] = []
         self._replaced: dict[fx.Node, fx.Node] = {}
+        # Convolutions that a max-pooling may follow in one operator, and where they are in `fused`.
+        self._stems: dict[fx.Node, int] = {}
         self._order = {node: i for i, node in enumerate(graph.nodes)}
         self._needs: dict[fx.Node, list[int]] = {node: [] for node in assumed}
 
@@ -135,12 +138,28 @@ class _Fuser:
                 continue
             if window.ceil_mode or window.dilation != (1, 1):
                 continue
-            with self._graph.inserting_before(node):
-                arguments = x, list(window.kernel), list(window.stride), list(window.padding)
-                pool = self._graph.call_function(torch.ops.fastres.max_pool.default, arguments)
-            pool.meta[FUSED] = "max_pool"
-            node.replace_all_uses_with(pool)
-            self._graph.erase_node(node)
+            sizes = [list(size) for size in (window.kernel, window.stride, window.padding)]
+            if x in self._stems and len(x.users) == 1:
+                self._pool_stem(x, node, sizes)
+            else:
+                self._replace_pool(node, "max_pool", (x, *sizes))
+
+    def _pool_stem(self, conv: fx.Node, node: fx.Node, sizes: Sequence[list[int]]) -> None:
+        x, packed, shift, _, *rest = conv.args
+        self._replace_pool(node, "conv_max_pool", (x, packed, shift, *rest, *sizes))
+        self._graph.erase_node(conv)
+        index = self._stems[conv]
+        fused = self._result.fused[index]
+        self._result.fused[index] = Fused(
+            "conv_max_pool", (*fused.modules, label(node)), f"{fused.detail}, max-pool"
+        )
+
+    def _replace_pool(self, node: fx.Node, op: str, arguments: tuple[Any, ...]) -> None:
+        with self._graph.inserting_before(node):
+            pool = self._graph.call_function(getattr(torch.ops.fastres, op).default, arguments)
+        pool.meta[FUSED] = op
+        node.replace_all_uses_with(pool)
+        self._graph.erase_node(node)
 
     # -- finding --
 
@@ -309,6 +328,8 @@ class _Fuser:
             )
         detail = describe(conv, unit.act[0])
         self._finish(node, "conv_bn_act", [unit], detail)
+        if residual is None and not Recipe.of(unit.conv, unit.steps).suits_winograd:
+            self._stems[node] = len(self._result.fused) - 1
 
     def _emit_block(self, block: Block) -> None:
         first, middle, third, *down = block.units

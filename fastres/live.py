@@ -19,6 +19,8 @@ def live_form(graph: fx.Graph) -> fx.Graph:
         with copy.inserting_before(node):
             if node.target is torch.ops.fastres.conv_bn_act.default:
                 live = _conv(copy, *node.args)
+            elif node.target is torch.ops.fastres.conv_max_pool.default:
+                live = _conv_max_pool(copy, *node.args)
             elif node.target is torch.ops.fastres.grouped_bottleneck.default:
                 live = _bottleneck(copy, *node.args)
             else:
@@ -54,6 +56,17 @@ def _conv(
         ),
     )
     node.meta[FUSED] = "live_conv_bn_act"
+    return node
+
+
+def _conv_max_pool(
+    graph: fx.Graph, x: fx.Node, packed: fx.Node, shift: fx.Node, _: Any, *arguments: Any
+) -> fx.Node:
+    weight, scale, _ = _live(graph, packed)
+    node = graph.call_function(
+        torch.ops.fastres.live_conv_max_pool.default, (x, weight, scale, shift, *arguments)
+    )
+    node.meta[FUSED] = "live_conv_max_pool"
     return node
 
 

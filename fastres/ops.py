@@ -35,17 +35,19 @@ from ._autocast import register_autocast
 from ._gradients import Conv, act_grad, bottleneck_convs, needs_preactivation, shift_grad
 from ._onnx import refuse_onnx_export
 from ._packed import PackedHeader
-from .live_ops import live_bottleneck, live_conv_bn_act
+from .live_ops import live_bottleneck, live_conv_bn_act, live_conv_max_pool
 from .training_ops import affine_add_act, conv_stats
 
 __all__ = [
     "affine_add_act",
     "content_hash",
     "conv_bn_act",
+    "conv_max_pool",
     "conv_stats",
     "grouped_bottleneck",
     "live_bottleneck",
     "live_conv_bn_act",
+    "live_conv_max_pool",
     "max_pool",
     "pack_conv_weight",
     "resolve_padding",
@@ -296,18 +298,132 @@ def _max_pool_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(x)
 
 
-def _max_pool_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+def _pooled_grad(grad: Tensor, x: Tensor, window: Sequence[Any]) -> Tensor:
     """Looks for the largest values again: the forward did not store where they were."""
-    (x,) = ctx.saved_tensors
-    window = (*ctx.window, [1, 1], False)
+    window = (*window, [1, 1], False)
     _, indices = torch.ops.aten.max_pool2d_with_indices(x, *window)
-    backward = torch.ops.aten.max_pool2d_with_indices_backward
-    return backward(grad, x, *window, indices), None, None, None
+    return torch.ops.aten.max_pool2d_with_indices_backward(grad, x, *window, indices)
+
+
+def _max_pool_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    (x,) = ctx.saved_tensors
+    return _pooled_grad(grad, x, ctx.window), None, None, None
 
 
 torch.library.register_autograd(
     "fastres::max_pool", _max_pool_backward, setup_context=_max_pool_setup
 )
+
+
+# ---- conv_max_pool -------------------------------------------------------------------------------
+
+
+def conv_max_pool(
+    x: Tensor,
+    packed: Tensor,
+    shift: Tensor,
+    *,
+    kernel_size: IntOrPair,
+    stride: IntOrPair = 1,
+    padding: str | IntOrPair = 0,
+    dilation: IntOrPair = 1,
+    groups: int = 1,
+    act: str = "none",
+    act_slope: float = 0.01,
+    pool_size: IntOrPair,
+    pool_stride: IntOrPair | None = None,
+    pool_padding: IntOrPair = 0,
+) -> Tensor:
+    """``max_pool`` of ``conv_bn_act``, a network's stem: rows are pooled while they are in a cache.
+
+    Args:
+        x: [N, C, H, W], float32, bfloat16, float16 or float64; any strides.
+        packed: the weight [K, C/groups, R, S], of ``pack_conv_weight`` for a direct convolution.
+        shift: [K], float32 (float64 for a float64 x).
+        kernel_size: int or (R, S).
+        stride: int or (vertical, horizontal).
+        padding: int, (vertical, horizontal), (top, bottom, left, right), "same" or "valid".
+        dilation: int or (vertical, horizontal).
+        groups: divides C and K.
+        act: "none", "relu", "relu6", "silu" or "leaky_relu".
+        act_slope: leaky_relu's negative slope.
+        pool_size: of a window, int or (vertical, horizontal).
+        pool_stride: int or (vertical, horizontal); None for pool_size.
+        pool_padding: int or (vertical, horizontal), at most half of pool_size.
+
+    Returns:
+        [N, K, OH, OW] in the dtype of x, with dense channels_last strides: the bits that the two
+        operators give one after the other.
+
+    Raises:
+        ValueError: shapes, devices or values that do not fit; names the argument.
+        TypeError: a dtype other than these; names the argument.
+    """
+    op = "conv_max_pool"
+    device, shift_dtypes = check_input(op, x)
+    check_tensor(op, "packed", packed, BYTES, device)
+    check_tensor(op, "shift", shift, shift_dtypes, device)
+    stride = pair("stride", stride)
+    if padding == "same" and stride != (1, 1):
+        raise ValueError(f"{op}: padding 'same' needs stride 1, got {stride}")
+    window = pair("pool_size", pool_size)
+    kernel = (reference if x.dtype == torch.float64 else _OPS).conv_max_pool
+    return kernel(
+        x,
+        packed,
+        shift,
+        pair("kernel_size", kernel_size),
+        stride,
+        resolve_padding(padding, kernel_size, dilation),
+        pair("dilation", dilation),
+        groups,
+        act,
+        act_slope,
+        window,
+        window if pool_stride is None else pair("pool_stride", pool_stride),
+        pair("pool_padding", pool_padding),
+    )
+
+
+@torch.library.register_fake("fastres::conv_max_pool")
+def _conv_max_pool_fake(x: Tensor, packed: Tensor, shift: Tensor, *arguments: Any) -> Tensor:
+    op = "conv_max_pool"
+    refuse_onnx_export(op)
+    kernel_size, stride, padding, dilation, groups, act, _, *pool = arguments
+    convolved = _checks.conv_bn_act_shape(
+        x, packed, shift, None, kernel_size, stride, padding, dilation, groups, act,
+        read_packed=False, op=op,
+    )  # fmt: skip
+    shape = _checks.conv_max_pool_shape(op, convolved, *pool)
+    return _empty_channels_last(x, shape)
+
+
+def _conv_max_pool_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, packed, shift, *ctx.config = inputs
+    ctx.save_for_backward(x, packed, shift)
+
+
+def _conv_max_pool_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """Convolves again: the forward did not store what it pooled."""
+    x, packed, shift = ctx.saved_tensors
+    *geometry, act, act_slope = ctx.config[:-3]
+    conv = Conv(packed, shift, *geometry)
+    wide = reference.compute_dtype(grad)
+    out, value = conv.forward_for_grad(x.to(wide), None, act, act_slope)
+    g = act_grad(_pooled_grad(grad.to(wide), out, ctx.config[-3:]), value, act, act_slope)
+    needs_x, _, needs_shift, *_ = ctx.needs_input_grad
+    return (
+        conv.input_grad(g, x.shape).to(grad.dtype) if needs_x else None,
+        None,
+        shift_grad(g) if needs_shift else None,
+        *[None] * len(ctx.config),
+    )
+
+
+torch.library.register_autograd(
+    "fastres::conv_max_pool", _conv_max_pool_backward, setup_context=_conv_max_pool_setup
+)
+register_autocast("conv_max_pool", (0,))  # x
 
 
 # ---- grouped_bottleneck --------------------------------------------------------------------------

@@ -460,6 +460,67 @@ def max_pool(
     return channels_last(pooled)
 
 
+def conv_max_pool(
+    x: Tensor,
+    packed: Tensor,
+    shift: Tensor,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    act: str,
+    act_slope: float,
+    pool_size: Sequence[int],
+    pool_stride: Sequence[int],
+    pool_padding: Sequence[int],
+) -> Tensor:
+    """``max_pool`` of ``conv_bn_act`` without a residual.
+
+    Args, Returns and Raises are theirs.
+    """
+    op = "conv_max_pool"
+    convolved = _checks.conv_bn_act_shape(
+        x, packed, shift, None, kernel_size, stride, padding, dilation, groups, act,
+        read_packed=True, op=op,
+    )  # fmt: skip
+    _checks.conv_max_pool_shape(op, convolved, pool_size, pool_stride, pool_padding)
+    y = conv_bn_act(
+        x, packed, shift, None, kernel_size, stride, padding, dilation, groups, act, act_slope
+    )
+    return max_pool(y, pool_size, pool_stride, pool_padding)
+
+
+def live_conv_max_pool(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor | None,
+    shift: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    act: str,
+    act_slope: float,
+    *pool: Sequence[int],
+) -> Tensor:
+    """``conv_max_pool`` of ``pack_conv_weight(weight, scale, groups)``.
+
+    Args, Returns and Raises are theirs; ``pool`` is pool_size, pool_stride and pool_padding.
+    """
+    op = "live_conv_max_pool"
+    convolved = _checks.live_conv_bn_act_shape(
+        x, weight, scale, shift, None, stride, padding, dilation, groups, "direct", act, op=op
+    )
+    size, step, border = pool
+    _checks.conv_max_pool_shape(op, convolved, size, step, border)
+    packed = pack_conv_weight(weight, scale, groups, "direct")
+    return conv_max_pool(
+        x, packed, shift, weight.shape[2:], stride, padding, dilation, groups, act, act_slope,
+        size, step, border,
+    )  # fmt: skip
+
+
 def content_hash(tensors: Sequence[Tensor]) -> list[int]:
     """One hash per tensor, of its dtype, shape, strides and elements.
 

@@ -70,6 +70,11 @@ def _conv_bn_act(
     return y.type_as(x)
 
 
+def _conv_max_pool(x: Tensor, weight: Tensor, shift: Tensor, *arguments: Any) -> Tensor:
+    *conv, size, stride, padding = arguments
+    return torch.max_pool2d(_conv_bn_act(x, weight, shift, None, *conv), size, stride, padding)
+
+
 def _grouped_bottleneck(x: Tensor, *arguments: Any) -> Tensor:
     return reference.unpacked_bottleneck(x.float(), *arguments).type_as(x)
 
@@ -84,6 +89,7 @@ def _affine_act(
 
 _STANDARD: dict[Any, Callable[..., Any]] = {
     torch.ops.fastres.conv_bn_act: _conv_bn_act,
+    torch.ops.fastres.conv_max_pool: _conv_max_pool,
     torch.ops.fastres.grouped_bottleneck: _grouped_bottleneck,
     torch.ops.fastres.affine_add_act: _affine_act,
     torch.ops.fastres.max_pool: torch.max_pool2d,

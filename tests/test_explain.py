@@ -19,7 +19,9 @@ def test_report_of_a_network():
     report = fastres.explain(model)
     assert report.model == "TinyNet"
     assert report.left == []
-    assert report.fused[0] == Fused("conv_bn_act", ("conv1", "bn1", ":relu"), "3x3, stride 2, relu")
+    assert report.fused[0] == Fused(
+        "conv_max_pool", ("conv1", "bn1", ":relu", ":max_pool2d"), "3x3, stride 2, relu, max-pool"
+    )
     assert report.fused[-1].modules == (
         *("layer2.1.conv1", "layer2.1.bn1", "layer2.1.act"),
         *("layer2.1.conv2", "layer2.1.bn2", "layer2.1.act"),
@@ -27,7 +29,9 @@ def test_report_of_a_network():
         *("layer2.1:iadd", "layer2.1.act"),
     )
     text = str(report)
-    assert text.startswith("TinyNet: fuses 4 conv_bn_act, 2 grouped_bottleneck; leaves 0")
+    assert text.startswith(
+        "TinyNet: fuses 3 conv_bn_act, 1 conv_max_pool, 2 grouped_bottleneck; leaves 0"
+    )
     assert "layer2.0: conv1, bn1, act, conv2, bn2, act, conv3, bn3, iadd, act" in text
     assert "1x1, 3x3, 4 groups, 1x1, relu" in text
     assert "not accelerated" in text

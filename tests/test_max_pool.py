@@ -93,7 +93,7 @@ def test_gradcheck():
 
 
 def stem(**options: bool) -> nn.Module:
-    return randomised(nn.Sequential(conv_bn(3, 8), nn.ReLU(), nn.MaxPool2d(3, 2, 1, **options)))
+    return randomised(nn.Sequential(conv_bn(32, 32), nn.ReLU(), nn.MaxPool2d(3, 2, 1, **options)))
 
 
 def pools(model: nn.Module, x: torch.Tensor) -> set[str]:
@@ -103,7 +103,7 @@ def pools(model: nn.Module, x: torch.Tensor) -> set[str]:
 
 
 def test_follows_fused_convolutions():
-    x = torch.randn(2, 3, 11, 9)
+    x = torch.randn(2, 32, 11, 9)
     for model in (stem(), stem(ceil_mode=True)):
         expected = model(x)
         for fused in (fastres.freeze(model), fastres.accelerate(model)):
@@ -114,7 +114,7 @@ def test_follows_fused_convolutions():
 
 
 def test_hooks_and_changes_of_the_window_are_seen():
-    model, x = fastres.accelerate(stem()), torch.randn(2, 3, 11, 9)
+    model, x = fastres.accelerate(stem()), torch.randn(2, 32, 11, 9)
     with torch.no_grad():
         assert model(x).shape[2:] == (6, 5)
         model[2].stride = 3

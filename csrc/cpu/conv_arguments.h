@@ -24,10 +24,21 @@ struct ConvArguments {
   double act_slope;
 };
 
-// Checks the arguments for a weight with this header, called `weight_name`, and convolves. The
-// layer's weights are `packed`, or `plain` where that is null.
-Tensor convolve(const ConvArguments& arguments, const PackedHeader& header, Extent kernel,
-                const float* packed, const PlainWeight& plain, const char* op,
-                const char* weight_name);
+// The weight: packed, or `plain` where `packed` is null; called `name` in messages.
+struct ConvWeight {
+  const PackedHeader& header;
+  Extent kernel;
+  const float* packed;
+  const PlainWeight& plain;
+  const char* name;
+};
+
+// Checks the arguments; what they are together, but for `out`. Keeps a copy of the shift in
+// `dense_shift` where it needs one.
+Conv checked_conv(const ConvArguments& arguments, const ConvWeight& weight, const char* op,
+                  Tensor& dense_shift);
+
+// Checks the arguments and convolves.
+Tensor convolve(const ConvArguments& arguments, const ConvWeight& weight, const char* op);
 
 }  // namespace fastres::cpu

@@ -20,9 +20,13 @@ Tensor conv_bn_act(const Tensor& x, const Tensor& packed, const Tensor& shift,
                    double act_slope) {
   check_cpu(packed, kOp, "packed");
   const PackedHeader header = packed_header(packed, kOp, "packed");
-  return convolve({x, shift, residual, stride, padding, dilation, groups, act, act_slope}, header,
-                  positive_pair(kernel_size, kOp, "kernel_size"),
-                  packed_payload(packed.const_data_ptr()), {}, kOp, "packed");
+  return convolve({x, shift, residual, stride, padding, dilation, groups, act, act_slope},
+                  {header,
+                   positive_pair(kernel_size, kOp, "kernel_size"),
+                   packed_payload(packed.const_data_ptr()),
+                   {},
+                   "packed"},
+                  kOp);
 }
 
 }  // namespace

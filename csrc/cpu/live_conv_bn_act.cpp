@@ -22,8 +22,12 @@ Tensor live_conv_bn_act(const Tensor& x, const Tensor& weight, const std::option
   check_cpu(weight, kOp, "weight");
   const CheckedWeight source = checked_weight(weight, scale, groups, algorithm, kOp);
   return convolve({x, shift, residual, stride, padding, dilation, groups, act, act_slope},
-                  source.header, {source.header.kernel_h, source.header.kernel_w}, nullptr,
-                  source.plain, kOp, "weight");
+                  {source.header,
+                   {source.header.kernel_h, source.header.kernel_w},
+                   nullptr,
+                   source.plain,
+                   "weight"},
+                  kOp);
 }
 
 }  // namespace

@@ -27,6 +27,17 @@ int64_t positions_read(int64_t outputs, int64_t taps, int64_t dilation, int64_t 
   return ((outputs - 1) * stride + (taps - 1) * dilation - phase) / stride + 1;
 }
 
+// What tiles convolve: a kernel's columns of so few channels that those of all fit in one row of a
+// tile are one column of more channels. Packed weights have them in this order.
+PackedHeader joined_columns(const ConvLayer& layer) {
+  PackedHeader h = layer.header;
+  const int64_t values = int64_t{h.kernel_w} * h.group_in_channels;
+  if (h.groups > 1 || h.kernel_w == 1 || layer.dilation.w > 1 || values > kSplitChannels) return h;
+  h.group_in_channels = static_cast<int32_t>(values);
+  h.kernel_w = 1;
+  return h;
+}
+
 // Whether some tap's offset leaves this remainder.
 bool reads_phase(int64_t taps, int64_t dilation, int64_t stride, int64_t phase) {
   for (int64_t tap = 0; tap < taps; ++tap) {
@@ -45,8 +56,9 @@ int64_t phases_read(int64_t taps, int64_t dilation, int64_t stride) {
 }
 
 int64_t all_phases_read(const ConvLayer& layer) {
-  return phases_read(layer.header.kernel_h, layer.dilation.h, layer.stride.h) *
-         phases_read(layer.header.kernel_w, layer.dilation.w, layer.stride.w);
+  const PackedHeader h = joined_columns(layer);
+  return phases_read(h.kernel_h, layer.dilation.h, layer.stride.h) *
+         phases_read(h.kernel_w, layer.dilation.w, layer.stride.w);
 }
 
 int64_t reduction_parts(const PackedHeader& h) {
@@ -74,7 +86,7 @@ int64_t splitting_per_row(const ConvLayer& layer, int64_t pixels) {
 // In cycles of a core that does 32 fused multiply-adds or 512 of a tile's in each: from counts of
 // instructions, and a quarter more for what they wait for.
 bool prefers_tiles(const Microkernels& kernels, const ConvLayer& layer, int64_t pixels) {
-  const PackedHeader& h = layer.header;
+  const PackedHeader h = joined_columns(layer);
   if (kernels.split == nullptr || h.layout != PackedLayout::igemm) return false;
   if (h.groups > 1 && h.group_in_channels % kSplitChannels != 0) return false;
   if (h.taps() == 1) pixels = 1;  // however many rows a band has joined
@@ -90,12 +102,19 @@ bool prefers_tiles(const Microkernels& kernels, const ConvLayer& layer, int64_t 
   return tiles < pixels * outputs * h.taps() * h.group_in_channels / 27;
 }
 
+bool takes_tiles(const Microkernels& kernels, const ConvLayer& layer, const ConvBand& band) {
+  const PackedHeader& h = layer.header;
+  const bool joined = joined_columns(layer).kernel_w != h.kernel_w;
+  if (joined && band.input.pixel_stride != h.group_in_channels) return false;
+  return prefers_tiles(kernels, layer, band.pixels);
+}
+
 int64_t shared_outputs(const PackedHeader& header, int64_t batch, Extent out) {
   return (header.taps() == 1 ? batch : 1) * out.h * out.w;
 }
 
 int64_t split_rows_in_cache(const ConvLayer& layer, int64_t pixels) {
-  const PackedHeader& h = layer.header;
+  const PackedHeader h = joined_columns(layer);
   const int64_t positions = positions_read(pixels, h.kernel_w, layer.dilation.w, layer.stride.w, 0);
   const int64_t channels =
       ceil_div(h.group_in_channels, reduction_parts(h)) * split_groups_at_once(h);
@@ -110,7 +129,7 @@ int64_t split_groups_at_once(const PackedHeader& header) {
 SplitBand::SplitBand(const Microkernels& kernels, const ConvLayer& layer, const ConvBand& band,
                      Range groups)
     : kernels_(*kernels.split),
-      header_(layer.header),
+      header_(joined_columns(layer)),
       stride_(layer.stride),
       dilation_(layer.dilation),
       groups_(groups),
@@ -233,7 +252,8 @@ bool SplitBand::multiply_kept(const ConvTile& tile, Range panels) const {
 }
 
 SplitPanels::SplitPanels(const Microkernels& kernels, const ConvLayer& layer, Scratch& memory)
-    : parts_(reduction_parts(layer.header)), panel_values_(panel_values(layer.header)) {
+    : parts_(reduction_parts(joined_columns(layer))),
+      panel_values_(panel_values(joined_columns(layer))) {
   const int64_t panels = panel_count(kernels, layer);
   memory_ = memory.bfloat16s(panels * panel_values_);
   states_.resize(static_cast<size_t>(panels * parts_), State::unknown);
@@ -245,7 +265,7 @@ SplitPanels::State& SplitPanels::state(int64_t panel, int64_t part) {
 
 std::optional<SplitPanels> kept_panels(const Microkernels& kernels, const ConvLayer& layer,
                                        int64_t pixels, int64_t bands, Scratch& memory) {
-  const int64_t bytes = 2 * panel_count(kernels, layer) * panel_values(layer.header);
+  const int64_t bytes = 2 * panel_count(kernels, layer) * panel_values(joined_columns(layer));
   if (bands < 2 || bytes > kMostKeptBytes) return std::nullopt;
   if (!prefers_tiles(kernels, layer, pixels)) return std::nullopt;
   return SplitPanels(kernels, layer, memory);

@@ -1,0 +1,207 @@
+// conv_max_pool and live_conv_max_pool on the CPU: a network's stem. Rows of the convolution's
+// output are pooled while they are in the level-2 cache, and never leave it.
+
+#include <torch/csrc/stable/library.h>
+
+#include <algorithm>
+#include <cstring>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "allocate.h"
+#include "cache.h"
+#include "conv_arguments.h"
+#include "plain_tensor.h"
+#include "pooling.h"
+#include "scratch.h"
+#include "split_rows.h"
+#include "weights.h"
+
+namespace fastres::cpu {
+namespace {
+
+// One thread's walk down rows of the output.
+class PooledRows {
+ public:
+  // A walk of about so many output rows.
+  PooledRows(const Microkernels& kernels, const Conv& conv, const PoolWindow& window, int64_t rows)
+      : kernels_(kernels),
+        conv_(conv),
+        window_(window),
+        panels_{0, panel_count(kernels, conv.layer)},
+        row_floats_(conv.geometry.out.w * conv.geometry.out_channels),
+        layer_(arranged(kernels, conv.layer, panels_)),
+        kept_(kept_panels(kernels, layer_, conv.geometry.out.w, rows / rows_at_once(),
+                          thread_scratch().kept_panels[0])) {
+    if (kept_.has_value()) layer_.split_panels = &*kept_;
+  }
+  PooledRows(const PooledRows&) = delete;
+  PooledRows& operator=(const PooledRows&) = delete;
+
+  // Output rows [first, last) of image n.
+  void walk(int64_t n, int64_t first, int64_t last) const {
+    const int64_t bands = (last - first + rows_at_once() - 1) / rows_at_once();
+    Range held{0, 0};  // rows of the convolution that are in the buffer
+    for (int64_t i = 0; i < bands; ++i) {
+      const Range rows = even_range(last - first, bands, i);
+      held = advance(n, {first + rows.begin, first + rows.end}, held);
+      for (int64_t h = first + rows.begin; h < first + rows.end; ++h) pool(n, h, held.begin);
+    }
+  }
+
+ private:
+  int64_t height() const { return conv_.geometry.out.h; }
+  int64_t conv_rows_for(int64_t rows) const {
+    return (rows - 1) * window_.stride.h + window_.kernel.h;
+  }
+
+  // With the input's rows they take a quarter of the level-2 cache.
+  int64_t rows_at_once() const {
+    const ConvGeometry& g = conv_.geometry;
+    const int64_t floats =
+        window_.stride.h * (row_floats_ + g.stride.h * g.padded_width() * g.in_channels);
+    const int64_t rows = level2_cache_bytes() / 4 / (floats * int64_t{sizeof(float)});
+    return std::clamp<int64_t>(rows, 1, conv_.out.height);
+  }
+
+  float* buffer() const {
+    return thread_scratch().inner1.floats(conv_rows_for(rows_at_once()) * row_floats_);
+  }
+
+  // Moves rows that both bands read to the top, and computes the others.
+  Range advance(int64_t n, Range output, Range held) const {
+    const Range rows{window_.input_rows(output.begin, height()).begin,
+                     window_.input_rows(output.end - 1, height()).end};
+    const int64_t begin = std::clamp(held.end, rows.begin, rows.end);
+    if (begin > rows.begin) {
+      std::memmove(buffer(), buffer() + (rows.begin - held.begin) * row_floats_,
+                   static_cast<size_t>((begin - rows.begin) * row_floats_) * sizeof(float));
+    }
+    if (begin < rows.end) convolve(n, {begin, rows.end}, begin - rows.begin);
+    return rows;
+  }
+
+  // To the buffer from its row `at` on.
+  void convolve(int64_t n, Range rows, int64_t at) const {
+    const ConvGeometry& g = conv_.geometry;
+    ConvBand band;
+    band.rows = rows.size();
+    band.pixels = g.out.w;
+    const PaddedRows what{n, rows.begin * g.stride.h - g.padding.top, g.input_rows(rows.size()),
+                          g.padding.left, g.padding.right};
+    band.input =
+        load_band(kernels_, conv_.x, what,
+                  thread_scratch().input.floats(what.rows * g.padded_width() * g.in_channels));
+    band.output = {buffer() + at * row_floats_, row_floats_, g.out_channels};
+    conv_rows(kernels_, layer_, band, panels_);
+  }
+
+  void pool(int64_t n, int64_t h, int64_t first) const {
+    const Range rows = window_.input_rows(h, height());
+    const Band input{buffer() + (rows.begin - first) * row_floats_, row_floats_,
+                     conv_.geometry.out_channels};
+    pool_row(kernels_, window_, input, rows.size(), conv_.geometry.out.w, conv_.out, n, h);
+  }
+
+  const Microkernels& kernels_;
+  const Conv& conv_;
+  const PoolWindow& window_;
+  const Range panels_;
+  const int64_t row_floats_;
+  ConvLayer layer_;
+  std::optional<SplitPanels> kept_;
+};
+
+void run(const Microkernels& kernels, Conv conv, const PoolWindow& window) {
+  conv.layer.outputs = shared_outputs(conv.layer.header, conv.geometry.batch, conv.geometry.out);
+  std::optional<PooledFloats> packed;
+  std::optional<PackOnUse> packing;
+  if (conv.plain.data != nullptr) {
+    packed.emplace(conv.layer.header.payload_floats());
+    set_packed(kernels, conv.plain, packed->data(), conv.layer, packing);
+  }
+  const int64_t per_image = conv.out.height;
+  const int64_t rows = conv.out.batch * per_image;
+  const int64_t parts = std::min(thread_count(), rows);
+  parallel_parts(parts, [&](int64_t i) {
+    const Range share = even_range(rows, parts, i);
+    const PooledRows pooled(kernels, conv, window, share.size());
+    for (int64_t row = share.begin; row < share.end;) {
+      const int64_t first = row % per_image;
+      const int64_t count = std::min(per_image - first, share.end - row);
+      pooled.walk(row / per_image, first, first + count);
+      row += count;
+    }
+  });
+}
+
+struct PoolArguments {
+  const std::vector<int64_t>& size;
+  const std::vector<int64_t>& stride;
+  const std::vector<int64_t>& padding;
+};
+
+Tensor convolve_and_pool(const ConvArguments& arguments, const ConvWeight& weight,
+                         const PoolArguments& pool, const char* op) {
+  check(weight.header.layout != PackedLayout::winograd, op, ": ", weight.name,
+        " must be for a direct convolution, got one for Winograd's algorithm");
+  Tensor dense_shift = arguments.shift;
+  Conv conv = checked_conv(arguments, weight, op, dense_shift);
+  const ConvGeometry& g = conv.geometry;
+  const PoolWindow window =
+      pool_window(pool.size, pool.stride, pool.padding, g.out, op,
+                  {"the convolution's output", "pool_size", "pool_stride", "pool_padding"});
+  const Tensor& x = arguments.x;
+  Tensor out = empty_nhwc(g.batch, g.out_channels, pooled_size(window, g.out), x.scalar_type(), x);
+  conv.out = image_of(out);
+  if (g.batch > 0) run(selected_microkernels(), conv, window);
+  return out;
+}
+
+Tensor conv_max_pool(const Tensor& x, const Tensor& packed, const Tensor& shift,
+                     const std::vector<int64_t>& kernel_size, const std::vector<int64_t>& stride,
+                     const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation,
+                     int64_t groups, const std::string& act, double act_slope,
+                     const std::vector<int64_t>& pool_size, const std::vector<int64_t>& pool_stride,
+                     const std::vector<int64_t>& pool_padding) {
+  constexpr const char* kOp = "conv_max_pool";
+  check_cpu(packed, kOp, "packed");
+  const PackedHeader header = packed_header(packed, kOp, "packed");
+  return convolve_and_pool(
+      {x, shift, std::nullopt, stride, padding, dilation, groups, act, act_slope},
+      {header,
+       positive_pair(kernel_size, kOp, "kernel_size"),
+       packed_payload(packed.const_data_ptr()),
+       {},
+       "packed"},
+      {pool_size, pool_stride, pool_padding}, kOp);
+}
+
+Tensor live_conv_max_pool(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& scale,
+                          const Tensor& shift, const std::vector<int64_t>& stride,
+                          const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation,
+                          int64_t groups, const std::string& act, double act_slope,
+                          const std::vector<int64_t>& pool_size,
+                          const std::vector<int64_t>& pool_stride,
+                          const std::vector<int64_t>& pool_padding) {
+  constexpr const char* kOp = "live_conv_max_pool";
+  check_cpu(weight, kOp, "weight");
+  const CheckedWeight source = checked_weight(weight, scale, groups, "direct", kOp);
+  return convolve_and_pool(
+      {x, shift, std::nullopt, stride, padding, dilation, groups, act, act_slope},
+      {source.header,
+       {source.header.kernel_h, source.header.kernel_w},
+       nullptr,
+       source.plain,
+       "weight"},
+      {pool_size, pool_stride, pool_padding}, kOp);
+}
+
+}  // namespace
+}  // namespace fastres::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(fastres, CPU, m) {
+  m.impl("conv_max_pool", TORCH_BOX(&fastres::cpu::conv_max_pool));
+  m.impl("live_conv_max_pool", TORCH_BOX(&fastres::cpu::live_conv_max_pool));
+}
