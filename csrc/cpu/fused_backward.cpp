@@ -140,7 +140,7 @@ InputGradientSums run_fused_backward(const Kernels& kernels, TrainingConv conv,
                    inputs[static_cast<size_t>(i)], weight);
     }
   });
-  if (floats > 0) finish_wgrad(sums.data(), floats, parts, grad_weight);
+  if (floats > 0) finish_wgrad(kernels.base, sums.data(), floats, parts, grad_weight);
   for (size_t i = 1; i < inputs.size(); ++i) inputs[0].add(inputs[i]);
   return std::move(inputs[0]);
 }

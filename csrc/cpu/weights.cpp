@@ -5,6 +5,8 @@
 #include <cstring>
 #include <new>
 #include <numeric>
+#include <span>
+#include <utility>
 
 #include "buffer_pool.h"
 #include "parallel.h"
@@ -14,6 +16,8 @@ namespace {
 
 // Input channels that are packed together: with the taps of a 3x3 they fit in the level-1 cache.
 constexpr int64_t kChannelsAtOnce = 32;
+// Blocks that are packed together: with their targets, as many streams as the processor follows.
+constexpr int64_t kBlocksAtOnce = 8;
 // Smaller weights are not worth waking other threads.
 constexpr int64_t kFloatsPerThread = int64_t{1} << 15;
 
@@ -50,18 +54,24 @@ void for_each_element(const Block& block, float* packed, const Use& use) {
   }
 }
 
+// Blocks whose lanes are adjacent, side by side: one of them takes a single line of each row of the
+// weight, and rows are so far apart that the processor does not foresee them.
+void pack_adjacent(std::span<const Block> blocks, float* packed, int64_t stride) {
+  const Block& first = blocks.front();
+  for (const int64_t offset : first.taps) {
+    for (int64_t c = 0; c < first.in_channels; ++c) {
+      for (size_t i = 0; i < blocks.size(); ++i) {
+        std::memcpy(packed + static_cast<int64_t>(i) * stride,
+                    blocks[i].lanes[0] + offset + c * first.in_stride,
+                    kChannelBlock * sizeof(float));
+      }
+      packed += kChannelBlock;
+    }
+  }
+}
+
 void pack_block(const Block& block, float* packed) {
   const auto taps = static_cast<int64_t>(block.taps.size());
-  if (block.lanes_adjacent()) {
-    for (const int64_t offset : block.taps) {
-      for (int64_t c = 0; c < block.in_channels; ++c) {
-        std::memcpy(packed, block.lanes[0] + offset + c * block.in_stride,
-                    kChannelBlock * sizeof(float));
-        packed += kChannelBlock;
-      }
-    }
-    return;
-  }
   if (block.count < kChannelBlock) {
     std::fill_n(packed, taps * block.in_channels * kChannelBlock, 0.0F);
   }
@@ -81,6 +91,26 @@ void pack_contiguous_block(const Microkernels& kernels, const WeightView& weight
   source.taps = static_cast<int64_t>(block.taps.size());
   source.scale = ones;
   kernels.pack_direct(source, packed);
+}
+
+// The way back for one tap, where input channels are adjacent in the weight.
+void unpack_pointwise_block(const Microkernels& kernels, const float* packed, const Block& block) {
+  float ones[kChannelBlock];
+  std::fill_n(ones, kChannelBlock, 1.0F);
+  alignas(64) float piece[kChannelBlock * kChannelBlock];
+  PackSource source{};
+  source.lane_stride = source.channels = kChannelBlock;
+  source.taps = 1;
+  source.scale = ones;
+  for (int64_t c = 0; c < block.in_channels; c += kChannelBlock) {
+    source.weight = packed + c * kChannelBlock;
+    source.lanes = std::min(kChannelBlock, block.in_channels - c);
+    kernels.pack_direct(source, piece);
+    for (int64_t lane = 0; lane < block.count; ++lane) {
+      std::copy_n(piece + lane * kChannelBlock, source.lanes,
+                  block.lanes[static_cast<size_t>(lane)] + block.taps[0] + c);
+    }
+  }
 }
 
 bool is_contiguous(const WeightView& weight) {
@@ -140,15 +170,39 @@ class Blocks {
   std::vector<int64_t> taps_;
 };
 
+// Calls part(range) with each thread's blocks.
 template <class AnyBlocks, class Part>
-void parallel_blocks(const AnyBlocks& blocks, const Part& part) {
+void parallel_block_ranges(const AnyBlocks& blocks, const Part& part) {
   const int64_t floats = blocks.count() * blocks.stride();
   const int64_t parts =
       std::clamp(floats / kFloatsPerThread, int64_t{1}, std::min(thread_count(), blocks.count()));
-  parallel_parts(parts, [&](int64_t i) {
-    const Range range = even_range(blocks.count(), parts, i);
+  parallel_parts(parts, [&](int64_t i) { part(even_range(blocks.count(), parts, i)); });
+}
+
+template <class AnyBlocks, class Part>
+void parallel_blocks(const AnyBlocks& blocks, const Part& part) {
+  parallel_block_ranges(blocks, [&](Range range) {
     for (int64_t b = range.begin; b < range.end; ++b) part(b);
   });
+}
+
+void pack_range(const Blocks& blocks, Range range, float* target) {
+  for (int64_t b = range.begin; b < range.end;) {
+    std::vector<Block> adjacent;
+    while (b < range.end && std::ssize(adjacent) < kBlocksAtOnce) {
+      Block block = blocks[b];
+      if (!block.lanes_adjacent()) break;
+      adjacent.push_back(std::move(block));
+      ++b;
+    }
+    if (adjacent.empty()) {
+      pack_block(blocks[b], target + b * blocks.stride());
+      ++b;
+    } else {
+      pack_adjacent(adjacent, target + (b - std::ssize(adjacent)) * blocks.stride(),
+                    blocks.stride());
+    }
+  }
 }
 
 // A block of sixteen output channels of a dense 3x3, and where the first of them begins. For the
@@ -255,22 +309,24 @@ void pack_weight(const Microkernels& kernels, const WeightView& weight, bool tra
     return parallel_blocks(blocks, [&](int64_t b) { blocks.pack(b, target); });
   }
   const Blocks blocks(weight, transposed, rows, cols);
-  const bool contiguous = !transposed && is_contiguous(weight);
-  parallel_blocks(blocks, [&](int64_t b) {
-    const Block block = blocks[b];
-    if (contiguous) {
-      pack_contiguous_block(kernels, weight, block, target + b * blocks.stride());
-    } else {
-      pack_block(block, target + b * blocks.stride());
-    }
-  });
+  if (!transposed && is_contiguous(weight)) {
+    return parallel_blocks(blocks, [&](int64_t b) {
+      pack_contiguous_block(kernels, weight, blocks[b], target + b * blocks.stride());
+    });
+  }
+  parallel_block_ranges(blocks, [&](Range range) { pack_range(blocks, range, target); });
 }
 
-void unpack_weight(const float* packed, const WeightView& weight) {
+void unpack_weight(const Microkernels& kernels, const float* packed, const WeightView& weight) {
   const Blocks blocks(weight, false, all_taps(weight.kernel.h), all_taps(weight.kernel.w));
   parallel_blocks(blocks, [&](int64_t b) {
-    for_each_element(blocks[b], const_cast<float*>(packed) + b * blocks.stride(),
-                     [](const float& from, float& to) { to = from; });
+    const Block block = blocks[b];
+    const float* from = packed + b * blocks.stride();
+    if (block.taps.size() == 1 && block.in_stride == 1) {
+      return unpack_pointwise_block(kernels, from, block);
+    }
+    for_each_element(block, const_cast<float*>(from),
+                     [](const float& element, float& to) { to = element; });
   });
 }
 

@@ -51,6 +51,6 @@ void pack_weight(const Microkernels& kernels, const WeightView& weight, bool tra
 Taps all_taps(int64_t count);
 
 // The other way round, for all taps and not transposed: writes the weight's elements.
-void unpack_weight(const float* packed, const WeightView& weight);
+void unpack_weight(const Microkernels& kernels, const float* packed, const WeightView& weight);
 
 }  // namespace fastres::cpu

@@ -46,7 +46,7 @@ class WeightGradient {
         }
       }
     });
-    finish_wgrad(sums.data(), floats, copies, grad_weight);
+    finish_wgrad(kernels_.base, sums.data(), floats, copies, grad_weight);
   }
 
  private:
@@ -118,12 +118,13 @@ void run_wgrad(const Kernels& kernels, TrainingConv conv, OutputGradient gradien
   WeightGradient(kernels, conv, gradient).run(grad_weight);
 }
 
-void finish_wgrad(float* sums, int64_t floats, int64_t parts, const WeightView& grad_weight) {
+void finish_wgrad(const Microkernels& kernels, float* sums, int64_t floats, int64_t parts,
+                  const WeightView& grad_weight) {
   for (int64_t part = 1; part < parts; ++part) {
     const float* other = sums + part * floats;
     std::transform(other, other + floats, sums, sums, std::plus<>());
   }
-  unpack_weight(sums, grad_weight);
+  unpack_weight(kernels, sums, grad_weight);
 }
 
 }  // namespace fastres::cpu

@@ -77,6 +77,7 @@ void run_winograd_wgrad(const Kernels& kernels, const TrainingConv& conv,
                         const OutputGradient& gradient, const WeightView& grad_weight);
 
 // Adds `parts` sums of `floats` floats each, in order, and writes the weight's elements.
-void finish_wgrad(float* sums, int64_t floats, int64_t parts, const WeightView& grad_weight);
+void finish_wgrad(const Microkernels& kernels, float* sums, int64_t floats, int64_t parts,
+                  const WeightView& grad_weight);
 
 }  // namespace fastres::cpu

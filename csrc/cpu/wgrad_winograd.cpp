@@ -47,7 +47,7 @@ class WinogradWeightGradient {
       kernels_.training.winograd_taps(first, position_stride_, header_.group_in_channels,
                                       taps.data() + block * direct.block_stride());
     });
-    unpack_weight(taps.data(), grad_weight);
+    unpack_weight(kernels_.base, taps.data(), grad_weight);
   }
 
  private:
