@@ -85,6 +85,17 @@ STABLE_TORCH_LIBRARY(fastres, m) {
       "Tensor? activated=None) -> (Tensor grad_x, Tensor grad_in_mean, Tensor grad_in_scale, "
       "Tensor grad_in_bias, Tensor grad_weight)");
 
+  // max_pool, and where in its window of at most 256 values each was: row times width, and column,
+  // uint8 in channels_last.
+  m.def(
+      "max_pool_places(Tensor x, int[2] kernel_size, int[2] stride, int[2] padding) "
+      "-> (Tensor y, Tensor places)");
+
+  // The gradient of an x of this size (height, width).
+  m.def(
+      "max_pool_places_backward(Tensor grad, Tensor places, int[2] size, int[2] kernel_size, "
+      "int[2] stride, int[2] padding) -> Tensor");
+
   // act((y - mean) * scale + bias + shortcut), the end of a block in one pass; the shortcut is
   // (residual - res_mean) * res_scale + res_bias, residual where those are not given, or nothing.
   m.def(

@@ -396,6 +396,27 @@ def conv_max_pool_shape(
     return _pooled_shape(op, convolved, pool_size, pool_stride, pool_padding, _CONV_MAX_POOL)
 
 
+def max_pool_places_shape(
+    shape: Sequence[int], kernel_size: Sequence[int], stride: Sequence[int], padding: Sequence[int]
+) -> Shape:
+    """Checks the window of ``max_pool_places`` and returns its output's shape [N, C, OH, OW].
+
+    Args:
+        shape: of its input.
+        kernel_size: at most 256 places, which a byte can tell apart.
+        stride: from one window to the next.
+        padding: each at most half of the window.
+
+    Raises:
+        ValueError: names the argument, what it is and what it has to be.
+    """
+    op = "max_pool_places"
+    out = _pooled_shape(op, tuple(shape), kernel_size, stride, padding, _MAX_POOL)
+    if kernel_size[0] * kernel_size[1] > 256:
+        raise ValueError(f"{op}: kernel_size must have at most 256 places, got {list(kernel_size)}")
+    return out
+
+
 _MAX_POOL = ("x", "kernel_size", "stride", "padding")
 _CONV_MAX_POOL = ("the convolution's output", "pool_size", "pool_stride", "pool_padding")
 

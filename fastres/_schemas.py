@@ -55,6 +55,14 @@ SCHEMAS: dict[str, str] = {
         "Tensor? activated=None) -> (Tensor grad_x, Tensor grad_in_mean, Tensor grad_in_scale, "
         "Tensor grad_in_bias, Tensor grad_weight)"
     ),
+    "max_pool_places": (
+        "max_pool_places(Tensor x, int[2] kernel_size, int[2] stride, int[2] padding) "
+        "-> (Tensor y, Tensor places)"
+    ),
+    "max_pool_places_backward": (
+        "max_pool_places_backward(Tensor grad, Tensor places, int[2] size, int[2] kernel_size, "
+        "int[2] stride, int[2] padding) -> Tensor"
+    ),
     "affine_add_act": (
         "affine_add_act(Tensor y, Tensor mean, Tensor scale, Tensor bias, Tensor? residual, "
         "Tensor? res_mean, Tensor? res_scale, Tensor? res_bias, str act, float act_slope) "

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import training_reference
 from ._algorithm import for_output
 from ._handed import Fork, Handed
 from .fx.pools import MaxPoolWindow
@@ -164,44 +165,35 @@ class Statistics(torch.autograd.Function):
 class MaxPool(torch.autograd.Function):
     """``F.max_pool2d`` that keeps where in its window a value was, and not its input.
 
-    On the CPU in two bytes. On a GPU the passes that shorten indices move more than the pooling
-    does, and they are kept as they come.
+    In a byte, on the CPU and of the usual windows; as PyTorch's indices otherwise.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, window: MaxPoolWindow) -> Tensor:  # noqa: D102
-        out, indices = torch.ops.aten.max_pool2d_with_indices(x, *window)
         ctx.window, ctx.size = window, x.shape
-        if x.is_cuda:
-            ctx.save_for_backward(indices)
-            return out
-        span = window.kernel[0] * window.dilation[0] * x.shape[3]
-        places = indices - _window_starts(indices, x.shape[3], window)
-        ctx.save_for_backward(places.to(torch.int16 if span < 2**15 else torch.int32))
+        ctx.in_bytes = not x.is_cuda and window.is_plain
+        if ctx.in_bytes:
+            op = (training_reference if x.dtype == torch.float64 else _OPS).max_pool_places
+            out, where = op(x, *window[:3])
+        else:
+            out, where = torch.ops.aten.max_pool2d_with_indices(x, *window)
+        ctx.save_for_backward(where)
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
-        (places,) = ctx.saved_tensors
-        indices = places
-        if not grad.is_cuda:
-            indices = places + _window_starts(places, ctx.size[3], ctx.window)
+        (where,) = ctx.saved_tensors
+        if ctx.in_bytes:
+            # Differentiated again, in plain PyTorch.
+            plain = torch.is_grad_enabled() or grad.dtype == torch.float64
+            op = (training_reference if plain else _OPS).max_pool_places_backward
+            return op(grad, where, ctx.size[2:], *ctx.window[:3]), None
         # Its shape and strides are read alone.
         x = torch.empty(
             ctx.size, dtype=grad.dtype, device=grad.device, memory_format=torch.channels_last
         )
         backward = torch.ops.aten.max_pool2d_with_indices_backward
-        return backward(grad, x, *ctx.window, indices), None
-
-
-def _window_starts(like: Tensor, width: int, window: MaxPoolWindow) -> Tensor:
-    """The index of the first value of each output's window, [OH, OW]; outside, in the padding."""
-    sizes = zip(like.shape[2:], window.stride, window.padding, strict=True)
-    rows, columns = (
-        torch.arange(count, device=like.device) * stride - padding
-        for count, stride, padding in sizes
-    )
-    return rows[:, None] * width + columns
+        return backward(grad, x, *ctx.window, where), None
 
 
 class BlockEnd(torch.autograd.Function):

@@ -263,6 +263,25 @@ _differentiate_again("conv_stats_backward")
 register_autocast("conv_stats", (0,))  # x; the kernels take the weight as it is
 
 
+# ---- max_pool_places -----------------------------------------------------------------------------
+
+
+@torch.library.register_fake("fastres::max_pool_places")
+def _max_pool_places_fake(x: Tensor, *window: Sequence[int]) -> tuple[Tensor, Tensor]:
+    shape = _checks.max_pool_places_shape(x.shape, *window)
+    y = _empty_channels_last(x, shape)
+    return y, torch.empty_like(y, dtype=torch.uint8)
+
+
+@torch.library.register_fake("fastres::max_pool_places_backward")
+def _max_pool_places_backward_fake(
+    grad: Tensor, places: Tensor, size: Sequence[int], *window: Sequence[int]
+) -> Tensor:
+    shape = (*grad.shape[:2], *size)
+    _checks.max_pool_places_shape(shape, *window)
+    return _empty_channels_last(grad, shape)
+
+
 # ---- affine_add_act ------------------------------------------------------------------------------
 
 

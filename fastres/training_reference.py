@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_input, conv2d_weight
 
+from . import _checks
 from . import _training_checks as checks
 from ._checks import Shape
 from ._gradients import act_grad
@@ -257,6 +258,82 @@ def _affine_grads(g: Tensor, x: Tensor, mean: Tensor, scale: Tensor) -> tuple[Te
     """Gradients of an affine's mean, scale and bias, from that of its output."""
     bias = _sum(g)
     return -scale * bias, _sum(g * (x - _per_channel(mean))), bias
+
+
+def max_pool_places(
+    x: Tensor, kernel_size: Sequence[int], stride: Sequence[int], padding: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """``max_pool``, and where in its window each value was.
+
+    Args:
+        x: [N, C, H, W], any float dtype and strides.
+        kernel_size: (R, S), at most 256 places.
+        stride: (vertical, horizontal).
+        padding: (vertical, horizontal), each at most half of the window.
+
+    Returns:
+        [N, C, OH, OW] in the dtype of x, and ``row * S + column`` of the same shape, uint8; both
+        with dense channels_last strides.
+
+    Raises:
+        ValueError: the arguments do not fit together.
+    """
+    _checks.max_pool_places_shape(x.shape, kernel_size, stride, padding)
+    window = (list(kernel_size), list(stride), list(padding))
+    y, indices = torch.ops.aten.max_pool2d_with_indices(x, *window)
+    rows, columns = _window_starts(indices, stride, padding)
+    width = x.shape[3]
+    places = (indices // width - rows) * kernel_size[1] + indices % width - columns
+    return channels_last(y), channels_last(places.to(torch.uint8))
+
+
+def max_pool_places_backward(
+    grad: Tensor,
+    places: Tensor,
+    size: Sequence[int],
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+) -> Tensor:
+    """The gradient of ``max_pool_places``'s x, which is of this size (H, W).
+
+    Args:
+        grad: [N, C, OH, OW], any float dtype and strides.
+        places: of ``max_pool_places``.
+        size: of x.
+        kernel_size: (R, S).
+        stride: (vertical, horizontal).
+        padding: (vertical, horizontal).
+
+    Returns:
+        [N, C, H, W] in the dtype of grad, dense channels_last strides.
+
+    Raises:
+        ValueError: the arguments do not fit together.
+    """
+    shape = (grad.shape[0], grad.shape[1], *size)
+    _checks.max_pool_places_shape(shape, kernel_size, stride, padding)
+    rows, columns = _window_starts(places, stride, padding)
+    where = places.long()
+    row, column = where // kernel_size[1], where % kernel_size[1]
+    indices = (rows + row) * size[1] + columns + column
+    wide = grad.to(compute_dtype(grad))
+    # Its shape and strides are read alone.
+    x = wide.new_empty(shape).contiguous(memory_format=torch.channels_last)
+    window = (list(kernel_size), list(stride), list(padding), [1, 1], False)
+    backward = torch.ops.aten.max_pool2d_with_indices_backward
+    return channels_last(backward(wide, x, *window, indices).to(grad.dtype))
+
+
+def _window_starts(
+    like: Tensor, stride: Sequence[int], padding: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """Row and column of the first value of each output's window; negative in the padding."""
+    rows, columns = (
+        torch.arange(count, device=like.device) * step - border
+        for count, step, border in zip(like.shape[2:], stride, padding, strict=True)
+    )
+    return rows[:, None], columns
 
 
 def affine_add_act(

@@ -31,9 +31,8 @@ Extent pooled_size(const PoolWindow& window, Extent in) {
           size(in.w, window.kernel.w, window.stride.w, window.padding.w)};
 }
 
-void pool_row(const Microkernels& kernels, const PoolWindow& window, const Band& input,
-              int64_t rows, int64_t width, const Image& y, int64_t n, int64_t h) {
-  const bool direct = y.type == StorageType::float32;
+PoolRow window_row(const PoolWindow& window, const Band& input, int64_t rows, int64_t width,
+                   int64_t channels, int64_t pixels) {
   PoolRow row{};
   row.input = input.data;
   row.row_stride = input.row_stride;
@@ -43,10 +42,17 @@ void pool_row(const Microkernels& kernels, const PoolWindow& window, const Band&
   row.kernel_w = window.kernel.w;
   row.stride_w = window.stride.w;
   row.padding_w = window.padding.w;
-  row.channels = y.channels;
+  row.channels = channels;
+  row.pixels = pixels;
+  return row;
+}
+
+void pool_row(const Microkernels& kernels, const PoolWindow& window, const Band& input,
+              int64_t rows, int64_t width, const Image& y, int64_t n, int64_t h) {
+  const bool direct = y.type == StorageType::float32;
+  PoolRow row = window_row(window, input, rows, width, y.channels, y.width);
   row.output = direct ? reinterpret_cast<float*>(y.at(n, h, 0))
                       : thread_scratch().output.floats(y.width * y.channels);
-  row.pixels = y.width;
   kernels.max_pool(row);
   if (direct) return;
   store_band(kernels, {row.output, y.width * y.channels, y.channels}, y, n, h, 1, 0, y.channels);

@@ -36,6 +36,10 @@ PoolWindow pool_window(const std::vector<int64_t>& size, const std::vector<int64
 
 Extent pooled_size(const PoolWindow& window, Extent in);
 
+// A row of an output of so many pixels; other arguments as for pool_row(). Without a target.
+PoolRow window_row(const PoolWindow& window, const Band& input, int64_t rows, int64_t width,
+                   int64_t channels, int64_t pixels);
+
 // Row h of image n of y, whose windows' rows inside of an image of `width` pixels `input` is.
 void pool_row(const Microkernels& kernels, const PoolWindow& window, const Band& input,
               int64_t rows, int64_t width, const Image& y, int64_t n, int64_t h);

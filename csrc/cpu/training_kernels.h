@@ -96,6 +96,26 @@ struct GradientPixels {
   int64_t rows, pixels;
 };
 
+// One row of a max-pooling's output, and where in its window each value was: the number of the row
+// times kernel_w, and that of the column. The first value is taken where nothing is larger.
+struct PlacedPoolRow {
+  PoolRow row;
+  int64_t first_row;  // of the window, inside the image
+  uint8_t* places;    // dense, like the output
+};
+
+// One row of the gradient of a max-pooling's input.
+struct PoolGradientRow {
+  const float* const* grads;     // for each row of the kernel, that of the outputs that read the
+                                 // gradient's row by it; null for none
+  const uint8_t* const* places;  // likewise
+  int64_t kernel_h, kernel_w, stride_w, padding_w;
+  int64_t out_pixels;
+  int64_t channels;
+  float* target;  // dense
+  int64_t pixels;
+};
+
 struct TrainingKernels {
   // target = act(main(x) + residual(r)). target may be x.
   void (*affine_act)(const AffineAct& f, ConstPixels x, ConstPixels residual, Pixels target,
@@ -117,6 +137,8 @@ struct TrainingKernels {
   // Sums of products, [16][channels][16], to those of the nine taps, [9][channels][16].
   void (*winograd_taps)(const float* sums, ptrdiff_t position_stride, int64_t channels,
                         float* taps);
+  void (*max_pool_places)(const PlacedPoolRow&);
+  void (*max_pool_gradient)(const PoolGradientRow&);
 };
 
 const TrainingKernels& training_kernels_for(Isa isa);

@@ -24,6 +24,12 @@ class MaxPoolWindow(NamedTuple):
     dilation: tuple[int, int]
     ceil_mode: bool
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether operators of fastres take it."""
+        places = self.kernel[0] * self.kernel[1]
+        return self.dilation == (1, 1) and not self.ceil_mode and places <= 256
+
 
 def read_max_pool(node: fx.Node, reader: Reader) -> tuple[fx.Node, MaxPoolWindow] | None:
     """The input and the window of a max-pooling that returns no indices; None if it is none."""

@@ -20,5 +20,7 @@ void wgrad(const WgradTile& tile);
 void wgrad_lanes(const WgradTile& tile, int64_t group_width);
 void winograd_gradient(const WinogradTiles& tiles, const GradientPixels& gradient);
 void winograd_taps(const float* sums, ptrdiff_t position_stride, int64_t channels, float* taps);
+void max_pool_places(const PlacedPoolRow& placed);
+void max_pool_gradient(const PoolGradientRow& row);
 
 }  // namespace fastres::cpu::FASTRES_ISA_NAMESPACE
