@@ -274,6 +274,8 @@ def _put_over(kernels: Mapping[str, str]) -> torch.library.Library:
                     kernel = _reference_of(name)
                 elif backend == "triton" and name in triton.OPERATORS:
                     kernel = triton.operator(name)
+                elif backend == "triton":
+                    kernel = getattr(_composed, name, None)
                 if kernel is not None:
                     library.impl(name, kernel, device.upper(), allow_override=True)
     return library

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import fx
@@ -85,6 +85,17 @@ def fuse(
     return _Fuser(graph, reader, inputs, autocast, assumed).run(blocks)
 
 
+class _Stem(NamedTuple):
+    """A convolution that a max-pooling may follow in one operator."""
+
+    x: fx.Node
+    """What it reads, of the original graph."""
+    last: fx.Node
+    """What it took the place of."""
+    fused: int
+    """Where it is in ``FusedGraph.fused``."""
+
+
 class _Fuser:
     def __init__(
         self,
@@ -103,8 +114,7 @@ class _Fuser:
         self._recipes: dict[Recipe | NormRecipe, int] = {}
         self._lone: list[Lone] = []
         self._replaced: dict[fx.Node, fx.Node] = {}
-        # Convolutions that a max-pooling may follow in one operator, and where they are in `fused`.
-        self._stems: dict[fx.Node, int] = {}
+        self._stems: dict[fx.Node, _Stem] = {}
         self._order = {node: i for i, node in enumerate(graph.nodes)}
         self._needs: dict[fx.Node, list[int]] = {node: [] for node in assumed}
 
@@ -136,21 +146,27 @@ class _Fuser:
             x, window = read_max_pool(node, self._reader) or (None, None)
             if x is None or window is None or FUSED not in x.meta:
                 continue
-            if window.ceil_mode or window.dilation != (1, 1):
+            if not window.is_plain:
                 continue
             sizes = [list(size) for size in (window.kernel, window.stride, window.padding)]
-            if x in self._stems and len(x.users) == 1:
-                self._pool_stem(x, node, sizes)
+            stem = self._stems.get(x)
+            if stem is not None and len(x.users) == 1 and self._can_move(stem, node):
+                self._pool_stem(stem, x, node, sizes)
             else:
                 self._replace_pool(node, "max_pool", (x, *sizes))
 
-    def _pool_stem(self, conv: fx.Node, node: fx.Node, sizes: Sequence[list[int]]) -> None:
+    def _can_move(self, stem: _Stem, pool: fx.Node) -> bool:
+        """Whether the convolution may read its input where the pooling is."""
+        return self._effects.can_read_later(stem.x, stem.last, pool)
+
+    def _pool_stem(
+        self, stem: _Stem, conv: fx.Node, node: fx.Node, sizes: Sequence[list[int]]
+    ) -> None:
         x, packed, shift, _, *rest = conv.args
         self._replace_pool(node, "conv_max_pool", (x, packed, shift, *rest, *sizes))
         self._graph.erase_node(conv)
-        index = self._stems[conv]
-        fused = self._result.fused[index]
-        self._result.fused[index] = Fused(
+        fused = self._result.fused[stem.fused]
+        self._result.fused[stem.fused] = Fused(
             "conv_max_pool", (*fused.modules, label(node)), f"{fused.detail}, max-pool"
         )
 
@@ -329,7 +345,7 @@ class _Fuser:
         detail = describe(conv, unit.act[0])
         self._finish(node, "conv_bn_act", [unit], detail)
         if residual is None and not Recipe.of(unit.conv, unit.steps).suits_winograd:
-            self._stems[node] = len(self._result.fused) - 1
+            self._stems[node] = _Stem(conv.x, unit.last, len(self._result.fused) - 1)
 
     def _emit_block(self, block: Block) -> None:
         first, middle, third, *down = block.units

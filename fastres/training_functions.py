@@ -165,18 +165,22 @@ class Statistics(torch.autograd.Function):
 class MaxPool(torch.autograd.Function):
     """``F.max_pool2d`` that keeps where in its window a value was, and not its input.
 
-    In a byte, on the CPU and of the usual windows; as PyTorch's indices otherwise.
+    In a byte, on the CPU and of the usual windows; otherwise as PyTorch's indices, on a GPU as they
+    come, because shortening them moves more than the pooling does.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, window: MaxPoolWindow) -> Tensor:  # noqa: D102
         ctx.window, ctx.size = window, x.shape
-        ctx.in_bytes = not x.is_cuda and window.is_plain
+        places = window.kernel[0] * window.kernel[1]
+        ctx.in_bytes = not x.is_cuda and window.is_plain and places <= 256
         if ctx.in_bytes:
             op = (training_reference if x.dtype == torch.float64 else _OPS).max_pool_places
             out, where = op(x, *window[:3])
         else:
             out, where = torch.ops.aten.max_pool2d_with_indices(x, *window)
+            if not x.is_cuda and x.shape[2] * x.shape[3] < 2**31:
+                where = where.to(torch.int32)
         ctx.save_for_backward(where)
         return out
 
@@ -193,7 +197,7 @@ class MaxPool(torch.autograd.Function):
             ctx.size, dtype=grad.dtype, device=grad.device, memory_format=torch.channels_last
         )
         backward = torch.ops.aten.max_pool2d_with_indices_backward
-        return backward(grad, x, *ctx.window, where), None
+        return backward(grad, x, *ctx.window, where.long()), None
 
 
 class BlockEnd(torch.autograd.Function):

@@ -169,7 +169,7 @@ class EndLayer:
 
 @dataclass(frozen=True)
 class PoolLayer:
-    """A max-pooling that keeps neither its input nor more than two bytes for each value."""
+    """A max-pooling that keeps, of the usual windows, a byte for each value, and not its input."""
 
     window: MaxPoolWindow
 

@@ -32,6 +32,8 @@ sys.path.append(str(ROOT / "tests" / "ptxemu"))
 
 import ptxemu  # noqa: E402
 
+from fastres import _composed  # noqa: E402
+
 HAS_NVCC = shutil.which("nvcc") is not None or bool(os.environ.get("CUDA_HOME"))
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 SUFFIXES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
@@ -558,6 +560,8 @@ def emulated_operators() -> Iterator[None]:
         warnings.simplefilter("ignore", UserWarning)  # that kernels are overridden
         for name in OPERATORS:
             library.impl(name, operator(name), "CPU", allow_override=True)
+        for name in ("conv_max_pool", "live_conv_max_pool"):  # as on a GPU, of these
+            library.impl(name, getattr(_composed, name), "CPU", allow_override=True)
     yield
     library._destroy()
 

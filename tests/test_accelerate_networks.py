@@ -39,13 +39,13 @@ def fused(model) -> nn.Module:
 @pytest.mark.parametrize(
     ("name", "counts"),
     [
-        ("resnet18", {"conv_bn_act": 20}),
-        ("resnext50_32x4d", {"conv_bn_act": 1, "grouped_bottleneck": 16}),
-        ("wide_resnet50_2", {"conv_bn_act": 1, "grouped_bottleneck": 16}),
+        ("resnet18", {"conv_max_pool": 1, "conv_bn_act": 19}),
+        ("resnext50_32x4d", {"conv_max_pool": 1, "grouped_bottleneck": 16}),
+        ("wide_resnet50_2", {"conv_max_pool": 1, "grouped_bottleneck": 16}),
         ("mobilenet_v2", {"conv_bn_act": 52}),
-        ("densenet121", {"conv_bn_act": 120, "affine_add_act": 62}),
+        ("densenet121", {"conv_max_pool": 1, "conv_bn_act": 119, "affine_add_act": 62}),
         ("googlenet", {"conv_bn_act": 57}),
-        ("shufflenet_v2_x0_5", {"conv_bn_act": 56}),
+        ("shufflenet_v2_x0_5", {"conv_max_pool": 1, "conv_bn_act": 55}),
     ],
 )
 def test_torchvision(name, counts, assert_accurate):
@@ -57,11 +57,14 @@ def test_torchvision(name, counts, assert_accurate):
 @pytest.mark.parametrize(
     ("name", "counts"),
     [
-        ("resnet50", {"conv_bn_act": 1, "grouped_bottleneck": 16}),
-        ("resnext50_32x4d", {"conv_bn_act": 1, "grouped_bottleneck": 16}),
+        ("resnet50", {"conv_max_pool": 1, "grouped_bottleneck": 16}),
+        ("resnext50_32x4d", {"conv_max_pool": 1, "grouped_bottleneck": 16}),
         ("resnet26d", {"conv_bn_act": 15, "grouped_bottleneck": 5}),
         ("seresnext26d_32x4d", {"conv_bn_act": 47}),
-        ("resnetv2_50", {"conv_bn_act": 54, "affine_add_act": 17}),  # BatchNormAct2d
+        (  # BatchNormAct2d
+            "resnetv2_50",
+            {"conv_max_pool": 1, "conv_bn_act": 53, "affine_add_act": 17},
+        ),
     ],
 )
 def test_timm(name, counts, assert_accurate):
@@ -74,7 +77,7 @@ def test_frozen_batchnorm(assert_accurate):
     for name, buffer in model.named_buffers():
         buffer.uniform_(0.5, 1.5) if "mean" not in name else buffer.normal_()
     x = torch.randn(1, 3, 64, 64)
-    check(model, x, assert_accurate, conv_bn_act=1, grouped_bottleneck=16)
+    check(model, x, assert_accurate, conv_max_pool=1, grouped_bottleneck=16)
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         out = model(x)
         assert out.dtype == fastres.restore(model)(x).dtype
@@ -87,7 +90,7 @@ def test_dilated_backbone(assert_accurate):
     with torch.no_grad():
         exact = copy.deepcopy(model).double()(x.double())["out"]
         eager = model(x)
-        assert ops(model) == {"conv_bn_act": 3, "grouped_bottleneck": 16}
+        assert ops(model) == {"conv_max_pool": 1, "conv_bn_act": 2, "grouped_bottleneck": 16}
         out = fastres.accelerate(model)(x)
     assert type(out) is type(eager)
     assert_accurate(out["out"], eager["out"], exact, factor=4.0, magnitude=exact.abs)
@@ -111,7 +114,7 @@ def test_detection_model_is_accelerated_in_parts(assert_accurate):
     assert_accurate(out["0"], eager["0"], exact["0"], factor=4.0, magnitude=exact["0"].abs)
     assert set(detections) == {"boxes", "labels", "scores"}
     assert head.shape == eager["0"].shape
-    assert ops(model) == {"conv_bn_act": 12, "grouped_bottleneck": 16}
+    assert ops(model) == {"conv_max_pool": 1, "conv_bn_act": 11, "grouped_bottleneck": 16}
     assert reasons(model)[""].startswith("tracing failed: ")
     model.train()
     target = {"boxes": torch.tensor([[1.0, 1, 40, 40]]), "labels": torch.tensor([1])}

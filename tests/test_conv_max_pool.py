@@ -126,6 +126,20 @@ def test_what_is_not_finite_goes_where_it_does_apart():
         torch.testing.assert_close(actual, apart, rtol=0, atol=0, equal_nan=True)
 
 
+def test_fewer_rows_than_threads(set_threads):
+    case = same(3, 64, 7, 2, h=13, w=14, n=1)
+    inputs = make_inputs(case)
+    for threads in (1, 4):
+        set_threads(threads)
+        check(case, inputs, (7, 7, 0))
+
+
+@pytest.mark.parametrize("kernel", [3, 5, 7])
+def test_unpadded_images_with_channels_between(kernel):
+    case = ConvCase(3, 64, (kernel, kernel), (2, 2), h=33, w=29)
+    check(case, make_inputs(case, layout="channel_sliced"), (3, 2, 1))
+
+
 def test_empty_batch_and_float64():
     empty = make_inputs(same(3, 64, 7, 2, h=33, w=29, n=0))
     assert check(STEM, empty, (3, 2, 1)).shape == (0, 64, 9, 8)
@@ -249,6 +263,25 @@ def test_what_else_reads_the_convolution_keeps_it_apart():
     frozen = fastres.freeze(model)
     torch.testing.assert_close(frozen(x), model(x))
     assert "fastres::conv_max_pool" not in names(frozen, x)
+
+
+def test_a_write_to_the_input_in_between_keeps_it_apart():
+    class Writes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = conv_bn(3, 16, 7, stride=2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = x * 1.0
+            y = F.relu(self.stem(x))
+            x.mul_(2)
+            return F.max_pool2d(y, 3, 2, 1) + x.mean()
+
+    x, model = torch.randn(2, 3, 31, 27), randomised(Writes())
+    expected = model(x)
+    fused = fastres.accelerate(model)
+    torch.testing.assert_close(fused(x), expected)
+    assert "fastres::live_conv_bn_act" in names(fused, x)
 
 
 def test_what_winograd_may_convolve_stays_apart():

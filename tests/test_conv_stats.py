@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conv_case import ACTIVATIONS, DTYPES, LAYOUTS, same
+from conv_case import ACTIVATIONS, DTYPES, LAYOUTS, ConvCase, same
 from training_case import CASES, KINDS, check_statistics, eager, fused, make_inputs
 
 from fastres import ops
@@ -186,3 +186,9 @@ def test_autocast_casts_x_alone():
         out = fused(case, inputs, "relu")
     assert out[0].dtype == torch.bfloat16
     assert all(map(torch.equal, out, expected))
+
+
+def test_statistics_of_an_unpadded_image_with_channels_between(assert_accurate):
+    case = ConvCase(3, 64, (7, 7), (2, 2), h=33, w=29)
+    inputs = make_inputs(case, affine=False, layout="channel_sliced")
+    check_statistics(assert_accurate, case, inputs, "none")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conv_case import ACTIVATIONS, DTYPES, FACTORS, LAYOUTS, same
+from conv_case import ACTIVATIONS, DTYPES, FACTORS, LAYOUTS, ConvCase, same
 from torch import Tensor
 from training_case import (
     CASES,
@@ -287,3 +287,20 @@ def test_wrong_gradients():
                 True, True, True, given.get("grad_scale"), given.get("grad_in"), "direct",
                 given.get("in_residual"), given.get("activated"),
             )  # fmt: skip
+
+
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_an_infinity_stays_in_its_input_channel(dilation, set_threads):
+    case = ConvCase(128, 128, padding=(dilation,) * 4, dilation=(dilation,) * 2, h=9, w=9)
+    inputs = make_inputs(case, affine=False)
+    infinite = inputs._replace(x=inputs.x.clone())
+    infinite.x[0, 0, 5, 5] = torch.inf
+    for threads in (1, 2, 3):
+        set_threads(threads)
+        grads = []
+        for some in (inputs, infinite):
+            leaves = some.leaves()
+            y, *_ = fused(case, leaves, "none")
+            (grad,) = torch.autograd.grad(y, leaves.weight, torch.ones_like(y))
+            grads.append(grad[:, 1:])
+        torch.testing.assert_close(grads[1], grads[0], rtol=1e-4, atol=1e-4)

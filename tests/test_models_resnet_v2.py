@@ -76,8 +76,8 @@ def test_keys_of_v2(name):
 @pytest.mark.parametrize(
     ("name", "counts"),
     [
-        ("resnet18_v2", {"conv_bn_act": 20, "affine_add_act": 9}),
-        ("resnet50_v2", {"conv_bn_act": 53, "affine_add_act": 17}),
+        ("resnet18_v2", {"conv_max_pool": 1, "conv_bn_act": 19, "affine_add_act": 9}),
+        ("resnet50_v2", {"conv_max_pool": 1, "conv_bn_act": 52, "affine_add_act": 17}),
     ],
 )
 def test_inference_of_v2(name, counts, assert_accurate):
@@ -152,7 +152,7 @@ def test_keys_of_v1(name, depths):
 
 def test_inference_of_v1(assert_accurate):
     """The three blocks that stride run as convolutions: a fused bottleneck strides on its 3x3."""
-    counts = {"conv_bn_act": 1 + 3 * 4, "grouped_bottleneck": 13}
+    counts = {"conv_max_pool": 1, "conv_bn_act": 3 * 4, "grouped_bottleneck": 13}
     x = torch.randn(1, 3, 64, 96)
     check_inference(fastres.models.resnet50_v1(), V1((3, 4, 6, 3)), x, assert_accurate, **counts)
 

@@ -47,10 +47,10 @@ def test_a_layer_has_its_figures():
 def test_a_layer_names_the_operator_that_it_becomes():
     layers = summarize(fastres.models.resnext50_32x4d(), (1, 3, 64, 64)).layers
     into = {layer.name: layer.fused_into for layer in layers}
-    assert into["conv1"] == into["bn1"] == into["relu"] == "conv_bn_act #1"
+    assert into["conv1"] == into["bn1"] == into["relu"] == into["maxpool"]
+    assert into["maxpool"] == "conv_max_pool #1"
     assert into["layer1.0.conv1"] == into["layer1.0.downsample.1"] == "grouped_bottleneck #2"
     assert into["layer1.0.relu"] == "grouped_bottleneck #2"
-    assert into["maxpool"] is None
     assert into["fc"] is None
 
 

@@ -24,7 +24,7 @@ def make(name: str) -> nn.Module:
 def test_gradients(name):
     # Images this small and batches this large keep the last layers' statistics from being noise.
     # A sign that flips there moves all gradients by a hundredth: the more neighbours.
-    check_training(make(name), torch.randn(4, 3, 48, 40), neighbours=4)
+    check_training(make(name), torch.randn(4, 3, 48, 40), neighbours=6)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 #include "buffer_pool.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <iterator>
 #include <map>
 #include <mutex>
@@ -16,16 +17,37 @@ namespace {
 // again in the next step.
 constexpr size_t kAlwaysKeptBytes = size_t{512} << 20;
 
+// Smaller ones would each take a mapping of their own, of which a process has 65530: whoever keeps
+// many small outputs would come to the end of them.
+constexpr size_t kMappedBytes = size_t{1} << 20;
+constexpr size_t kAlignment = 64;
+
+// A buffer is handed out for at least a so manieth of its bytes.
+constexpr size_t kMostTimesAsLarge = 8;
+
+// `bytes` is a multiple of a page.
+void* allocate(size_t bytes) {
+  return bytes < kMappedBytes ? std::aligned_alloc(kAlignment, bytes) : map_pages(bytes);
+}
+void deallocate(void* buffer, size_t bytes) {
+  if (bytes < kMappedBytes) {
+    std::free(buffer);
+  } else {
+    unmap_pages(buffer, bytes);
+  }
+}
+
 class Pool {
  public:
   void* acquire(size_t bytes) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    // The smallest that is large enough: its pages are there already.
+    // The smallest that is large enough: its pages are there already. A far larger one is left for
+    // what needs it.
     auto found = free_.lower_bound(bytes);
-    if (found == free_.end()) {
-      drop_largest();
+    if (found == free_.end() || found->first / kMostTimesAsLarge > bytes) {
+      if (found == free_.end()) drop_largest();
       const size_t size = rounded_to_pages(bytes);
-      void* buffer = map_pages(size);
+      void* buffer = allocate(size);
       if (buffer != nullptr) use(buffer, size);
       return buffer;
     }
@@ -46,7 +68,7 @@ class Pool {
     used_.erase(found);
     used_bytes_ -= size;
     if (used_bytes_ + free_bytes_ + size > std::max(kAlwaysKeptBytes, most_used_bytes_)) {
-      unmap_pages(buffer, size);
+      deallocate(buffer, size);
       return;
     }
     free_.emplace(size, buffer);
@@ -65,7 +87,7 @@ class Pool {
   void drop_largest() {
     if (free_.empty()) return;
     const auto largest = std::prev(free_.end());
-    unmap_pages(largest->second, largest->first);
+    deallocate(largest->second, largest->first);
     free_bytes_ -= largest->first;
     free_.erase(largest);
   }

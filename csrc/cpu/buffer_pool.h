@@ -1,8 +1,8 @@
 // Memory for large outputs and packed weights, kept for reuse.
 //
 // The system's allocator gives a large block back to the kernel as soon as it is freed, so that an
-// output of 25 MB costs six thousand page faults at every call. These buffers stay mapped, in huge
-// pages where the kernel has them.
+// output of 25 MB costs six thousand page faults at every call. These buffers stay, large ones in
+// huge pages where the kernel has them.
 
 #pragma once
 
@@ -13,7 +13,7 @@ namespace fastres::cpu {
 // Buffers smaller than this are left to torch's allocator.
 constexpr size_t kPooledBytes = size_t{1} << 16;
 
-// At least `bytes` bytes, aligned to a page; null when memory is exhausted.
+// At least `bytes` bytes, aligned to a cache line; null when memory is exhausted.
 void* acquire_buffer(size_t bytes);
 // Takes back what acquire_buffer returned.
 void release_buffer(void* buffer);

@@ -117,7 +117,7 @@ class BandRunner {
         conv_(conv),
         panels_(panels),
         channels_(panel_channels(kernels, conv.layer, panels)),
-        direct_input_(conv.x.is_float32_nhwc() && !conv.geometry.padding.any()),
+        direct_input_(conv.x.is_band_for(conv.geometry.kernel.w) && !conv.geometry.padding.any()),
         direct_output_(conv.out.type == StorageType::float32),
         direct_residual_(conv.residual.data == nullptr || conv.residual.is_float32_nhwc()),
         fetches_output_(direct_output_ && conv.plain.data == nullptr &&

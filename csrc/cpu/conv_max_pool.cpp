@@ -24,8 +24,9 @@ namespace {
 // One thread's walk down rows of the output.
 class PooledRows {
  public:
-  // A walk of about so many output rows.
-  PooledRows(const Microkernels& kernels, const Conv& conv, const PoolWindow& window, int64_t rows)
+  // A walk of about so many output rows; `start` is where, between 0 and 1, to begin with panels.
+  PooledRows(const Microkernels& kernels, const Conv& conv, const PoolWindow& window, int64_t rows,
+             double start)
       : kernels_(kernels),
         conv_(conv),
         window_(window),
@@ -35,6 +36,7 @@ class PooledRows {
         kept_(kept_panels(kernels, layer_, conv.geometry.out.w, rows / rows_at_once(),
                           thread_scratch().kept_panels[0])) {
     if (kept_.has_value()) layer_.split_panels = &*kept_;
+    layer_.first_panel = static_cast<int64_t>(start * static_cast<double>(panels_.size()));
   }
   PooledRows(const PooledRows&) = delete;
   PooledRows& operator=(const PooledRows&) = delete;
@@ -126,7 +128,8 @@ void run(const Microkernels& kernels, Conv conv, const PoolWindow& window) {
   const int64_t parts = std::min(thread_count(), rows);
   parallel_parts(parts, [&](int64_t i) {
     const Range share = even_range(rows, parts, i);
-    const PooledRows pooled(kernels, conv, window, share.size());
+    const PooledRows pooled(kernels, conv, window, share.size(),
+                            static_cast<double>(i) / static_cast<double>(parts));
     for (int64_t row = share.begin; row < share.end;) {
       const int64_t first = row % per_image;
       const int64_t count = std::min(per_image - first, share.end - row);
@@ -154,8 +157,18 @@ Tensor convolve_and_pool(const ConvArguments& arguments, const ConvWeight& weigh
                   {"the convolution's output", "pool_size", "pool_stride", "pool_padding"});
   const Tensor& x = arguments.x;
   Tensor out = empty_nhwc(g.batch, g.out_channels, pooled_size(window, g.out), x.scalar_type(), x);
-  conv.out = image_of(out);
-  if (g.batch > 0) run(selected_microkernels(), conv, window);
+  const Image pooled = image_of(out);
+  const Microkernels& kernels = selected_microkernels();
+  if (pooled.batch * pooled.height >= thread_count()) {
+    conv.out = pooled;
+    run(kernels, conv, window);
+  } else if (g.batch > 0) {
+    // Too few rows for all threads, which can share the convolution in other ways.
+    Tensor y = empty_nhwc(g.batch, g.out_channels, g.out, x.scalar_type(), x);
+    conv.out = image_of(y);
+    run_conv(kernels, conv);
+    run_max_pool(kernels, conv.out, pooled, window);
+  }
   return out;
 }
 

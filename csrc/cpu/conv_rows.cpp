@@ -219,7 +219,7 @@ void tile_panels(const Microkernels& kernels, ConvLayer layer, const ConvBand& b
 
 void igemm_panels(const Microkernels& kernels, const ConvLayer& layer, const ConvBand& band,
                   Range panels) {
-  if (takes_tiles(kernels, layer, band)) return tile_panels(kernels, layer, band, panels);
+  if (prefers_tiles(kernels, layer, band.pixels)) return tile_panels(kernels, layer, band, panels);
   const ConvTile tile = tile_of(layer, band);
   for (int64_t i = 0; i < panels.size(); ++i) {
     ConvTile t = panel_tile(kernels, layer, tile, nth_panel(layer, panels, i));

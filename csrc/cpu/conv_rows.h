@@ -77,6 +77,7 @@ Range panel_blocks(const Microkernels& kernels, const ConvLayer& layer, int64_t 
 FloatSpan panel_floats(const Microkernels& kernels, const ConvLayer& layer, int64_t panel);
 
 struct ConvBand {
+  // For a kernel of several columns its pixels are adjacent.
   Band input;     // starts at the padded input pixel of the first output pixel's first tap
   Band residual;  // data is null for none; may be the output itself
   Band output;

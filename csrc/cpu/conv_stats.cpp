@@ -42,7 +42,7 @@ class SliceRunner {
         panels_(panel_count(kernels.base, layer)),
         on_tiles_(!conv.winograd && prefers_tiles(kernels.base, layer, conv.geometry.out.w)),
         small_weights_(weight_bytes(layer) <= level2_cache_bytes() / 4),
-        direct_input_(!conv.has_prologue && conv.x.is_float32_nhwc() &&
+        direct_input_(!conv.has_prologue && conv.x.is_band_for(conv.geometry.kernel.w) &&
                       !conv.geometry.padding.any()),
         direct_output_(y.type == StorageType::float32),
         slices_(conv.geometry.batch, conv.geometry.out.h, rows_in_cache(), conv.winograd ? 2 : 1,

@@ -30,6 +30,11 @@ struct Image {
            (batch == 1 || stride_n == height * width * stride_w);
   }
   bool is_float32_nhwc() const { return type == StorageType::float32 && channels_adjacent(); }
+  // Whether a kernel of so many columns reads it as it lies: those of several have to be adjacent,
+  // where they are taken for one of more channels.
+  bool is_band_for(int64_t columns) const {
+    return is_float32_nhwc() && (columns == 1 || stride_w == channels);
+  }
 };
 
 // Every step-th pixel.

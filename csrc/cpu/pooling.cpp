@@ -3,6 +3,17 @@
 #include "scratch.h"
 
 namespace fastres::cpu {
+namespace {
+
+Band input_rows(const Microkernels& kernels, const Image& x, int64_t n, Range rows) {
+  if (x.is_float32_nhwc()) {
+    return {reinterpret_cast<float*>(x.at(n, rows.begin, 0)), x.stride_h, x.stride_w};
+  }
+  return load_band(kernels, x, {n, rows.begin, rows.size(), 0, 0},
+                   thread_scratch().input.floats(rows.size() * x.width * x.channels));
+}
+
+}  // namespace
 
 PoolWindow pool_window(const std::vector<int64_t>& size, const std::vector<int64_t>& stride,
                        const std::vector<int64_t>& padding, Extent in, const char* op,
@@ -56,6 +67,21 @@ void pool_row(const Microkernels& kernels, const PoolWindow& window, const Band&
   kernels.max_pool(row);
   if (direct) return;
   store_band(kernels, {row.output, y.width * y.channels, y.channels}, y, n, h, 1, 0, y.channels);
+}
+
+void run_max_pool(const Microkernels& kernels, const Image& x, const Image& y,
+                  const PoolWindow& window) {
+  const int64_t rows = y.batch * y.height;
+  if (rows == 0) return;
+  const int64_t parts = std::min(rows, thread_count());
+  parallel_parts(parts, [&](int64_t part) {
+    const Range share = even_range(rows, parts, part);
+    for (int64_t row = share.begin; row < share.end; ++row) {
+      const int64_t n = row / y.height, h = row % y.height;
+      const Range input = window.input_rows(h, x.height);
+      pool_row(kernels, window, input_rows(kernels, x, n, input), input.size(), x.width, y, n, h);
+    }
+  });
 }
 
 }  // namespace fastres::cpu

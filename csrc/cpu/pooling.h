@@ -44,4 +44,8 @@ PoolRow window_row(const PoolWindow& window, const Band& input, int64_t rows, in
 void pool_row(const Microkernels& kernels, const PoolWindow& window, const Band& input,
               int64_t rows, int64_t width, const Image& y, int64_t n, int64_t h);
 
+// All of y, on all threads.
+void run_max_pool(const Microkernels& kernels, const Image& x, const Image& y,
+                  const PoolWindow& window);
+
 }  // namespace fastres::cpu

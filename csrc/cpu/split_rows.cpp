@@ -102,13 +102,6 @@ bool prefers_tiles(const Microkernels& kernels, const ConvLayer& layer, int64_t 
   return tiles < pixels * outputs * h.taps() * h.group_in_channels / 27;
 }
 
-bool takes_tiles(const Microkernels& kernels, const ConvLayer& layer, const ConvBand& band) {
-  const PackedHeader& h = layer.header;
-  const bool joined = joined_columns(layer).kernel_w != h.kernel_w;
-  if (joined && band.input.pixel_stride != h.group_in_channels) return false;
-  return prefers_tiles(kernels, layer, band.pixels);
-}
-
 int64_t shared_outputs(const PackedHeader& header, int64_t batch, Extent out) {
   return (header.taps() == 1 ? batch : 1) * out.h * out.w;
 }

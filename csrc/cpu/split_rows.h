@@ -15,10 +15,6 @@ namespace fastres::cpu {
 // alone, so that the bits of the results do not depend on how threads share it.
 bool prefers_tiles(const Microkernels& kernels, const ConvLayer& layer, int64_t pixels);
 
-// Whether this band is convolved on them: where a kernel's columns are joined, its pixels have to
-// be adjacent.
-bool takes_tiles(const Microkernels& kernels, const ConvLayer& layer, const ConvBand& band);
-
 // A layer's `outputs`: a 1x1 goes through all images as through one. Of the layer alone, too: a
 // bottleneck's layers have the same ones band by band and each on its own.
 int64_t shared_outputs(const PackedHeader& header, int64_t batch, Extent out);

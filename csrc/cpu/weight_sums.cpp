@@ -204,7 +204,8 @@ void WeightSums::add_taps(WgradTile tile, Range channels) const {
   const float* input = tile.input;
   float* sums = tile.sums;
   // The taps of a kernel row are adjacent in memory: one run instead of several short ones.
-  const bool joined = tile.tap_col_stride == section_in_;
+  const bool joined =
+      tile.tap_cols > 1 && channels.size() == section_in_ && tile.tap_col_stride == section_in_;
   const int64_t cols = joined ? 1 : tile.tap_cols;
   tile.channels = joined ? tile.tap_cols * section_in_ : channels.size();
   for (int64_t r = 0; r < tile.tap_rows; ++r) {

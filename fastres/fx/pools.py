@@ -26,9 +26,8 @@ class MaxPoolWindow(NamedTuple):
 
     @property
     def is_plain(self) -> bool:
-        """Whether operators of fastres take it."""
-        places = self.kernel[0] * self.kernel[1]
-        return self.dilation == (1, 1) and not self.ceil_mode and places <= 256
+        """Whether it is one of fastres's operators'."""
+        return self.dilation == (1, 1) and not self.ceil_mode
 
 
 def read_max_pool(node: fx.Node, reader: Reader) -> tuple[fx.Node, MaxPoolWindow] | None:
