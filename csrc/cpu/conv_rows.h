@@ -77,8 +77,9 @@ Range panel_blocks(const Microkernels& kernels, const ConvLayer& layer, int64_t 
 FloatSpan panel_floats(const Microkernels& kernels, const ConvLayer& layer, int64_t panel);
 
 struct ConvBand {
-  // For a kernel of several columns its pixels are adjacent.
-  Band input;     // starts at the padded input pixel of the first output pixel's first tap
+  // Starts at the padded input pixel of the first output pixel's first tap. For a kernel of several
+  // columns of so few channels that tiles join them, its pixels are adjacent.
+  Band input;
   Band residual;  // data is null for none; may be the output itself
   Band output;
   int64_t rows = 0;
