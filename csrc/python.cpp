@@ -74,6 +74,9 @@ PYBIND11_MODULE(_diagnostics, m) {
       py::arg("groups"), py::arg("algorithm"), py::arg("live"),
       "What computes a convolution of these shapes, padding (top, bottom, left, right), on the "
       "selected instruction set. Raises RuntimeError where it has no output.");
+  m.def("prefers_direct", &fastres::cpu::prefers_direct, py::arg("in_channels"),
+        "Whether a dense 3x3 of so many input channels is better convolved directly than by "
+        "Winograd's algorithm, on the selected instruction set.");
   m.def("fma_burn", &fastres::cpu::fma_burn, py::arg("iterations"),
         py::call_guard<py::gil_scoped_release>(),
         "Runs independent fused multiply-adds on the selected instruction set and returns the "

@@ -128,12 +128,6 @@ def diagnostics() -> ModuleType | None:
         return None
 
 
-def has_matrix_tiles() -> bool:
-    """Returns whether the native kernels use the processor's matrix tiles (Intel AMX)."""
-    module = diagnostics()
-    return module is not None and module.cpu_info()["selected_isa"] == "amx"
-
-
 # ---- loading -------------------------------------------------------------------------------------
 
 

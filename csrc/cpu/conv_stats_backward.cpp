@@ -59,29 +59,32 @@ WeightView weight_target(const WeightView& weight, Tensor& grad) {
   return view;
 }
 
-// Matrix tiles convolve few channels directly in less time, as fastres/_algorithm.py has it for
-// outputs.
-bool prefers_direct(const Kernels& kernels, const ConvGeometry& g) {
-  constexpr int64_t kNarrow = 160;
-  return kernels.base.split != nullptr && std::max(g.in_channels, g.out_channels) <= kNarrow;
-}
-
-InputGradientSums run_winograd(const Kernels& kernels, const TrainingConv& conv,
-                               const OutputGradient& gradient, const InputBackward& input,
-                               const WeightView& grad_weight) {
+// Of few channels, where matrix tiles do without Winograd's algorithm.
+InputGradientSums run_narrow(const Kernels& kernels, const TrainingConv& conv,
+                             const OutputGradient& gradient, const InputBackward& input,
+                             const WeightView& grad_weight) {
   TrainingConv direct = conv;
   direct.winograd = false;
-  const bool prefers = prefers_direct(kernels, conv.geometry);
   if (grad_weight.data != nullptr) {
-    const bool sums_directly = prefers && WeightSums(kernels, direct).on_tiles();
-    if (sums_directly) {
+    if (WeightSums(kernels, direct).on_tiles()) {
       run_wgrad(kernels, direct, gradient, grad_weight);
     } else {
       run_winograd_wgrad(kernels, conv, gradient, grad_weight);
     }
   }
   if (input.grad_x.data == nullptr) return InputGradientSums(conv.geometry.in_channels);
-  if (prefers) return run_dgrad(kernels, direct, gradient, input);
+  return run_dgrad(kernels, direct, gradient, input);
+}
+
+InputGradientSums run_winograd(const Kernels& kernels, const TrainingConv& conv,
+                               const OutputGradient& gradient, const InputBackward& input,
+                               const WeightView& grad_weight) {
+  const ConvGeometry& g = conv.geometry;
+  if (prefers_direct(kernels.base, std::max(g.in_channels, g.out_channels))) {
+    return run_narrow(kernels, conv, gradient, input, grad_weight);
+  }
+  if (grad_weight.data != nullptr) run_winograd_wgrad(kernels, conv, gradient, grad_weight);
+  if (input.grad_x.data == nullptr) return InputGradientSums(g.in_channels);
   if (prefers_winograd_batches(conv.weight)) {
     return run_winograd_dgrad(kernels, conv, gradient, input);
   }

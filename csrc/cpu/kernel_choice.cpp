@@ -2,6 +2,7 @@
 
 #include "conv.h"
 #include "plain_tensor.h"
+#include "winograd.h"
 
 namespace fastres::cpu {
 namespace {
@@ -47,6 +48,10 @@ std::string kernel_choice(const ConvShape& shape, const std::string& algorithm, 
   conv.x = dense_image(g.batch, g.in_channels, g.in, &value);
   conv.out = dense_image(g.batch, g.out_channels, g.out, &value);
   return kernel_name(selected_microkernels(), conv);
+}
+
+bool prefers_direct(int64_t in_channels) {
+  return prefers_direct(selected_microkernels(), in_channels);
 }
 
 }  // namespace fastres::cpu

@@ -1,4 +1,4 @@
-// Which kernel a convolution gets, for explain().
+// Which kernel a convolution gets, for explain() and for who packs weights.
 
 #pragma once
 
@@ -22,5 +22,9 @@ struct ConvShape {
 // by that algorithm. Throws std::runtime_error where the convolution has no output.
 FASTRES_PUBLIC std::string kernel_choice(const ConvShape& shape, const std::string& algorithm,
                                          bool live);
+
+// Whether a dense 3x3 of so many input channels is better convolved directly than by Winograd's
+// algorithm, on the selected instruction set.
+FASTRES_PUBLIC bool prefers_direct(int64_t in_channels);
 
 }  // namespace fastres::cpu

@@ -199,6 +199,11 @@ void winograd_outputs(const Microkernels& kernels, const ConvLayer& layer,
   kernels.winograd_output(products, output_tile(layer, band, channels));
 }
 
+bool prefers_direct(const Microkernels& kernels, int64_t channels) {
+  constexpr int64_t kNarrow = 160;
+  return kernels.split != nullptr && channels <= kNarrow;
+}
+
 int64_t winograd_rows_in_cache(const Microkernels& kernels, const ConvLayer& layer,
                                int64_t pixels) {
   return Chunk(kernels, layer, pixels).rows_in_cache();
