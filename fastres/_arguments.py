@@ -60,6 +60,34 @@ def resolve_padding(
     return vertical, vertical, horizontal, horizontal
 
 
+def conv_geometry(
+    op: str,
+    kernel_size: IntOrPair,
+    stride: IntOrPair,
+    padding: str | IntOrPair,
+    dilation: IntOrPair,
+) -> tuple[tuple[int, int], tuple[int, int, int, int], tuple[int, int]]:
+    """A convolution's stride, padding and dilation as the operators take them.
+
+    Raises:
+        ValueError: an unknown string, or padding "same" with a stride; names the operator.
+        TypeError: neither a string nor ints, as many as they have to be.
+    """
+    steps = pair("stride", stride)
+    if padding == "same" and steps != (1, 1):
+        raise ValueError(f"{op}: padding 'same' needs stride 1, got {steps}")
+    return steps, resolve_padding(padding, kernel_size, dilation), pair("dilation", dilation)
+
+
+def pool_window(
+    size: IntOrPair, stride: IntOrPair | None, padding: IntOrPair, prefix: str = ""
+) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+    """A pooling's window, stride (None for the window) and padding as the operators take them."""
+    window = pair(f"{prefix}size", size)
+    step = window if stride is None else pair(f"{prefix}stride", stride)
+    return window, step, pair(f"{prefix}padding", padding)
+
+
 def check_tensor(
     op: str, name: str, value: object, dtypes: Sequence[torch.dtype], device: torch.device | None
 ) -> None:

@@ -403,7 +403,7 @@ def max_pool_places_shape(
 
     Args:
         shape: of its input.
-        kernel_size: at most 256 places, which a byte can tell apart.
+        kernel_size: at most ``MOST_PLACES``.
         stride: from one window to the next.
         padding: each at most half of the window.
 
@@ -412,10 +412,15 @@ def max_pool_places_shape(
     """
     op = "max_pool_places"
     out = _pooled_shape(op, tuple(shape), kernel_size, stride, padding, _MAX_POOL)
-    if kernel_size[0] * kernel_size[1] > 256:
-        raise ValueError(f"{op}: kernel_size must have at most 256 places, got {list(kernel_size)}")
+    if kernel_size[0] * kernel_size[1] > MOST_PLACES:
+        raise ValueError(
+            f"{op}: kernel_size must have at most {MOST_PLACES} places, got {list(kernel_size)}"
+        )
     return out
 
+
+#: Of a window, that a byte tells apart.
+MOST_PLACES = 256
 
 _MAX_POOL = ("x", "kernel_size", "stride", "padding")
 _CONV_MAX_POOL = ("the convolution's output", "pool_size", "pool_stride", "pool_padding")

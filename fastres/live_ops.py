@@ -14,8 +14,9 @@ from ._arguments import (
     IntOrPair,
     check_input,
     check_tensor,
+    conv_geometry,
     pair,
-    resolve_padding,
+    pool_window,
 )
 from ._autocast import register_autocast
 
@@ -84,9 +85,6 @@ def live_conv_bn_act(
         dtypes = _checks.FLOAT_DTYPES if autocast else (x.dtype,)
         check_tensor(op, "residual", residual, dtypes, device)
     _refuse_gradients(op, x=x, weight=weight, scale=scale, shift=shift, residual=residual)
-    stride = pair("stride", stride)
-    if padding == "same" and stride != (1, 1):
-        raise ValueError(f"{op}: padding 'same' needs stride 1, got {stride}")
     kernel = (reference if double else _OPS).live_conv_bn_act
     return kernel(
         x,
@@ -94,9 +92,7 @@ def live_conv_bn_act(
         scale,
         shift,
         residual,
-        stride,
-        resolve_padding(padding, tuple(weight.shape[2:]), dilation),
-        pair("dilation", dilation),
+        *conv_geometry(op, tuple(weight.shape[2:]), stride, padding, dilation),
         groups,
         algorithm,
         act,
@@ -157,25 +153,17 @@ def live_conv_max_pool(
         check_tensor(op, "scale", scale, vector_dtypes, device)
     check_tensor(op, "shift", shift, vector_dtypes, device)
     _refuse_gradients(op, x=x, weight=weight, scale=scale, shift=shift)
-    stride = pair("stride", stride)
-    if padding == "same" and stride != (1, 1):
-        raise ValueError(f"{op}: padding 'same' needs stride 1, got {stride}")
-    window = pair("pool_size", pool_size)
     kernel = (reference if double else _OPS).live_conv_max_pool
     return kernel(
         x,
         weight,
         scale,
         shift,
-        stride,
-        resolve_padding(padding, tuple(weight.shape[2:]), dilation),
-        pair("dilation", dilation),
+        *conv_geometry(op, tuple(weight.shape[2:]), stride, padding, dilation),
         groups,
         act,
         act_slope,
-        window,
-        window if pool_stride is None else pair("pool_stride", pool_stride),
-        pair("pool_padding", pool_padding),
+        *pool_window(pool_size, pool_stride, pool_padding, "pool_"),
     )
 
 

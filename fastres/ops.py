@@ -27,8 +27,10 @@ from ._arguments import (
     IntOrPair,
     check_input,
     check_tensor,
+    conv_geometry,
     no_shift,
     pair,
+    pool_window,
     resolve_padding,
 )
 from ._autocast import register_autocast
@@ -170,9 +172,6 @@ def conv_bn_act(
         autocast = torch.is_autocast_enabled(device.type)
         dtypes = _checks.FLOAT_DTYPES if autocast else (x.dtype,)
         check_tensor(op, "residual", residual, dtypes, device)
-    stride = pair("stride", stride)
-    if padding == "same" and stride != (1, 1):
-        raise ValueError(f"{op}: padding 'same' needs stride 1, got {stride}")
     kernel = (reference if x.dtype == torch.float64 else _OPS).conv_bn_act
     return kernel(
         x,
@@ -180,9 +179,7 @@ def conv_bn_act(
         shift,
         residual,
         pair("kernel_size", kernel_size),
-        stride,
-        resolve_padding(padding, kernel_size, dilation),
-        pair("dilation", dilation),
+        *conv_geometry(op, kernel_size, stride, padding, dilation),
         groups,
         act,
         act_slope,
@@ -338,7 +335,8 @@ def conv_max_pool(
 
     Args:
         x: [N, C, H, W], float32, bfloat16, float16 or float64; any strides.
-        packed: the weight [K, C/groups, R, S], of ``pack_conv_weight`` for a direct convolution.
+        packed: the weight [K, C/groups, R, S], of ``pack_conv_weight``; for a direct convolution,
+            as one for Winograd's algorithm is convolved first and pooled after that.
         shift: [K], float32 (float64 for a float64 x).
         kernel_size: int or (R, S).
         stride: int or (vertical, horizontal).
@@ -363,25 +361,17 @@ def conv_max_pool(
     device, shift_dtypes = check_input(op, x)
     check_tensor(op, "packed", packed, BYTES, device)
     check_tensor(op, "shift", shift, shift_dtypes, device)
-    stride = pair("stride", stride)
-    if padding == "same" and stride != (1, 1):
-        raise ValueError(f"{op}: padding 'same' needs stride 1, got {stride}")
-    window = pair("pool_size", pool_size)
     kernel = (reference if x.dtype == torch.float64 else _OPS).conv_max_pool
     return kernel(
         x,
         packed,
         shift,
         pair("kernel_size", kernel_size),
-        stride,
-        resolve_padding(padding, kernel_size, dilation),
-        pair("dilation", dilation),
+        *conv_geometry(op, kernel_size, stride, padding, dilation),
         groups,
         act,
         act_slope,
-        window,
-        window if pool_stride is None else pair("pool_stride", pool_stride),
-        pair("pool_padding", pool_padding),
+        *pool_window(pool_size, pool_stride, pool_padding, "pool_"),
     )
 
 

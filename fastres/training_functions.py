@@ -19,6 +19,7 @@ from torch import Tensor
 
 from . import training_reference
 from ._algorithm import for_output
+from ._checks import MOST_PLACES
 from ._handed import Fork, Handed
 from .fx.pools import MaxPoolWindow
 from .reference import compute_dtype
@@ -173,7 +174,7 @@ class MaxPool(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, window: MaxPoolWindow) -> Tensor:  # noqa: D102
         ctx.window, ctx.size = window, x.shape
         places = window.kernel[0] * window.kernel[1]
-        ctx.in_bytes = not x.is_cuda and window.is_plain and places <= 256
+        ctx.in_bytes = not x.is_cuda and window.is_plain and places <= MOST_PLACES
         if ctx.in_bytes:
             op = (training_reference if x.dtype == torch.float64 else _OPS).max_pool_places
             out, where = op(x, *window[:3])

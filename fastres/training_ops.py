@@ -18,7 +18,7 @@ from torch import Tensor
 
 from . import _checks, training_reference
 from . import _training_checks as checks
-from ._arguments import IntOrPair, check_input, check_tensor, pair, resolve_padding
+from ._arguments import IntOrPair, check_input, check_tensor, conv_geometry
 from ._autocast import register_autocast
 from ._onnx import refuse_onnx_export
 
@@ -139,9 +139,6 @@ def conv_stats(
     for name, vector in (("in_mean", in_mean), ("in_scale", in_scale), ("in_bias", in_bias)):
         if vector is not None:
             check_tensor(op, name, vector, vector_dtypes, device)
-    stride = pair("stride", stride)
-    if padding == "same" and stride != (1, 1):
-        raise ValueError(f"{op}: padding 'same' needs stride 1, got {stride}")
     if weight.dim() != 4:
         raise ValueError(
             f"{op}: weight must be 4-D [K, C/groups, R, S], got shape {list(weight.shape)}"
@@ -155,9 +152,7 @@ def conv_stats(
         in_act,
         in_act_slope,
         weight,
-        stride,
-        resolve_padding(padding, tuple(weight.shape[2:]), dilation),
-        pair("dilation", dilation),
+        *conv_geometry(op, tuple(weight.shape[2:]), stride, padding, dilation),
         groups,
         algorithm,
     )
