@@ -50,8 +50,8 @@ STABLE_TORCH_LIBRARY(fastres, m) {
   // The largest value of each window; padding is (vertical, horizontal), at most half of it.
   m.def("max_pool(Tensor x, int[2] kernel_size, int[2] stride, int[2] padding) -> Tensor");
 
-  // max_pool of conv_bn_act without a residual, of a weight that is not for Winograd's algorithm:
-  // the stem of a network, whose convolution's output never leaves the cache.
+  // max_pool of conv_bn_act without a residual: the stem of a network, whose convolution's output,
+  // if that is a direct one, never leaves the cache.
   m.def(
       "conv_max_pool(Tensor x, Tensor packed, Tensor shift, int[2] kernel_size, int[2] stride, "
       "int[4] padding, int[2] dilation, int groups, str act, float act_slope, int[2] pool_size, "

@@ -172,14 +172,13 @@ def test_errors_name_the_argument(change, error, message):
         ops.live_conv_max_pool(x, weight, None, **arguments)
 
 
-def test_weights_for_winograd_are_refused(kernels):
-    packed = ops.pack_conv_weight(torch.ones(8, 4, 3, 3), algorithm="winograd")
-    call = {"kernel_size": 3, "padding": 1, "pool_size": 3}
-    if kernels == "reference":
-        assert ops.conv_max_pool(torch.ones(1, 4, 6, 6), packed, torch.zeros(8), **call).numel()
-        return
-    with pytest.raises(ValueError, match="packed must be for a direct convolution"):
-        ops.conv_max_pool(torch.ones(1, 4, 6, 6), packed, torch.zeros(8), **call)
+def test_weights_for_winograd():
+    inputs = make_inputs(PATHS["3x3 winograd"])
+    packed = ops.pack_conv_weight(inputs.weight, inputs.scale, algorithm="winograd")
+    call = {"kernel_size": 3, "padding": 1, "act": "relu"}
+    apart = ops.max_pool(ops.conv_bn_act(inputs.x, packed, inputs.shift, **call), 3, 2, 1)
+    pool = {"pool_size": 3, "pool_stride": 2, "pool_padding": 1}
+    assert torch.equal(ops.conv_max_pool(inputs.x, packed, inputs.shift, **call, **pool), apart)
 
 
 def _operands(x: torch.Tensor) -> tuple[Any, ...]:

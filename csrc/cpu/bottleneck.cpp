@@ -38,7 +38,6 @@ class BandWalker {
         inner1_row_(padded_width_ * channels1_),
         inner2_row_(block.out.w * channels2_),
         small_weights_(weights_stay_in_cache(kernels, block)),
-        direct_input_(block.x.is_float32_nhwc()),
         direct_output_(block.y.type == StorageType::float32),
         kept_{kept(block.reduce, block.in.w, pairs, 0), kept(block.spatial, block.out.w, pairs, 1),
               kept(block.expand, block.out.w, pairs, 2),
@@ -177,12 +176,7 @@ class BandWalker {
   }
 
   Band input_rows(int64_t n, int64_t row, int64_t rows, Scratch& scratch) const {
-    const Image& x = block_.x;
-    if (direct_input_) {
-      return {reinterpret_cast<float*>(x.at(n, row, 0)), x.stride_h, x.stride_w};
-    }
-    return load_band(kernels_, x, {n, row, rows, 0, 0},
-                     scratch.floats(rows * x.width * x.channels));
+    return float_rows(kernels_, block_.x, n, {row, row + rows}, scratch);
   }
 
   Band output_rows(int64_t n, int64_t row, int64_t rows) const {
@@ -219,7 +213,6 @@ class BandWalker {
   const int64_t inner1_row_;
   const int64_t inner2_row_;
   const bool small_weights_;
-  const bool direct_input_;
   const bool direct_output_;
   std::array<std::optional<SplitPanels>, ThreadScratch::kKeptPanels> kept_;
   int64_t last_rows_offset_ = 0;
@@ -236,12 +229,9 @@ void run_depth_first(const Microkernels& kernels, const Bottleneck& block) {
     const Range share = even_range(pairs, parts, i);
     BandWalker walker(kernels, block, static_cast<double>(i) / static_cast<double>(parts),
                       share.size());
-    for (int64_t pair = share.begin; pair < share.end;) {
-      const int64_t at = pair % pairs_per_image;
-      const int64_t count = std::min(pairs_per_image - at, share.end - pair);
-      walker.walk(pair / pairs_per_image, 2 * at, std::min(2 * (at + count), block.out.h));
-      pair += count;
-    }
+    for_each_image(share, pairs_per_image, [&](int64_t n, Range mine) {
+      walker.walk(n, 2 * mine.begin, std::min(2 * mine.end, block.out.h));
+    });
   });
 }
 

@@ -22,7 +22,7 @@ constexpr size_t kAlwaysKeptBytes = size_t{512} << 20;
 constexpr size_t kMappedBytes = size_t{1} << 20;
 constexpr size_t kAlignment = 64;
 
-// A buffer is handed out for at least a so manieth of its bytes.
+// A buffer is not handed out for a request so many times smaller.
 constexpr size_t kMostTimesAsLarge = 8;
 
 // `bytes` is a multiple of a page.

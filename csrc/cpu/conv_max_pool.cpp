@@ -130,12 +130,8 @@ void run(const Microkernels& kernels, Conv conv, const PoolWindow& window) {
     const Range share = even_range(rows, parts, i);
     const PooledRows pooled(kernels, conv, window, share.size(),
                             static_cast<double>(i) / static_cast<double>(parts));
-    for (int64_t row = share.begin; row < share.end;) {
-      const int64_t first = row % per_image;
-      const int64_t count = std::min(per_image - first, share.end - row);
-      pooled.walk(row / per_image, first, first + count);
-      row += count;
-    }
+    for_each_image(share, per_image,
+                   [&](int64_t n, Range mine) { pooled.walk(n, mine.begin, mine.end); });
   });
 }
 
@@ -147,8 +143,6 @@ struct PoolArguments {
 
 Tensor convolve_and_pool(const ConvArguments& arguments, const ConvWeight& weight,
                          const PoolArguments& pool, const char* op) {
-  check(weight.header.layout != PackedLayout::winograd, op, ": ", weight.name,
-        " must be for a direct convolution, got one for Winograd's algorithm");
   Tensor dense_shift = arguments.shift;
   Conv conv = checked_conv(arguments, weight, op, dense_shift);
   const ConvGeometry& g = conv.geometry;
@@ -159,11 +153,15 @@ Tensor convolve_and_pool(const ConvArguments& arguments, const ConvWeight& weigh
   Tensor out = empty_nhwc(g.batch, g.out_channels, pooled_size(window, g.out), x.scalar_type(), x);
   const Image pooled = image_of(out);
   const Microkernels& kernels = selected_microkernels();
-  if (pooled.batch * pooled.height >= thread_count()) {
+  // Of fewer rows than threads, which can share the convolution in other ways, or of Winograd's
+  // tiles, which are two rows high, the convolution comes first.
+  const bool apart = weight.header.layout == PackedLayout::winograd ||
+                     pooled.batch * pooled.height < thread_count();
+  if (g.batch == 0) return out;
+  if (!apart) {
     conv.out = pooled;
     run(kernels, conv, window);
-  } else if (g.batch > 0) {
-    // Too few rows for all threads, which can share the convolution in other ways.
+  } else {
     Tensor y = empty_nhwc(g.batch, g.out_channels, g.out, x.scalar_type(), x);
     conv.out = image_of(y);
     run_conv(kernels, conv);

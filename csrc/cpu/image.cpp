@@ -98,6 +98,15 @@ Band load_band(const Microkernels& kernels, const Image& image, const PaddedRows
   return {target, row_floats, channels};
 }
 
+Band float_rows(const Microkernels& kernels, const Image& image, int64_t n, Range rows,
+                Scratch& scratch) {
+  if (image.is_float32_nhwc()) {
+    return {reinterpret_cast<float*>(image.at(n, rows.begin, 0)), image.stride_h, image.stride_w};
+  }
+  return load_band(kernels, image, {n, rows.begin, rows.size(), 0, 0},
+                   scratch.floats(rows.size() * image.width * image.channels));
+}
+
 void store_band(const Microkernels& kernels, const Band& band, const Image& image, int64_t n,
                 int64_t row, int64_t rows, int64_t first, int64_t last) {
   for (int64_t i = 0; i < rows; ++i) {

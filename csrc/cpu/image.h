@@ -8,6 +8,7 @@
 
 #include "../geometry.h"
 #include "microkernels.h"
+#include "parallel.h"
 
 namespace fastres::cpu {
 
@@ -62,6 +63,11 @@ struct PaddedRows {
 };
 Band load_band(const Microkernels& kernels, const Image& image, const PaddedRows& what,
                float* target);
+
+// Rows of an image as float32 pixels whose channels are adjacent: where they lie, or converted into
+// `scratch`.
+Band float_rows(const Microkernels& kernels, const Image& image, int64_t n, Range rows,
+                Scratch& scratch);
 
 // Writes channels [first, last) of `rows` rows of the band to image n from row `row` on.
 void store_band(const Microkernels& kernels, const Band& band, const Image& image, int64_t n,

@@ -2,7 +2,6 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include <algorithm>
 #include <tuple>
 #include <vector>
 
@@ -29,26 +28,6 @@ PoolWindow placed_window(const std::vector<int64_t>& kernel_size,
   return window;
 }
 
-// Calls part(image, row) for every row of `images` images of so many rows, on all threads.
-template <class Part>
-void parallel_rows(int64_t images, int64_t rows, const Part& part) {
-  const int64_t all = images * rows;
-  const int64_t parts = std::clamp<int64_t>(all, 1, thread_count());
-  parallel_parts(parts, [&](int64_t i) {
-    const Range share = even_range(all, parts, i);
-    for (int64_t row = share.begin; row < share.end; ++row) part(row / rows, row % rows);
-  });
-}
-
-// Float32 rows of an image, whose pixels' channels are adjacent: where they lie, or in `target`.
-Band float_rows(const Microkernels& kernels, const Image& image, int64_t n, Range rows,
-                float* target) {
-  if (image.is_float32_nhwc()) {
-    return {reinterpret_cast<float*>(image.at(n, rows.begin, 0)), image.stride_h, image.stride_w};
-  }
-  return load_band(kernels, image, {n, rows.begin, rows.size(), 0, 0}, target);
-}
-
 std::tuple<Tensor, Tensor> max_pool_places(const Tensor& x, const std::vector<int64_t>& kernel_size,
                                            const std::vector<int64_t>& stride,
                                            const std::vector<int64_t>& padding) {
@@ -67,9 +46,7 @@ std::tuple<Tensor, Tensor> max_pool_places(const Tensor& x, const std::vector<in
   const int64_t row_values = size.w * from.channels;
   parallel_rows(from.batch, size.h, [&](int64_t n, int64_t h) {
     const Range rows = window.input_rows(h, from.height);
-    const Band input =
-        float_rows(kernels.base, from, n, rows,
-                   thread_scratch().input.floats(rows.size() * from.width * from.channels));
+    const Band input = float_rows(kernels.base, from, n, rows, thread_scratch().input);
     const OutputRows output(kernels, to, n, h, 1);
     PlacedPoolRow placed{window_row(window, input, rows.size(), from.width, from.channels, size.w),
                          rows.begin - (h * window.stride.h - window.padding.h),

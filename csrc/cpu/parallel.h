@@ -38,6 +38,29 @@ inline Range even_range(int64_t count, int64_t parts, int64_t i) {
   return {count * i / parts, count * (i + 1) / parts};
 }
 
+// Calls use(image, rows) for each image's part of a share of the rows of images of so many rows.
+template <class Use>
+void for_each_image(Range share, int64_t rows_per_image, const Use& use) {
+  for (int64_t row = share.begin; row < share.end;) {
+    const int64_t first = row % rows_per_image;
+    const int64_t count = std::min(rows_per_image - first, share.end - row);
+    use(row / rows_per_image, Range{first, first + count});
+    row += count;
+  }
+}
+
+// Calls part(image, row) for every row of images of so many rows, on all threads.
+template <class Part>
+void parallel_rows(int64_t images, int64_t rows_per_image, const Part& part) {
+  const int64_t rows = images * rows_per_image;
+  const int64_t parts = std::clamp<int64_t>(rows, 1, thread_count());
+  parallel_parts(parts, [&](int64_t i) {
+    for_each_image(even_range(rows, parts, i), rows_per_image, [&](int64_t image, Range mine) {
+      for (int64_t row = mine.begin; row < mine.end; ++row) part(image, row);
+    });
+  });
+}
+
 // Zeroes memory on all threads, where it is large.
 inline void clear_memory(void* data, int64_t bytes) {
   const int64_t parts = std::clamp<int64_t>(bytes >> 18, 1, thread_count());

@@ -3,17 +3,6 @@
 #include "scratch.h"
 
 namespace fastres::cpu {
-namespace {
-
-Band input_rows(const Microkernels& kernels, const Image& x, int64_t n, Range rows) {
-  if (x.is_float32_nhwc()) {
-    return {reinterpret_cast<float*>(x.at(n, rows.begin, 0)), x.stride_h, x.stride_w};
-  }
-  return load_band(kernels, x, {n, rows.begin, rows.size(), 0, 0},
-                   thread_scratch().input.floats(rows.size() * x.width * x.channels));
-}
-
-}  // namespace
 
 PoolWindow pool_window(const std::vector<int64_t>& size, const std::vector<int64_t>& stride,
                        const std::vector<int64_t>& padding, Extent in, const char* op,
@@ -71,16 +60,10 @@ void pool_row(const Microkernels& kernels, const PoolWindow& window, const Band&
 
 void run_max_pool(const Microkernels& kernels, const Image& x, const Image& y,
                   const PoolWindow& window) {
-  const int64_t rows = y.batch * y.height;
-  if (rows == 0) return;
-  const int64_t parts = std::min(rows, thread_count());
-  parallel_parts(parts, [&](int64_t part) {
-    const Range share = even_range(rows, parts, part);
-    for (int64_t row = share.begin; row < share.end; ++row) {
-      const int64_t n = row / y.height, h = row % y.height;
-      const Range input = window.input_rows(h, x.height);
-      pool_row(kernels, window, input_rows(kernels, x, n, input), input.size(), x.width, y, n, h);
-    }
+  parallel_rows(y.batch, y.height, [&](int64_t n, int64_t h) {
+    const Range rows = window.input_rows(h, x.height);
+    const Band input = float_rows(kernels, x, n, rows, thread_scratch().input);
+    pool_row(kernels, window, input, rows.size(), x.width, y, n, h);
   });
 }
 
