@@ -21,11 +21,10 @@ struct BottleneckGeometry {
 struct Work {
   double bytes = 0, products = 0;  // of tensors; multiply-adds issued
 
-  // In bytes: an A100 issues so many 16-bit multiply-adds in the time that it moves one, and a
-  // sixth as many as three tf32 products each.
-  double cost(Dtype type) const {
+  // In bytes: an A100 issues so many 16-bit multiply-adds in the time that it moves one.
+  double cost() const {
     constexpr double kPerByte = 76;
-    return std::max(bytes, products / (type == Dtype::f32 ? kPerByte / 6 : kPerByte));
+    return std::max(bytes, products / kPerByte);
   }
 };
 
@@ -54,10 +53,12 @@ class OneKernelBottleneck {
     choose_tile();
   }
 
-  // Whether the kernel can do it: the 3x3's groups, whole chunks of channels, enough memory.
+  // Whether the kernel can do it: the 3x3's groups, whole chunks of channels, enough memory. Not in
+  // float32, whose products would bind it and whose halves have no room in the registers.
   bool possible() const {
     const int64_t width = group_width(), chunk = chunk_elements(type_);
-    return geometry_.spatial.groups > 1 && geometry_.spatial.out_channels == params.width &&
+    return type_ != Dtype::f32 && geometry_.spatial.groups > 1 &&
+           geometry_.spatial.out_channels == params.width &&
            (width == 4 || width == 8 || width == 16 || width == 32) && params.width % chunk == 0 &&
            params.in_channels % chunk == 0 && shared_bytes() <= kMaxShared;
   }
@@ -67,7 +68,7 @@ class OneKernelBottleneck {
   bool pays() const {
     // Fewer blocks than an A100 has multiprocessors leave some of them idle.
     constexpr int64_t kMultiprocessors = 108;
-    return blocks() >= kMultiprocessors && work().cost(type_) < apart();
+    return blocks() >= kMultiprocessors && work().cost() < apart();
   }
 
   int64_t blocks() const { return int64_t{params.batch} * params.tiles_h * params.tiles_w; }
@@ -149,7 +150,7 @@ class OneKernelBottleneck {
     Work w;
     w.products = products * out * static_cast<double>(g.batch * g.out.h * g.out.w);
     w.bytes = image(read, static_cast<double>(g.in_channels)) + image(g.out, out) + more;
-    return w.cost(type_);
+    return w.cost();
   }
 
   double image(Extent size, double channels) const {

@@ -76,10 +76,12 @@ struct GemmConv {
     };
     // Fewer blocks than an A100 has multiprocessors: smaller tiles keep more of them busy.
     constexpr int64_t kMultiprocessors = 108;
-    // float32 would spill in the widest tile: its halves take twice the registers.
-    const bool wide = async && type != Dtype::f32 && params.out_channels > 64;
+    // float32 would spill in the widest tile, and in the next one with as few threads: its halves
+    // and their products take registers of their own.
+    const bool is_float = type == Dtype::f32;
+    const bool wide = async && !is_float && params.out_channels > 64;
     if (!wide || cut(128, 128, 256) < kMultiprocessors) {
-      if (cut(128, 64, 128) < kMultiprocessors) cut(64, 64, 128);
+      if (cut(128, 64, is_float ? 256 : 128) < kMultiprocessors) cut(64, 64, 128);
     }
     tiles.kernel = std::string("fastres_conv_gemm_") + (async ? "async_" : "source_") +
                    std::to_string(tiles.bm) + "x" + std::to_string(tiles.bn) + suffix(type);

@@ -48,7 +48,7 @@ def one_kernel(case: BottleneckCase, x: Tensor, constants: Constants, act: str =
 
 
 @EVERY_CASE
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
 def test_blocks_match_eager(assert_accurate, case, dtype):
     check_block(assert_accurate, case, *make_block(case, dtype), operator=one_kernel)
 
@@ -63,7 +63,7 @@ def test_activations(assert_accurate, act):
 
 def test_a_nan_stays_in_its_image():
     case = CASES["groups of 16"]
-    x, constants = make_block(case)
+    x, constants = make_block(case, torch.float16)
     clean = one_kernel(case, x, constants)
     x[0, 3, 2, 2] = float("nan")
     out = one_kernel(case, x, constants)
@@ -117,7 +117,7 @@ STAGES = {1: (256, 128, 56), 2: (512, 256, 28), 3: (1024, 512, 14), 4: (2048, 10
     [
         (1, 32, torch.float16, True),
         (1, 32, torch.bfloat16, True),
-        (1, 32, torch.float32, False),  # bound by its products, of which there would be more
+        (1, 32, torch.float32, False),  # there is none
         (1, 1, torch.float16, False),  # 49 blocks
         (2, 32, torch.float16, False),
         (3, 32, torch.float16, False),  # does not fit

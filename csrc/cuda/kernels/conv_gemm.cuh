@@ -390,10 +390,12 @@ struct ConvGemm {
 
 }  // namespace fastres::cuda
 
-// warps x fragments of 8 pixels, and warps x fragments of 16 output channels.
+// warps x fragments of 8 pixels, and warps x fragments of 16 output channels. Two blocks at a time
+// share a multiprocessor's registers, but eight warps of float32 want them all.
 #define FASTRES_CONV_GEMM(NAME, TYPE, WARPS_M, WARPS_N, FRAGMENTS_M, FRAGMENTS_N, ASYNC)        \
   FASTRES_KERNEL(                                                                               \
-      NAME, WARPS_M * WARPS_N * 32, 2, ConvGemmParams,                                          \
+      NAME, WARPS_M * WARPS_N * 32, sizeof(TYPE) == 4 && WARPS_M * WARPS_N == 8 ? 1 : 2,        \
+      ConvGemmParams,                                                                           \
       (fastres::cuda::ConvGemm<TYPE, WARPS_M, WARPS_N, FRAGMENTS_M, FRAGMENTS_N, ASYNC>(params, \
                                                                                         shared) \
            .run()))

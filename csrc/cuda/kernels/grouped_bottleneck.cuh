@@ -258,11 +258,7 @@ struct GroupedBottleneck {
   }
 
   __device__ static void store_pair(char* to, float low, float high) {
-    if constexpr (sizeof(E) == 4) {
-      *reinterpret_cast<float2*>(to) = {low, high};
-    } else {
-      *reinterpret_cast<uint32_t*>(to) = pack(low, high, E{});
-    }
+    *reinterpret_cast<uint32_t*>(to) = pack(low, high, E{});
   }
 
   // The last 1x1 and the shortcut: kChannels channels of the tile.
@@ -348,10 +344,10 @@ struct GroupedBottleneck {
 
 }  // namespace fastres::cuda
 
-// Two blocks a multiprocessor, but for float32, whose halves take twice the registers.
+// Two blocks a multiprocessor.
 #define FASTRES_GROUPED_BOTTLENECK(WIDTH, SUFFIX, TYPE)                                            \
   FASTRES_KERNEL(fastres_grouped_bottleneck_##WIDTH##_##SUFFIX, fastres::cuda::kBottleneckThreads, \
-                 sizeof(TYPE) == 4 ? 1 : 2, BottleneckParams,                                      \
+                 2, BottleneckParams,                                                              \
                  (fastres::cuda::GroupedBottleneck<TYPE, WIDTH>(params, shared).run()))
 
 #define FASTRES_GROUPED_BOTTLENECK_WIDTHS(SUFFIX, TYPE) \
