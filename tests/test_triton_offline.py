@@ -120,6 +120,14 @@ def test_block_ends(arch, dtype):
             assert ".v4.b32" in kernel.ptx  # 16 bytes an access
 
 
+def test_a_block_end_of_one_tile():
+    """Triton takes an argument that is 1 for a constant, and a constant for a number of Python."""
+    y, vectors = image(same(16, 16, 1, h=3, w=2), torch.float32), (torch.ones(16),) * 3
+    with on_gpu(90) as kernels:
+        operator("affine_add_act_backward")(y, y, *vectors, y, *vectors, "relu", 0.0)
+    assert any(kernel.name.startswith("affine_add_act_backward") for kernel in kernels)
+
+
 EMULATED = {
     "1x1": same(64, 32, 1, h=9, w=7),
     "1x1, several steps": same(192, 32, 1, h=9, w=7),

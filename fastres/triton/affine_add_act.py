@@ -191,7 +191,7 @@ def affine_add_act_backward_kernel(
                 result = g * load_channels(res_scale, c, valid)[None, :]
             tl.store(grad_residual + at, narrow(result, grad_y.dtype.element_ty), mask=inside)
     part = tile.to(tl.int64) * C + c
-    vector = tiles.to(tl.int64) * C
+    vector = tl.cast(tiles, tl.int64) * C
     tl.store(parts + part, total, mask=valid)
     tl.store(parts + vector + part, centred, mask=valid)
     if res_mean is not None:

@@ -240,7 +240,9 @@ def dgrad_kernel(
             part = tile_m.to(tl.int64) * C + c
             deviation = value - load_channels(in_mean, c, valid)[None, :]
             tl.store(parts + part, sum_rows(acc), mask=valid)
-            tl.store(parts + tiles_m.to(tl.int64) * C + part, sum_rows(acc * deviation), mask=valid)
+            tl.store(
+                parts + tl.cast(tiles_m, tl.int64) * C + part, sum_rows(acc * deviation), mask=valid
+            )
         if in_mean is not None and in_residual is None:
             acc *= load_channels(in_scale, c, valid)[None, :]
     if grad_x is not None:
