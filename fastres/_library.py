@@ -2,8 +2,8 @@
 
 The native library brings the schemas (csrc/ops.cpp) and the kernels of the CPU. Without it the
 schemas are defined from Python. A second library has the kernels in CUDA C++, the package triton/
-those in Triton. The reference serves every device that has no kernels of its own, so an operator
-always runs and is always right.
+those in Triton, and cudnn/ the operators of inference on cuDNN. The reference serves every device
+that has no kernels of its own, so an operator always runs and is always right.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from . import _composed, reference, training_reference, triton
+from . import _composed, cudnn, reference, training_reference, triton
 from ._packed import KRSC, PLAIN, native_layout
 from ._schemas import SCHEMAS
 from ._version import __version__
@@ -31,7 +31,7 @@ from ._version import __version__
 _FOLDER = Path(__file__).resolve().parent
 
 # Backend -> the device type that its kernels run on.
-_DEVICE_OF = {"cpu": "cpu", "cuda": "cuda", "triton": "cuda"}
+_DEVICE_OF = {"cpu": "cpu", "cudnn": "cuda", "cuda": "cuda", "triton": "cuda"}
 _BACKENDS = ("auto", *_DEVICE_OF, "reference")
 
 
@@ -55,11 +55,12 @@ def set_backend(name: str) -> None:
     """Chooses the kernels that the operators run on, for the whole process.
 
     Args:
-        name: "auto" (the best kernels for the device of the tensors: on a GPU those in CUDA C++,
-            else those in Triton; the reference where there are none), "cpu" or "cuda" (as "auto",
-            but those kernels have to be there), "triton" (on a GPU Triton, whatever else there is;
-            under ``TRITON_INTERPRET=1`` on the CPU too), or "reference" (plain PyTorch on every
-            device). FASTRES_BACKEND sets it from outside.
+        name: "auto" (the fastest kernels for the device of the tensors: on a GPU cuDNN's, for
+            frozen models; the reference where there are none), "cpu" (as "auto", but those
+            kernels have to be there), "cudnn" (as "auto", and accelerated models infer on cuDNN
+            too), "cuda" or "triton" (on a GPU the kernels in CUDA C++ or in Triton, for training
+            too; Triton's under ``TRITON_INTERPRET=1`` on the CPU as well), or "reference" (plain
+            PyTorch on every device). FASTRES_BACKEND sets it from outside.
 
     Raises:
         ValueError: no such backend, or one that cannot be used here; lists those that can.
@@ -82,7 +83,7 @@ def set_backend(name: str) -> None:
 
 
 def get_backend() -> str:
-    """Returns the backend that was set: "auto", "cpu", "cuda", "triton" or "reference"."""
+    """Returns the backend that was set: one of those that ``set_backend`` takes."""
     return _state.backend
 
 
@@ -96,6 +97,16 @@ def has_kernels(device_type: str) -> bool:
     return _state.kernels.get(device_type, "reference") != "reference"
 
 
+def leaves_alone(device_type: str, training: bool) -> bool:
+    """Whether ``accelerate`` is to leave models there as they are, for that is faster.
+
+    On cuDNN that is training, and inference unless "cudnn" was asked for: to fold BatchNorms anew
+    at every call takes the time that fewer kernels save.
+    """
+    on_cudnn = _state.kernels.get(device_type) == "cudnn"
+    return on_cudnn and (training or _state.backend != "cudnn")
+
+
 def packed_layout(
     device_type: str, shape: tuple[int, int, int, int], groups: int, algorithm: str
 ) -> int:
@@ -103,7 +114,7 @@ def packed_layout(
     backend = _state.kernels.get(device_type, "reference")
     if backend == "reference":
         return PLAIN
-    if backend == "cuda":
+    if backend in ("cuda", "cudnn"):
         return KRSC
     return native_layout(shape, groups, "direct" if backend == "triton" else algorithm)
 
@@ -148,6 +159,7 @@ def _load() -> None:
         _state.missing["cuda"] = "torch sees no GPU"
     else:
         _load_library("cuda", "libfastres_cuda.so")
+    _find_cudnn()
     _find_triton()
     _register_reference()
     set_backend(os.environ.get("FASTRES_BACKEND") or "auto")
@@ -175,6 +187,17 @@ def _load_library(backend: str, file_name: str) -> str:
     else:
         _state.loaded[backend] = str(path)
     return problem
+
+
+def _find_cudnn() -> None:
+    if torch.version.cuda is None:
+        _state.missing["cudnn"] = "this torch is a CPU build"
+    elif not torch.cuda.is_available():
+        _state.missing["cudnn"] = "torch sees no GPU"
+    elif not torch.backends.cudnn.is_available():
+        _state.missing["cudnn"] = "this torch has no cuDNN"
+    else:
+        _state.loaded["cudnn"] = f"{_FOLDER / 'cudnn'}, cuDNN {torch.backends.cudnn.version()}"
 
 
 def _find_triton() -> None:
@@ -245,13 +268,13 @@ def _kernels_of(name: str) -> dict[str, str]:
     if name == "reference":
         return dict.fromkeys(there, name)
     kernels: dict[str, str] = {}
-    for backend in ("triton", "cuda", "cpu"):  # the best last
+    for backend in ("triton", "cuda", "cudnn", "cpu"):  # the best last
         if backend in _state.loaded:
             kernels[_DEVICE_OF[backend]] = backend
-    if name == "triton":
+    if name in ("cuda", "triton"):
         kernels["cuda"] = name
-        if _is_interpreted():
-            kernels["cpu"] = name
+    if name == "triton" and _is_interpreted():
+        kernels["cpu"] = name
     return kernels
 
 
@@ -263,16 +286,21 @@ def _put_over(kernels: Mapping[str, str]) -> torch.library.Library:
         warnings.simplefilter("ignore", UserWarning)
         for device, backend in kernels.items():
             for name in SCHEMAS:
-                kernel: Callable[..., Any] | None = None
-                if backend == "reference":
-                    kernel = _reference_of(name)
-                elif backend == "triton" and name in triton.OPERATORS:
-                    kernel = triton.operator(name)
-                elif backend == "triton":
-                    kernel = getattr(_composed, name, None)
+                kernel = _python_kernel(backend, name)
                 if kernel is not None:
                     library.impl(name, kernel, device.upper(), allow_override=True)
     return library
+
+
+def _python_kernel(backend: str, name: str) -> Callable[..., Any] | None:
+    """A backend's operator, None where it has none or the native libraries have it."""
+    if backend == "reference":
+        return _reference_of(name)
+    if backend == "triton" and name in triton.OPERATORS:
+        return triton.operator(name)
+    if backend == "cudnn" and name in cudnn.OPERATORS:
+        return cudnn.OPERATORS[name]
+    return getattr(_composed, name, None) if backend in ("cudnn", "triton") else None
 
 
 def _choices() -> str:

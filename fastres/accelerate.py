@@ -281,12 +281,11 @@ def _run_plan(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     if not _inputs_fit(tensors) or _somebody_watches():
         return _NOT_RUN
     state = _state_of(module)
-    call = _Call(
-        pattern,
-        torch.is_autocast_enabled(tensors[0].device.type),
-        module.training or _needs_grad(module, tensors),
-        torch.is_grad_enabled(),
-    )
+    device = tensors[0].device.type
+    training = module.training or _needs_grad(module, tensors)
+    if _library.leaves_alone(device, training):
+        return _NOT_RUN
+    call = _Call(pattern, torch.is_autocast_enabled(device), training, torch.is_grad_enabled())
     for _ in range(2):
         plan = _find_plan(module, state, call)
         if plan is None:

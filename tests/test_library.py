@@ -87,8 +87,8 @@ def test_an_unknown_backend_is_an_error_that_lists_the_choices(name):
 
 
 def test_a_backend_that_cannot_be_used_is_an_error_that_says_why():
-    missing = {"cpu", "cuda", "triton"} - set(fastres.available_backends())
-    assert bool(missing & {"cuda", "triton"}) == (not torch.cuda.is_available())
+    missing = {"cpu", "cudnn", "cuda", "triton"} - set(fastres.available_backends())
+    assert bool(missing & {"cudnn", "cuda", "triton"}) == (not torch.cuda.is_available())
     for name in missing:
         with pytest.raises(ValueError, match=rf"'{name}' is not available \(.+\), expected .*auto"):
             fastres.set_backend(name)
@@ -106,9 +106,10 @@ def test_the_backend_can_be_set_from_outside():
     [
         (("cpu",), "auto", {"cpu": "cpu"}),
         (("cpu", "triton"), "auto", {"cpu": "cpu", "cuda": "triton"}),
-        (("cpu", "cuda", "triton"), "auto", {"cpu": "cpu", "cuda": "cuda"}),
-        (("cpu", "cuda", "triton"), "cuda", {"cpu": "cpu", "cuda": "cuda"}),
-        (("cpu", "cuda", "triton"), "triton", {"cpu": "cpu", "cuda": "triton"}),
+        (("cpu", "cudnn", "cuda", "triton"), "auto", {"cpu": "cpu", "cuda": "cudnn"}),
+        (("cpu", "cudnn", "cuda", "triton"), "cudnn", {"cpu": "cpu", "cuda": "cudnn"}),
+        (("cpu", "cudnn", "cuda", "triton"), "cuda", {"cpu": "cpu", "cuda": "cuda"}),
+        (("cpu", "cudnn", "cuda", "triton"), "triton", {"cpu": "cpu", "cuda": "triton"}),
         (("cpu", "cuda"), "reference", {"cpu": "reference", "cuda": "reference"}),
         ((), "auto", {}),
     ],
@@ -216,7 +217,10 @@ def test_show_config_has_what_a_bug_report_needs():
     assert fastres.__version__ in rows["fastres"]
     assert torch.__version__ in rows["torch"]
     assert f"threads {torch.get_num_threads()}" in rows["torch"]
-    for name in ("python", "numpy", "torchvision", "processor", "backend", "cpu", "cuda", "triton"):
+    for name in (
+        *("python", "numpy", "torchvision", "processor", "backend"),
+        *("cpu", "cudnn", "cuda", "triton"),
+    ):
         assert rows[name]
     if not NATIVE_IS_OFF:
         assert "libfastres.so" in rows["cpu"]

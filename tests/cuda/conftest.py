@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import cuda_emulation
 import pytest
 import torch
+from gpu_kernels import gpu_kernels
 
 from fastres import _library
 
@@ -18,12 +19,10 @@ from fastres import _library
 def cuda_kernels() -> Iterator[None]:
     """Chooses the backend, and the GPU for tensors that are made without a device."""
     if "cuda" in _library.available_backends():
-        before = _library.get_backend()
         torch.set_default_device("cuda")
-        _library.set_backend("cuda")
-        yield
+        with gpu_kernels("cuda"):
+            yield
         torch.set_default_device(None)
-        _library.set_backend(before)
         return
     if not cuda_emulation.HAS_NVCC:
         pytest.skip("there is neither a GPU nor an nvcc")

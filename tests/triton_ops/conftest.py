@@ -11,8 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-
-from fastres import _library
+from gpu_kernels import gpu_kernels
 
 if not torch.cuda.is_available() and "TRITON_INTERPRET" not in os.environ:
     collect_ignore_glob = ["test_*.py"]
@@ -21,10 +20,8 @@ if not torch.cuda.is_available() and "TRITON_INTERPRET" not in os.environ:
 @pytest.fixture(scope="module", autouse=True)
 def triton_kernels() -> Iterator[None]:
     """Chooses the backend, and the GPU for tensors that are made without a device."""
-    before = _library.get_backend()
     if torch.cuda.is_available():
         torch.set_default_device("cuda")
-    _library.set_backend("triton")
-    yield
+    with gpu_kernels("triton"):
+        yield
     torch.set_default_device(None)
-    _library.set_backend(before)

@@ -1,0 +1,29 @@
+"""live_bottleneck: scales the weights, which are little beside the block, and runs it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _checks, reference
+from .convolve import once_for_all_alike
+from .grouped_bottleneck import Layer, bottleneck
+from .live_conv_bn_act import scaled
+
+
+def live_bottleneck(x: Tensor, *arguments: Any) -> Tensor:
+    """``grouped_bottleneck`` of weights times scales, see ``reference.live_bottleneck``."""
+    if x.dtype == torch.float64:
+        return reference.live_bottleneck(x, *arguments)
+    *arrays, stride, dilation, groups, algorithm, act = arguments
+    options = (stride, dilation, groups, algorithm, act)
+    once_for_all_alike(_checks.live_bottleneck_shape, (x, *arrays), options)
+
+    def layer(number: int) -> Layer:
+        weight, scale, shift = arrays[3 * number : 3 * number + 3]
+        return Layer(scaled(weight, scale, x.dtype), shift)
+
+    down = None if arrays[9] is None else layer(3)
+    return bottleneck(x, (layer(0), layer(1), layer(2)), down, stride, dilation, groups, act)
