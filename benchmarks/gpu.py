@@ -2,8 +2,9 @@
 
 Runs the whole test suite, then times layers and networks in float16 and training steps under
 bfloat16 autocast: eager channels_last, ``torch.compile(mode="max-autotune")``, a CUDA graph of
-eager, and fastres (with its kernels in CUDA C++ and in Triton where both are there), all in one
-process, in turn. Where there is no GPU it says so and exits with 0.
+eager, and fastres (on cuDNN, and with its kernels in CUDA C++ and in Triton where those are there),
+all in one process, in turn. What is done is printed and written as it comes. Where there is no GPU
+it says so and exits with 0.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import copy
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -26,6 +27,9 @@ from fastres import _measure, ops
 from .shapes import DEFAULT_MODELS, IMAGE_SIZE, ConvShape, conv_shapes
 
 ROOT = Path(__file__).resolve().parent.parent
+PARTS = ("tests", "layers", "networks", "training")
+BACKENDS = ("cudnn", "cuda", "triton")
+WITHOUT = "none"
 Call = Callable[[], object]
 
 
@@ -54,7 +58,7 @@ def in_turn(
 
 def backends() -> list[str]:
     """The kernels that a GPU can run here."""
-    return [name for name in ("cuda", "triton") if name in fastres.available_backends()]
+    return [name for name in BACKENDS if name in fastres.available_backends()]
 
 
 def on_backend(name: str, call: Call) -> Call:
@@ -100,13 +104,16 @@ def layer_calls(shape: ConvShape, batch: int, device: str, names: list[str]) -> 
     return calls
 
 
-def inference_calls(model: nn.Module, x: Tensor, names: list[str]) -> dict[str, Call]:
+def inference_calls(
+    model: nn.Module, x: Tensor, names: list[str], compile_mode: str = WITHOUT
+) -> dict[str, Call]:
     """A network in eval mode, in every way that it can run."""
     model = model.eval().to(memory_format=torch.channels_last)
     calls: dict[str, Call] = {"eager": lambda: model(x)}
     if x.is_cuda:
         calls["eager, CUDA graph"] = graphed(calls["eager"])
-        compiled = torch.compile(copy.deepcopy(model), mode="max-autotune")
+    if compile_mode != WITHOUT:
+        compiled = torch.compile(copy.deepcopy(model), mode=compile_mode)
         calls["torch.compile"] = lambda: compiled(x)
     for name in names:
         fastres.set_backend(name)
@@ -123,7 +130,9 @@ def inference_calls(model: nn.Module, x: Tensor, names: list[str]) -> dict[str, 
     return calls
 
 
-def training_calls(model: nn.Module, x: Tensor, names: list[str]) -> dict[str, Call]:
+def training_calls(
+    model: nn.Module, x: Tensor, names: list[str], compile_mode: str = WITHOUT
+) -> dict[str, Call]:
     """A step of SGD with momentum under bfloat16 autocast, in every way that it can run.
 
     Raises:
@@ -133,7 +142,10 @@ def training_calls(model: nn.Module, x: Tensor, names: list[str]) -> dict[str, C
     contestants = {"eager": step(copy.deepcopy(model), x)}
     if x.is_cuda:
         contestants["eager, CUDA graph"] = graphed(step(copy.deepcopy(model), x))
-        compiled = torch.compile(copy.deepcopy(model), mode="max-autotune-no-cudagraphs")
+    if compile_mode != WITHOUT:
+        # Without CUDA graphs of its own: a graph of the whole step is a contestant already.
+        mode = {"max-autotune": "max-autotune-no-cudagraphs"}.get(compile_mode, "default")
+        compiled = torch.compile(copy.deepcopy(model), mode=mode)
         contestants["torch.compile"] = step(compiled, x)
     expected = float(step(copy.deepcopy(model), x)())
     for name in names:
@@ -166,7 +178,7 @@ def step(model: nn.Module, x: Tensor) -> Callable[[], Tensor]:
 
 
 def graphed(call: Call) -> Call:
-    """The call's kernels, captured once and replayed."""
+    """The call's kernels, captured once and replayed; the call's own tensors stay alive."""
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         for _ in range(3):
@@ -175,7 +187,11 @@ def graphed(call: Call) -> Call:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         call()
-    return graph.replay
+
+    def replay(call: Call = call) -> None:
+        graph.replay()
+
+    return replay
 
 
 def table(title: str, rows: Mapping[str, Mapping[str, float]]) -> list[str]:
@@ -200,49 +216,84 @@ def run_tests() -> list[str]:
     return ["## Tests", "", f"exit status {done.returncode}", "", "```", *tail, "```", ""]
 
 
-def report(batches: list[int], rounds: int) -> list[str]:
-    """All of it, in Markdown."""
-    lines = [f"# fastres on {torch.cuda.get_device_name()}", "", "```"]
-    lines += [fastres.show_config(), "```", "", *run_tests()]
-    names = backends()
+def time_layers(plan: argparse.Namespace, batch: int) -> list[str]:
+    """Every convolution of the networks."""
     with torch.inference_mode():
-        for batch in batches:
-            layers = {
-                str(shape): in_turn(layer_calls(shape, batch, "cuda", names), rounds)
-                for shape in conv_shapes(*DEFAULT_MODELS)
-            }
-            lines += table(f"Layers, float16, batch {batch}, ms", layers)
-            networks = {}
-            for name in DEFAULT_MODELS:
-                x = torch.randn(batch, 3, IMAGE_SIZE, IMAGE_SIZE, device="cuda").half()
-                x = x.to(memory_format=torch.channels_last)
-                model = models.get_model(name).cuda().half()
-                networks[name] = in_turn(inference_calls(model, x, names), rounds)
-            lines += table(f"Networks, float16, batch {batch}, ms", networks)
-    steps = {}
-    for name in DEFAULT_MODELS:
-        x = torch.randn(max(batches), 3, IMAGE_SIZE, IMAGE_SIZE, device="cuda")
+        layers = {
+            str(shape): in_turn(layer_calls(shape, batch, "cuda", plan.backends), plan.rounds)
+            for shape in conv_shapes(*plan.models)
+        }
+    return table(f"Layers, float16, batch {batch}, ms", layers)
+
+
+def time_networks(plan: argparse.Namespace, batch: int) -> list[str]:
+    """The networks in eval mode."""
+    networks = {}
+    with torch.inference_mode():
+        for name in plan.models:
+            x = torch.randn(batch, 3, IMAGE_SIZE, IMAGE_SIZE, device="cuda").half()
+            x = x.to(memory_format=torch.channels_last)
+            model = models.get_model(name).cuda().half()
+            calls = inference_calls(model, x, plan.backends, plan.compile)
+            networks[name] = in_turn(calls, plan.rounds)
+    return table(f"Networks, float16, batch {batch}, ms", networks)
+
+
+def time_training(plan: argparse.Namespace, batch: int) -> list[str]:
+    """Steps of the networks; cuDNN's operators have no training of their own."""
+    steps, names = {}, [name for name in plan.backends if name != "cudnn"]
+    for name in plan.models:
+        x = torch.randn(batch, 3, IMAGE_SIZE, IMAGE_SIZE, device="cuda")
         x = x.to(memory_format=torch.channels_last)
-        calls = training_calls(models.get_model(name).cuda(), x, names)
-        steps[name] = in_turn(calls, rounds)
-    lines += table(f"Training steps, bfloat16 autocast, batch {max(batches)}, ms", steps)
+        calls = training_calls(models.get_model(name).cuda(), x, names, plan.compile)
+        steps[name] = in_turn(calls, plan.rounds)
+    return table(f"Training steps, bfloat16 autocast, batch {batch}, ms", steps)
+
+
+def report(plan: argparse.Namespace) -> Iterator[list[str]]:
+    """All of it in Markdown, a table at a time."""
+    yield [f"# fastres on {torch.cuda.get_device_name()}", "", "```", fastres.show_config()]
+    yield ["```", ""]
+    if "tests" in plan.parts:
+        yield run_tests()
+    for batch in plan.batch:
+        if "layers" in plan.parts:
+            yield time_layers(plan, batch)
+        if "networks" in plan.parts:
+            yield time_networks(plan, batch)
+    if "training" in plan.parts:
+        yield time_training(plan, max(plan.batch))
     fastres.set_backend("auto")
-    return lines
+
+
+def arguments() -> argparse.Namespace:
+    """What to run."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--backends", nargs="+", choices=BACKENDS, default=backends())
+    parser.add_argument("--models", nargs="+", default=list(DEFAULT_MODELS))
+    parser.add_argument("--batch", nargs="+", type=int, default=[1, 32])
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument(
+        "--compile",
+        default="max-autotune",
+        metavar="MODE",
+        help=f"torch.compile's mode; {WITHOUT} leaves it out (default: max-autotune)",
+    )
+    parser.add_argument("--output", type=Path, default=Path("gpu_report.md"))
+    return parser.parse_args()
 
 
 def main() -> None:
     """Writes the report, or says that there is no GPU."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--batch", nargs="+", type=int, default=[1, 32])
-    parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--output", type=Path, default=Path("gpu_report.md"))
-    arguments = parser.parse_args()
+    plan = arguments()
     if not torch.cuda.is_available():
         print("There is no GPU that torch can use: nothing to run.")
         return
-    lines = report(arguments.batch, arguments.rounds)
-    arguments.output.write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+    with plan.output.open("w") as file:
+        for lines in report(plan):
+            print(*lines, sep="\n", flush=True)
+            print(*lines, sep="\n", file=file, flush=True)
 
 
 if __name__ == "__main__":

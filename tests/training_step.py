@@ -92,7 +92,7 @@ def check_training(
     generator = torch.Generator().manual_seed(0)
     other_format = copy.deepcopy(model).to(memory_format=torch.channels_last)
     for _ in range(neighbours):
-        near = x * (1 + torch.finfo(x.dtype).eps * torch.randn(x.shape, generator=generator))
+        near = x * (1 + torch.finfo(x.dtype).eps * torch.randn(x.shape, generator=generator).to(x))
         ours.append(errors(fused, near, exact))
         theirs.append(errors(eager, near, exact))
         nhwc = near.to(memory_format=torch.channels_last)
