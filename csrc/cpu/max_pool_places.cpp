@@ -15,9 +15,6 @@
 namespace fastres::cpu {
 namespace {
 
-// A place is a byte.
-constexpr int64_t kMostPlaces = 256;
-
 PoolWindow placed_window(const std::vector<int64_t>& kernel_size,
                          const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
                          Extent in, const char* op) {

@@ -104,7 +104,10 @@ struct PlacedPoolRow {
   uint8_t* places;    // dense, like the output
 };
 
-// One row of the gradient of a max-pooling's input.
+// Of a window: a place is a byte.
+constexpr int64_t kMostPlaces = 256;
+
+// One row of the gradient of a max-pooling's input; the kernel has kMostPlaces at most.
 struct PoolGradientRow {
   const float* const* grads;     // for each row of the kernel, that of the outputs that read the
                                  // gradient's row by it; null for none

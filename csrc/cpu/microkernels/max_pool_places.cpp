@@ -9,15 +9,26 @@ namespace fastres::cpu::FASTRES_ISA_NAMESPACE {
 namespace {
 
 typedef uint8_t ByteVec __attribute__((vector_size(kLanes)));
+typedef uint16_t ShortVec __attribute__((vector_size(2 * kLanes)));
 
+// Whole vectors apart: with a size that is no constant memcpy would be called.
 inline IntVec load_places(const uint8_t* p, int64_t count) {
   ByteVec bytes{};
-  std::memcpy(&bytes, p, static_cast<size_t>(count));
-  return __builtin_convertvector(bytes, IntVec);
+  if (count == kLanes) {
+    std::memcpy(&bytes, p, kLanes);
+  } else {
+    std::memcpy(&bytes, p, static_cast<size_t>(count));
+  }
+  // By way of 16 bits: GCC 12 converts 8 to 32 one by one.
+  return __builtin_convertvector(__builtin_convertvector(bytes, ShortVec), IntVec);
 }
 inline void store_places(uint8_t* p, IntVec places, int64_t count) {
   const ByteVec bytes = __builtin_convertvector(places, ByteVec);
-  std::memcpy(p, &bytes, static_cast<size_t>(count));
+  if (count == kLanes) {
+    std::memcpy(p, &bytes, kLanes);
+  } else {
+    std::memcpy(p, &bytes, static_cast<size_t>(count));
+  }
 }
 inline Vec load_lanes(const float* p, int64_t count) {
   return count == kLanes ? load(p) : load_partial(p, count);
@@ -26,6 +37,45 @@ inline void store_lanes(float* p, Vec v, int64_t count) {
   if (count == kLanes) return store(p, v);
   store_partial(p, v, count);
 }
+
+// The outputs whose windows hold a pixel, and which place it has in each.
+class Windows {
+ public:
+  // `last` and `place` are the last output that may hold the pixel, and the pixel's column in it.
+  void find(const PoolGradientRow& row, int64_t last, int64_t place) {
+    size_ = 0;
+    int64_t before = 0;  // outputs before that one, whose windows reach the pixel too
+    while (place + (before + 1) * row.stride_w < row.kernel_w) ++before;
+    for (int64_t r = row.kernel_h - 1; r >= 0; --r) {
+      if (row.grads[r] == nullptr || place >= row.kernel_w) continue;
+      for (int64_t i = before; i >= 0; --i) {
+        const int64_t out = last - i;
+        if (out < 0 || out >= row.out_pixels) continue;
+        windows_[size_++] = {row.grads[r] + out * row.channels, row.places[r] + out * row.channels,
+                             static_cast<int>(r * row.kernel_w + place + i * row.stride_w)};
+      }
+    }
+  }
+
+  Vec sum(int64_t channel, int64_t count) const {
+    Vec sum{};
+    for (int i = 0; i < size_; ++i) {
+      const Window& window = windows_[i];
+      const IntVec mine = load_places(window.places + channel, count) == IntVec{} + window.place;
+      sum += mine ? load_lanes(window.grads + channel, count) : Vec{};
+    }
+    return sum;
+  }
+
+ private:
+  struct Window {
+    const float* grads;
+    const uint8_t* places;
+    int place;
+  };
+  Window windows_[kMostPlaces];
+  int size_ = 0;
+};
 
 }  // namespace
 
@@ -60,26 +110,16 @@ void max_pool_places(const PlacedPoolRow& placed) {
 // Sums for each pixel, in the order of the outputs, the gradients of those that took their value
 // from it.
 void max_pool_gradient(const PoolGradientRow& row) {
+  Windows windows;
+  int64_t last = row.padding_w / row.stride_w, place = row.padding_w % row.stride_w;
   for (int64_t pixel = 0; pixel < row.pixels; ++pixel) {
-    const int64_t from_left = pixel + row.padding_w;
+    windows.find(row, last, place);
     for (int64_t channel = 0; channel < row.channels; channel += kLanes) {
       const int64_t count = std::min<int64_t>(kLanes, row.channels - channel);
-      Vec sum{};
-      for (int64_t r = row.kernel_h - 1; r >= 0; --r) {
-        if (row.grads[r] == nullptr) continue;
-        for (int64_t s = row.kernel_w - 1; s >= 0; --s) {
-          const int64_t start = from_left - s;
-          if (start < 0 || start % row.stride_w != 0) continue;
-          const int64_t out = start / row.stride_w;
-          if (out >= row.out_pixels) continue;
-          const int64_t at = out * row.channels + channel;
-          const IntVec mine = load_places(row.places[r] + at, count) ==
-                              IntVec{} + static_cast<int>(r * row.kernel_w + s);
-          sum += mine ? load_lanes(row.grads[r] + at, count) : Vec{};
-        }
-      }
+      const Vec sum = windows.sum(channel, count);
       store_lanes(row.target + pixel * row.channels + channel, sum, count);
     }
+    if (++place == row.stride_w) place = 0, ++last;
   }
 }
 
