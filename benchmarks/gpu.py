@@ -180,6 +180,7 @@ def step(model: nn.Module, x: Tensor) -> Callable[[], Tensor]:
 def graphed(call: Call) -> Call:
     """The call's kernels, captured once and replayed; the call's own tensors stay alive."""
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(3):
             call()

@@ -197,7 +197,12 @@ def _find_cudnn() -> None:
     elif not torch.backends.cudnn.is_available():
         _state.missing["cudnn"] = "this torch has no cuDNN"
     else:
-        _state.loaded["cudnn"] = f"{_FOLDER / 'cudnn'}, cuDNN {torch.backends.cudnn.version()}"
+        try:
+            version = torch.backends.cudnn.version()
+        except RuntimeError as error:  # another cuDNN than torch was built with
+            _state.missing["cudnn"] = str(error)
+            return
+        _state.loaded["cudnn"] = f"{_FOLDER / 'cudnn'}, cuDNN {version}"
 
 
 def _find_triton() -> None:

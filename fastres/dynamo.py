@@ -12,6 +12,7 @@ from typing import Any, get_args
 import torch
 from torch import fx, nn
 
+from . import _library
 from .fuse import fuse
 from .fx.names import op_name
 from .fx.patterns import Reader
@@ -56,6 +57,9 @@ def fastres_backend(
         return graph_module.forward
 
     def run(*inputs: Any) -> Any:
+        devices = {value.device.type for value in inputs if isinstance(value, torch.Tensor)}
+        if any(_library.leaves_alone(device, training=False) for device in devices):
+            return graph_module.forward(*inputs)
         try:
             return program.run(graph_module, inputs)
         except Unusable:

@@ -23,10 +23,11 @@ class Geometry(NamedTuple):
 
 # Arguments that were checked, without the tensors: checking costs a small convolution's time.
 _checked: set[tuple[object, ...]] = set()
-_MOST_CHECKED = 1 << 14
+_MOST_KEPT = 1 << 14
 
 # Convolutions that cuDNN has no fused kernel for, as it said when it was asked.
 _refused: set[tuple[object, ...]] = set()
+_NO_ENGINE = "unable to find an engine"
 
 
 def once_for_all_alike(
@@ -43,7 +44,7 @@ def once_for_all_alike(
     if key in _checked:
         return
     check(*tensors, *options)
-    if len(_checked) >= _MOST_CHECKED:
+    if len(_checked) >= _MOST_KEPT:
         _checked.clear()
     _checked.add(key)
 
@@ -101,7 +102,7 @@ def _in_one_kernel(
     """The same with ReLU, None where cuDNN has no kernel that does it all."""
     stride, padding, dilation, groups = square
     key = (
-        *(x.dtype, x.device, x.shape[1:], weight.shape, residual is None),
+        *(x.dtype, x.device, x.shape, weight.shape, residual is None),
         *(*stride, *padding, *dilation, groups),
     )
     if key in _refused:
@@ -111,8 +112,10 @@ def _in_one_kernel(
             return torch.cudnn_convolution_relu(x, weight, shift, *square)
         shortcut = residual.contiguous(memory_format=torch.channels_last)
         return torch.cudnn_convolution_add_relu(x, weight, shortcut, 1.0, shift, *square)
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError:
+    except RuntimeError as error:
+        if _NO_ENGINE not in str(error):
+            raise
+        if len(_refused) >= _MOST_KEPT:
+            _refused.clear()
         _refused.add(key)
         return None

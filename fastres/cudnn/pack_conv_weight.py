@@ -32,7 +32,11 @@ def packed_operand(packed: Tensor, shape: Sequence[int], groups: int, dtype: tor
     total, start, pitch = _place(*shape, groups, dtype)
     if packed.shape[0] != total:  # another backend's: no other layout has this size
         return reference.unpack_conv_weight(packed).to(dtype)
-    return packed.view(dtype).as_strided(shape, (pitch, 1, s * cg, cg), start)
+    if packed.storage_offset() % dtype.itemsize:
+        packed = packed.clone()
+    values = packed.view(dtype)
+    first = values.storage_offset() + start  # as_strided counts from the storage's beginning
+    return values.as_strided(shape, (pitch, 1, s * cg, cg), first)
 
 
 @functools.cache

@@ -90,6 +90,16 @@ def test_packed_weights_are_read_where_they_are(case):
         assert torch.equal(operand, weight.to(dtype))
 
 
+@pytest.mark.parametrize("offset", [256, 257])
+def test_packed_weights_may_be_slices(offset):
+    case = PATHS["3x3 wide"]
+    inputs = make_inputs(case)
+    packed = ops.pack_conv_weight(inputs.weight, inputs.scale, case.groups)
+    part = torch.cat([packed.new_zeros(offset), packed])[offset:]
+    out = ops.conv_bn_act(inputs.x, part, inputs.shift, **case.arguments())
+    torch.testing.assert_close(out, fused(case, inputs))
+
+
 def test_an_empty_batch():
     case = PATHS["3x3 wide"]._replace(n=0)
     inputs = make_inputs(PATHS["3x3 wide"])
