@@ -301,10 +301,12 @@ def _python_kernel(backend: str, name: str) -> Callable[..., Any] | None:
     """A backend's operator, None where it has none or the native libraries have it."""
     if backend == "reference":
         return _reference_of(name)
-    if backend == "triton" and name in triton.OPERATORS:
-        return triton.operator(name)
     if backend == "cudnn" and name in cudnn.OPERATORS:
         return cudnn.OPERATORS[name]
+    # What cuDNN has not is the next best's: of the native library, if that is there.
+    next_best = backend == "cudnn" and "triton" in _state.loaded and "cuda" not in _state.loaded
+    if (backend == "triton" or next_best) and name in triton.OPERATORS:
+        return triton.operator(name)
     return getattr(_composed, name, None) if backend in ("cudnn", "triton") else None
 
 

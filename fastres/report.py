@@ -250,11 +250,10 @@ def _parameter_notes(model: nn.Module) -> Iterator[str]:
         if dtype not in DTYPES:
             yield f"there is no kernel for {dtype} weights, so that they run as they were"
     devices = {w.device.type for w in weights if w is not None}
-    if any(_library.leaves_alone(device, training=True) for device in devices):
-        yield (
-            "on a GPU it runs as it was, for fastres.freeze is what is faster there; "
-            "fastres.set_backend('cuda') or ('triton') fuses it, training too"
-        )
+    if any(_library.leaves_alone(device, training=False) for device in devices):
+        yield "on a GPU it runs as it was; fastres.freeze is what is faster there"
+    elif any(_library.leaves_alone(device, training=True) for device in devices):
+        yield "on a GPU it trains as it was"
     for weight in weights:
         try:
             check_device(torch.empty(0) if weight is None else weight)
