@@ -2,12 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 _OPS = torch.ops.fastres
+
+#: Of a convolution: stride, padding (top, bottom, left, right), dilation and groups.
+Geometry = tuple[Sequence[int], Sequence[int], Sequence[int], int]
+
+#: ``layer(x, residual, geometry, act)``: a convolution of a block with its whole epilogue.
+Layer = Callable[[Tensor, Tensor | None, Geometry, str], Tensor]
+
+LEAKY_SLOPE = 0.01  # of leaky_relu in a block
+
+
+def bottleneck(
+    layers: tuple[Layer, Layer, Layer],
+    down: Layer | None,
+    x: Tensor,
+    stride: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    act: str,
+) -> Tensor:
+    """``grouped_bottleneck`` of its convolutions one after the other.
+
+    Args:
+        layers: the three of the block.
+        down: the shortcut's, or None for x itself.
+        x: the other arguments are those of ``reference.grouped_bottleneck``.
+        stride: likewise.
+        dilation: likewise.
+        groups: likewise.
+        act: likewise.
+    """
+    one, unpadded = (1, 1), (0, 0, 0, 0)
+    padding = (dilation[0], dilation[0], dilation[1], dilation[1])
+    shortcut = x if down is None else down(x, None, (stride, unpadded, one, 1), "none")
+    h = layers[0](x, None, (one, unpadded, one, 1), act)
+    h = layers[1](h, None, (stride, padding, dilation, groups), act)
+    return layers[2](h, shortcut, (one, unpadded, one, 1), act)
 
 
 def conv_max_pool(x: Tensor, packed: Tensor, shift: Tensor, *arguments: Any) -> Tensor:

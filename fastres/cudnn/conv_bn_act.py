@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import _checks, reference
-from .convolve import Geometry, convolve, once_for_all_alike
+from .convolve import convolve, once_for_all_alike
 from .pack_conv_weight import packed_operand
 
 _CHECK = functools.partial(_checks.conv_bn_act_shape, read_packed=True)
@@ -41,5 +41,5 @@ def conv_bn_act(
     )
     shape = (shift.shape[0], x.shape[1] // groups, *kernel_size)
     weight = packed_operand(packed, shape, groups, x.dtype)
-    geometry = Geometry(stride, padding, dilation, groups)
+    geometry = (stride, padding, dilation, groups)
     return convolve(x, weight, shift, residual, geometry, act, act_slope)

@@ -3,23 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from .. import reference
-
-
-class Geometry(NamedTuple):
-    """What a convolution is besides its weight; padding is (top, bottom, left, right)."""
-
-    stride: Sequence[int]
-    padding: Sequence[int]
-    dilation: Sequence[int]
-    groups: int
-
+from .._composed import Geometry
 
 # Arguments that were checked, without the tensors: checking costs a small convolution's time.
 _checked: set[tuple[object, ...]] = set()
@@ -65,26 +55,26 @@ def convolve(
         weight: [K, C/groups, R, S] in the dtype of x.
         shift: [K], float32; rounded to the dtype of x.
         residual: [N, K, OH, OW] in the dtype of x, or None.
-        geometry: stride, padding, dilation and groups.
+        geometry: of the convolution.
         act: an activation of the operators.
         act_slope: leaky_relu's.
 
     Returns:
         [N, K, OH, OW] in the dtype of x, dense channels_last strides.
     """
-    top, bottom, left, right = geometry.padding
+    stride, (top, bottom, left, right), dilation, groups = geometry
     if (top, left) != (bottom, right):
         x = F.pad(x, (left, right, top, bottom))
         top = left = 0
     x = x.contiguous(memory_format=torch.channels_last)
     weight = weight.contiguous(memory_format=torch.channels_last)
-    square = list(geometry.stride), [top, left], list(geometry.dilation), geometry.groups
+    options = list(stride), [top, left], list(dilation), groups
     shift = shift.to(x.dtype)
     y = None
     if act == "relu" and x.is_cuda and x.numel():
-        y = _in_one_kernel(x, weight, shift, residual, square)
+        y = _in_one_kernel(x, weight, shift, residual, options)
     if y is None:
-        y = torch.conv2d(x, weight, None, *square).add_(shift[:, None, None])
+        y = torch.conv2d(x, weight, None, *options).add_(shift[:, None, None])
         if residual is not None:
             y.add_(residual)
         y = reference.apply_act(y, act, act_slope)
@@ -97,10 +87,10 @@ def _in_one_kernel(
     weight: Tensor,
     shift: Tensor,
     residual: Tensor | None,
-    square: tuple[list[int], list[int], list[int], int],
+    options: tuple[list[int], list[int], list[int], int],
 ) -> Tensor | None:
     """The same with ReLU, None where cuDNN has no kernel that does it all."""
-    stride, padding, dilation, groups = square
+    stride, padding, dilation, groups = options
     key = (
         *(x.dtype, x.device, x.shape, weight.shape, residual is None),
         *(*stride, *padding, *dilation, groups),
@@ -109,9 +99,9 @@ def _in_one_kernel(
         return None
     try:
         if residual is None:
-            return torch.cudnn_convolution_relu(x, weight, shift, *square)
+            return torch.cudnn_convolution_relu(x, weight, shift, *options)
         shortcut = residual.contiguous(memory_format=torch.channels_last)
-        return torch.cudnn_convolution_add_relu(x, weight, shortcut, 1.0, shift, *square)
+        return torch.cudnn_convolution_add_relu(x, weight, shortcut, 1.0, shift, *options)
     except RuntimeError as error:
         if _NO_ENGINE not in str(error):
             raise

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .. import _checks, reference
-from .convolve import Geometry, convolve, once_for_all_alike
+from .._composed import LEAKY_SLOPE, Geometry, Layer, bottleneck
+from .convolve import convolve, once_for_all_alike
 from .pack_conv_weight import packed_operand
 
 _CHECK = functools.partial(_checks.grouped_bottleneck_shape, read_packed=True)
-_SLOPE = 0.01  # of leaky_relu in a block
-_UNPADDED = (0, 0, 0, 0)
 
 
-class Layer(NamedTuple):
-    """A convolution's weight [K, C/groups, R, S] in the dtype of x, and its shift [K]."""
+def layer(weight: Tensor, shift: Tensor) -> Layer:
+    """A convolution of a block: its weight [K, C/groups, R, S] in the dtype of x, its shift [K]."""
 
-    weight: Tensor
-    shift: Tensor
+    def run(x: Tensor, residual: Tensor | None, geometry: Geometry, act: str) -> Tensor:
+        return convolve(x, weight, shift, residual, geometry, act, LEAKY_SLOPE)
+
+    return run
 
 
 def grouped_bottleneck(
@@ -50,35 +50,14 @@ def grouped_bottleneck(
         return reference.grouped_bottleneck(*tensors, *options)
     once_for_all_alike(_CHECK, tensors, options)
 
-    def layer(packed: Tensor, shift: Tensor, c: int, kernel: int, groups: int) -> Layer:
+    def packed_layer(packed: Tensor, shift: Tensor, c: int, kernel: int, groups: int) -> Layer:
         shape = (shift.shape[0], c // groups, kernel, kernel)
-        return Layer(packed_operand(packed, shape, groups, x.dtype), shift)
+        return layer(packed_operand(packed, shape, groups, x.dtype), shift)
 
-    first = layer(packed1, shift1, x.shape[1], 1, 1)
-    second = layer(packed2, shift2, shift1.shape[0], 3, groups)
-    third = layer(packed3, shift3, shift2.shape[0], 1, 1)
+    first = packed_layer(packed1, shift1, x.shape[1], 1, 1)
+    second = packed_layer(packed2, shift2, shift1.shape[0], 3, groups)
+    third = packed_layer(packed3, shift3, shift2.shape[0], 1, 1)
     down = None
     if packed_down is not None and shift_down is not None:
-        down = layer(packed_down, shift_down, x.shape[1], 1, 1)
-    return bottleneck(x, (first, second, third), down, stride, dilation, groups, act)
-
-
-def bottleneck(
-    x: Tensor,
-    layers: tuple[Layer, Layer, Layer],
-    down: Layer | None,
-    stride: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    act: str,
-) -> Tensor:
-    """The block of three convolutions, with one in its shortcut or x itself."""
-    point = Geometry((1, 1), _UNPADDED, (1, 1), 1)
-    padding = (dilation[0], dilation[0], dilation[1], dilation[1])
-    middle = Geometry(stride, padding, dilation, groups)
-    shortcut = x
-    if down is not None:
-        shortcut = convolve(x, *down, None, Geometry(stride, _UNPADDED, (1, 1), 1), "none", _SLOPE)
-    h = convolve(x, *layers[0], None, point, act, _SLOPE)
-    h = convolve(h, *layers[1], None, middle, act, _SLOPE)
-    return convolve(h, *layers[2], shortcut, point, act, _SLOPE)
+        down = packed_layer(packed_down, shift_down, x.shape[1], 1, 1)
+    return bottleneck((first, second, third), down, x, *options)

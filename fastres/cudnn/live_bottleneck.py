@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from .. import _checks, reference
+from .._composed import Layer, bottleneck
 from .convolve import once_for_all_alike
-from .grouped_bottleneck import Layer, bottleneck
+from .grouped_bottleneck import layer
 from .live_conv_bn_act import scaled
 
 
@@ -21,9 +22,10 @@ def live_bottleneck(x: Tensor, *arguments: Any) -> Tensor:
     options = (stride, dilation, groups, algorithm, act)
     once_for_all_alike(_checks.live_bottleneck_shape, (x, *arrays), options)
 
-    def layer(number: int) -> Layer:
+    def scaled_layer(number: int) -> Layer:
         weight, scale, shift = arrays[3 * number : 3 * number + 3]
-        return Layer(scaled(weight, scale, x.dtype), shift)
+        return layer(scaled(weight, scale, x.dtype), shift)
 
-    down = None if arrays[9] is None else layer(3)
-    return bottleneck(x, (layer(0), layer(1), layer(2)), down, stride, dilation, groups, act)
+    layers = scaled_layer(0), scaled_layer(1), scaled_layer(2)
+    down = None if arrays[9] is None else scaled_layer(3)
+    return bottleneck(layers, down, x, stride, dilation, groups, act)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import _checks, reference
-from .convolve import Geometry, convolve, once_for_all_alike
+from .convolve import convolve, once_for_all_alike
 
 
 def live_conv_bn_act(
@@ -36,7 +36,7 @@ def live_conv_bn_act(
         (x, weight, scale, shift, residual),
         (stride, padding, dilation, groups, algorithm, act),
     )
-    geometry = Geometry(stride, padding, dilation, groups)
+    geometry = (stride, padding, dilation, groups)
     return convolve(x, scaled(weight, scale, x.dtype), shift, residual, geometry, act, act_slope)
 
 

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
-from .. import _checks, reference
+from .. import _checks, _composed, reference
 from .coverage import otherwise
 from .fprop import Geometry, fprop
 from .operands import packed_operand
-
-_POINT = Geometry((1, 1), (0, 0, 0, 0), (1, 1))
 
 
 @otherwise(reference.grouped_bottleneck)
@@ -37,31 +36,34 @@ def grouped_bottleneck(
 
     Between the convolutions activations are rounded to the dtype of x, as eager PyTorch does.
     """
-    n, _, oh, ow = _checks.grouped_bottleneck_shape(
+    _checks.grouped_bottleneck_shape(
         x, packed1, shift1, packed2, shift2, packed3, shift3, packed_down, shift_down,
         stride, dilation, groups, act, read_packed=True,
     )  # fmt: skip
+    first, third = _layer(packed1, shift1, 1, x.dtype), _layer(packed3, shift3, 1, x.dtype)
+    second, down = _layer(packed2, shift2, 3, x.dtype), None
+    if packed_down is not None and shift_down is not None:
+        down = _layer(packed_down, shift_down, 1, x.dtype)
+    return _composed.bottleneck((first, second, third), down, x, stride, dilation, groups, act)
 
-    def conv(
-        x: Tensor,
-        packed: Tensor,
-        shift: Tensor,
-        geometry: Geometry,
-        size: Sequence[int],
-        act: str,
-        residual: Tensor | None = None,
-    ) -> Tensor:
-        shape = (n, shift.shape[0], *size)
-        operand = packed_operand(packed, x.dtype)
+
+def _layer(packed: Tensor, shift: Tensor, kernel: int, dtype: torch.dtype) -> _composed.Layer:
+    operand = packed_operand(packed, dtype)
+
+    def run(x: Tensor, residual: Tensor | None, geometry: _composed.Geometry, act: str) -> Tensor:
+        options = geometry[:3]
+        size = _checks.conv_output_size(
+            "grouped_bottleneck", x.shape[2:], (kernel, kernel), *options
+        )
         return fprop(
-            x, operand, geometry, shape, shift=shift, residual=residual, act=act, act_slope=0.01
+            x,
+            operand,
+            Geometry(*options),
+            (x.shape[0], shift.shape[0], *size),
+            shift=shift,
+            residual=residual,
+            act=act,
+            act_slope=_composed.LEAKY_SLOPE,
         )
 
-    padding = (dilation[0], dilation[0], dilation[1], dilation[1])
-    shortcut = x
-    if packed_down is not None and shift_down is not None:
-        point = Geometry(stride, (0, 0, 0, 0), (1, 1))
-        shortcut = conv(x, packed_down, shift_down, point, (oh, ow), "none")
-    h = conv(x, packed1, shift1, _POINT, x.shape[2:], act)
-    h = conv(h, packed2, shift2, Geometry(stride, padding, dilation), (oh, ow), act)
-    return conv(h, packed3, shift3, _POINT, (oh, ow), act, shortcut)
+    return run
