@@ -172,7 +172,7 @@ class BlockEndGradient {
         return ConstPixels{p.data + first * p.stride, p.stride};
       };
       kernels_.training.affine_act_backward(
-          end_.f, from(g), from(x), has_residual ? from(r) : ConstPixels{},
+          end_.f, {from(g), {}, from(x), has_residual ? from(r) : ConstPixels{}, {}},
           {grad_y.pixels(first),
            writes_both ? grad_residual.pixels(first) : Pixels{},
            {},

@@ -198,8 +198,8 @@ class BandRunner {
       band.rows = conv_.geometry.out.h;
       band.pixels = conv_.geometry.out.w;
       band.input = input_band(n, 0, band.rows, n - images.begin, images.size());
-      if (conv_.residual.data != nullptr) band.residual = direct(conv_.residual, n, 0);
-      band.output = direct(conv_.out, n, 0);
+      if (conv_.residual.data != nullptr) band.residual = direct_band(conv_.residual, n, 0);
+      band.output = direct_band(conv_.out, n, 0);
       bands.push_back(band);
     }
     winograd_bands(kernels_, conv_.layer, conv_.plain, bands, panels_);
@@ -211,7 +211,7 @@ class BandRunner {
     band.pixels = conv_.geometry.out.w;
     band.input = input_band(n, h, rows);
     if (conv_.residual.data != nullptr) band.residual = residual_band(n, h, rows);
-    band.output = direct_output_ ? direct(conv_.out, n, h) : output_scratch(rows);
+    band.output = direct_output_ ? direct_band(conv_.out, n, h) : output_scratch(rows);
     ConvLayer layer = conv_.layer;
     if (conv_.plain.data == nullptr) {
       fetch_next(n, h + rows, rows, layer.upcoming);
@@ -236,14 +236,10 @@ class BandRunner {
     upcoming.add_rows(conv_.x, n, row, row + g.input_rows(rows));
   }
 
-  static Band direct(const Image& image, int64_t n, int64_t h) {
-    return {reinterpret_cast<float*>(image.at(n, h, 0)), image.stride_h, image.stride_w};
-  }
-
   // `place` of `places` of the scratch memory, where it has to be loaded.
   Band input_band(int64_t n, int64_t h, int64_t rows, int64_t place = 0, int64_t places = 1) const {
     const ConvGeometry& g = conv_.geometry;
-    if (direct_input_) return direct(conv_.x, n, h * g.stride.h);
+    if (direct_input_) return direct_band(conv_.x, n, h * g.stride.h);
     const PaddedRows what{n, h * g.stride.h - g.padding.top, g.input_rows(rows), g.padding.left,
                           g.padding.right};
     const int64_t floats = what.rows * g.padded_width() * g.in_channels;
@@ -252,7 +248,7 @@ class BandRunner {
   }
 
   Band residual_band(int64_t n, int64_t h, int64_t rows) const {
-    if (direct_residual_) return direct(conv_.residual, n, h);
+    if (direct_residual_) return direct_band(conv_.residual, n, h);
     const PaddedRows what{n, h, rows, 0, 0};
     const int64_t floats = rows * conv_.residual.width * conv_.residual.channels;
     return load_band(kernels_, conv_.residual, what, thread_scratch().residual.floats(floats));

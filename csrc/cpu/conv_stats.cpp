@@ -160,13 +160,9 @@ class SliceRunner {
     return upcoming;
   }
 
-  static Band direct(const Image& image, int64_t n, int64_t h) {
-    return {reinterpret_cast<float*>(image.at(n, h, 0)), image.stride_h, image.stride_w};
-  }
-
   Band input_band(const Slices::Slice& slice) const {
     const ConvGeometry& g = conv_.geometry;
-    if (direct_input_) return direct(conv_.x, slice.image, slice.row * g.stride.h);
+    if (direct_input_) return direct_band(conv_.x, slice.image, slice.row * g.stride.h);
     const PaddedRows what{slice.image, slice.row * g.stride.h - g.padding.top,
                           g.input_rows(slice.rows), g.padding.left, g.padding.right};
     const int64_t floats = band_floats(what.rows * g.padded_width(), g.in_channels);

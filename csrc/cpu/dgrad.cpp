@@ -181,35 +181,59 @@ void InputGradient::clear(const ConvBand& band) const {
 // While the rows are in the cache.
 void InputGradient::finish(const Slices::Slice& slice, const Band& output, InputGradientSums& sums,
                            const Band& activated) const {
-  const ActivatedBefore& before = input_.before;
-  const Image& x = before.given() ? before.y : conv_.x;
-  const auto joined = [&](ptrdiff_t row, ptrdiff_t pixel) { return row == x.width * pixel; };
+  const Sources from = sources();
+  const std::array<const Image*, 4> images{from.x, from.grad_in, from.residual, from.result};
+  const int64_t width = grad_x_.width, channels = grad_x_.channels;
+  const auto joined = [&](ptrdiff_t row, ptrdiff_t pixel) { return row == width * pixel; };
   // Rows that follow each other are one long row: fewer, longer runs.
-  const auto in_one_row = [&](const Image& image) {
-    return image.is_float32_nhwc() && joined(image.stride_h, image.stride_w);
-  };
-  const Image &residual = before.residual, &grad_in = input_.grad_in;
-  const bool one_row = in_one_row(x) && (residual.data == nullptr || in_one_row(residual)) &&
-                       (grad_in.data == nullptr || in_one_row(grad_in)) &&
-                       joined(output.row_stride, output.pixel_stride) &&
-                       !conv_.geometry.padding.any();
-  const int64_t lines = one_row ? 1 : slice.rows;
-  const int64_t pixels = one_row ? slice.rows * x.width : x.width;
-  const int64_t floats = x.width * x.channels;
-  float* scratch = thread_scratch().inner1.floats(3 * floats);
-  const auto row_of = [&](const Image& image, int64_t i, float* converted) {
-    if (image.data == nullptr) return ConstPixels{};
-    return row_pixels(kernels_.base, image, slice.image, slice.row + i, {0, x.channels}, converted);
-  };
-  const bool computes = activated.data != nullptr && !before.given();
-  for (int64_t i = 0; i < lines; ++i) {
-    const Row row{row_of(x, i, scratch), row_of(residual, i, scratch + floats),
-                  row_of(grad_in, i, scratch + 2 * floats)};
-    float* out = computes ? activated.data + i * activated.row_stride : nullptr;
-    finish_row(row, {output.data + i * output.row_stride, output.pixel_stride},
-               {out, activated.pixel_stride}, pixels, sums);
+  const bool one_row = joined(output.row_stride, output.pixel_stride) &&
+                       !conv_.geometry.padding.any() &&
+                       std::all_of(images.begin(), images.end(), [&](const Image* image) {
+                         return image == nullptr || (image->is_float32_nhwc() &&
+                                                     joined(image->stride_h, image->stride_w));
+                       });
+  const int64_t pixels = one_row ? slice.rows * width : width;
+  float* scratch = thread_scratch().inner1.floats(std::ssize(images) * width * channels);
+  for (int64_t i = 0; i < (one_row ? 1 : slice.rows); ++i) {
+    const auto row_of = [&](const Image* image, int64_t place) {
+      if (image == nullptr) return ConstPixels{};
+      return row_pixels(kernels_.base, *image, slice.image, slice.row + i, {0, channels},
+                        scratch + place * width * channels);
+    };
+    const Pixels grad{output.data + i * output.row_stride, output.pixel_stride};
+    const AffineActInputs row{{grad.data, grad.stride},
+                              row_of(from.grad_in, 0),
+                              row_of(from.x, 1),
+                              row_of(from.residual, 2),
+                              row_of(from.result, 3)};
+    float* out = from.x == &conv_.x && activated.data != nullptr
+                     ? activated.data + i * activated.row_stride
+                     : nullptr;
+    if (from.x != nullptr) {
+      finish_row(row, grad, {out, activated.pixel_stride}, pixels, sums);
+    } else if (from.grad_in != nullptr) {
+      const AffineAct sum{conv_.identity.identity(), conv_.identity.identity()};
+      kernels_.training.affine_act(sum, row.grad, row.grad_in, grad, pixels, channels);
+    }
   }
-  if (activated.data != nullptr && before.given()) copy_activated(slice, activated);
+  if (from.x != &conv_.x && activated.data != nullptr) copy_activated(slice, activated);
+}
+
+// Neither x nor sums where nothing was applied to the input. A ReLU's result says as much as what
+// it was given, and the weight's gradient needs it either way.
+InputGradient::Sources InputGradient::sources() const {
+  const auto given = [](const Image& image) { return image.data != nullptr ? &image : nullptr; };
+  const ActivatedBefore& before = input_.before;
+  Sources from{};
+  from.grad_in = given(input_.grad_in);
+  if (!before.given()) {
+    from.x = conv_.has_prologue ? &conv_.x : nullptr;
+    return from;
+  }
+  from.x = &before.y;
+  (before.f.act == Activation::relu ? from.result : from.residual) =
+      before.f.act == Activation::relu ? &conv_.x : given(before.residual);
+  return from;
 }
 
 void InputGradient::copy_activated(const Slices::Slice& slice, const Band& activated) const {
@@ -225,11 +249,10 @@ void InputGradient::copy_activated(const Slices::Slice& slice, const Band& activ
   }
 }
 
-void InputGradient::finish_row(const Row& row, Pixels grad_x, Pixels activated, int64_t pixels,
-                               InputGradientSums& sums) const {
+void InputGradient::finish_row(const AffineActInputs& row, Pixels grad_x, Pixels activated,
+                               int64_t pixels, InputGradientSums& sums) const {
   const int64_t channels = conv_.geometry.in_channels;
   const bool before = input_.before.given();
-  const AffineAct sum{conv_.identity.identity(), conv_.identity.identity()};
   const AffineAct& f = before ? input_.before.f : conv_.prologue;
   float* run_sums = thread_scratch().residual.floats(3 * channels);
   short_runs(pixels, [&](int64_t first, int64_t count) {
@@ -238,15 +261,11 @@ void InputGradient::finish_row(const Row& row, Pixels grad_x, Pixels activated, 
       if (p.data != nullptr) p.data += first * p.stride;
       return p;
     };
-    const Pixels grad = from(grad_x);
-    if (row.grad_in.data != nullptr) {
-      kernels_.training.affine_act(sum, {grad.data, grad.stride}, from(row.grad_in), grad, count,
-                                   channels);
-    }
-    kernels_.training.affine_act_backward(f, {grad.data, grad.stride}, from(row.x),
-                                          from(row.residual), {grad, {}, from(activated), before},
-                                          {run_sums, run_sums + channels, run_sums + 2 * channels},
-                                          count, channels);
+    kernels_.training.affine_act_backward(
+        f,
+        {from(row.grad), from(row.grad_in), from(row.x), from(row.residual), from(row.result)},
+        {from(grad_x), {}, from(activated), before},
+        {run_sums, run_sums + channels, run_sums + 2 * channels}, count, channels);
     sums.grad.add(run_sums);
     sums.grad_centred.add(run_sums + channels);
   });
@@ -287,9 +306,7 @@ Band gradient_band(const Kernels& kernels, const OutputGradient& gradient, int64
   const Image& image = gradient.image();
   const bool whole = columns.begin == 0 && columns.end == image.width && rows.begin >= 0 &&
                      rows.end <= image.height;
-  if (whole && gradient.direct()) {
-    return {reinterpret_cast<float*>(image.at(n, rows.begin, 0)), image.stride_h, image.stride_w};
-  }
+  if (whole && gradient.direct()) return direct_band(image, n, rows.begin);
   const int64_t pixels = rows.size() * std::max<int64_t>(0, columns.size());
   float* target = thread_scratch().inner2.floats(band_floats(pixels, image.channels));
   return gradient.load(kernels, {n, rows, columns, {0, image.channels}}, target);

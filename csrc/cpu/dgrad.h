@@ -106,11 +106,12 @@ class InputGradient {
   void run_phase(size_t i, const Slices::Slice& slice, const Band& gradient,
                  const Upcoming& upcoming, KeptPanels& kept, const Band& output) const;
   void clear(const ConvBand& band) const;
-  // One row of what the backward reads; those without data are left out.
-  struct Row {
-    ConstPixels x, residual, grad_in;
+  // What a slice's gradient becomes its final one by; null for nothing.
+  struct Sources {
+    const Image *x, *grad_in, *residual, *result;
   };
-  void finish_row(const Row& row, Pixels grad_x, Pixels activated, int64_t pixels,
+  Sources sources() const;
+  void finish_row(const AffineActInputs& row, Pixels grad_x, Pixels activated, int64_t pixels,
                   InputGradientSums& sums) const;
   void copy_activated(const Slices::Slice& slice, const Band& activated) const;
 

@@ -40,10 +40,14 @@ class FusedBackward {
     const int64_t floats = band_floats(rows.size() * columns.size(), out_channels);
     const Band gradient = gradient_.load(kernels_, {slice.image, rows, columns, {0, out_channels}},
                                          thread_scratch().inner2.floats(floats));
-    Band activated = weight != nullptr ? input_band(slice) : Band{};
+    const bool direct = reads_input_directly(conv_);
+    Band activated;
+    if (weight != nullptr) {
+      activated = direct ? direct_band(conv_.x, slice.image, slice.row) : input_band(slice);
+    }
     if (wants_input_) {
-      Band inside = activated;
-      if (weight != nullptr) {
+      Band inside = direct ? Band{} : activated;
+      if (inside.data != nullptr) {
         inside.data += conv_.geometry.padding.top * inside.row_stride +
                        conv_.geometry.padding.left * inside.pixel_stride;
       }

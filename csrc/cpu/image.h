@@ -52,6 +52,11 @@ struct Band {
   ptrdiff_t pixel_stride = 0;
 };
 
+// Rows [row, ...) of an image of float32 pixels, where they lie.
+inline Band direct_band(const Image& image, int64_t n, int64_t row) {
+  return {reinterpret_cast<float*>(image.at(n, row, 0)), image.stride_h, image.stride_w};
+}
+
 // Rows [row, row + rows) of image n, columns [-left, width + right) and rows outside the image
 // filled with zeros, as a dense float32 band at `target`.
 struct PaddedRows {

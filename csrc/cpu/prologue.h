@@ -56,6 +56,13 @@ struct TrainingConv {
   }
 };
 
+// Whether a weight's gradient can be taken of the input where it lies; its kernels may read whole
+// blocks of channels.
+inline bool reads_input_directly(const TrainingConv& conv) {
+  return !conv.has_prologue && conv.x.is_float32_nhwc() && !conv.geometry.padding.any() &&
+         conv.x.channels % kChannelBlock == 0;
+}
+
 // A per-channel float32 vector, made contiguous and kept alive in `kept`.
 const float* channel_vector(const Tensor& values, int64_t channels, const char* op,
                             const char* name, std::vector<Tensor>& kept);

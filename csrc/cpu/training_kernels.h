@@ -39,6 +39,16 @@ struct AffineAct {
   float act_slope = 0.0F;
 };
 
+// What the backward of act(main(x) + residual(r)) reads; without a residual, grad_in or result those
+// have no data.
+struct AffineActInputs {
+  ConstPixels grad;  // of what the forward computed
+  ConstPixels grad_in;  // the same, added to it
+  ConstPixels x;
+  ConstPixels residual;
+  ConstPixels result;  // what a ReLU computed, instead of the residual; its sum is not taken then
+};
+
 // What the backward of act(main(x) + residual(r)) writes; those without data are left out. Any of
 // them may be the gradient that it reads.
 struct AffineActTargets {
@@ -123,9 +133,9 @@ struct TrainingKernels {
   // target = act(main(x) + residual(r)). target may be x.
   void (*affine_act)(const AffineAct& f, ConstPixels x, ConstPixels residual, Pixels target,
                      int64_t pixels, int64_t channels);
-  void (*affine_act_backward)(const AffineAct& f, ConstPixels grad, ConstPixels x,
-                              ConstPixels residual, const AffineActTargets& targets,
-                              const AffineSums& sums, int64_t pixels, int64_t channels);
+  void (*affine_act_backward)(const AffineAct& f, const AffineActInputs& inputs,
+                              const AffineActTargets& targets, const AffineSums& sums,
+                              int64_t pixels, int64_t channels);
   // target may be grad.
   void (*stats_gradient)(const StatsGradient& f, ConstPixels grad, ConstPixels y, Pixels target,
                          int64_t pixels, int64_t channels);

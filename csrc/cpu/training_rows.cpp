@@ -40,7 +40,7 @@ OutputRows::OutputRows(const Kernels& kernels, const Image& image, int64_t n, in
                        int64_t rows)
     : kernels_(kernels), image_(image), n_(n), row_(row), rows_(rows) {
   if (image.type == StorageType::float32) {
-    band_ = {reinterpret_cast<float*>(image.at(n, row, 0)), image.stride_h, image.stride_w};
+    band_ = direct_band(image, n, row);
     return;
   }
   const int64_t row_floats = image.width * image.channels;

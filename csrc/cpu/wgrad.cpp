@@ -76,32 +76,47 @@ class WeightGradient {
   }
 
   void add(const WeightSums::Piece& piece, const PixelBlock& block, float* target) const {
-    const ConvGeometry& g = conv_.geometry;
-    const Range in = sums_.input_channels(piece), out = sums_.output_channels(piece);
     WgradBands bands;
     bands.images = block.images;
     bands.rows = block.rows;
-    bands.pixels = g.out.w;
-    const int64_t in_rows = g.input_rows(block.rows);
-    bands.input_image_stride = in_rows * g.padded_width() * band_pixel_stride(in.size());
-    bands.gradient_image_stride = block.rows * g.out.w * band_pixel_stride(out.size());
-    float* input =
-        thread_scratch().input.floats(block.images * bands.input_image_stride + kChannelBlock);
-    float* gradient =
-        thread_scratch().inner2.floats(block.images * bands.gradient_image_stride + kChannelBlock);
-    for (int64_t i = 0; i < block.images; ++i) {
-      const int64_t n = block.image + i;
-      const PaddedRows rows{n, block.row * g.stride.h - g.padding.top, in_rows, g.padding.left,
-                            g.padding.right};
-      const Band x =
-          load_activated(kernels_, conv_, rows, in, input + i * bands.input_image_stride);
-      const OutputGradient::Part part{n, {block.row, block.row + block.rows}, {0, g.out.w}, out};
-      const Band grad = gradient_.load(kernels_, part, gradient + i * bands.gradient_image_stride);
-      if (i > 0) continue;
-      bands.input = x;
-      bands.gradient = grad;
-    }
+    bands.pixels = conv_.geometry.out.w;
+    load_input(block, sums_.input_channels(piece), bands);
+    load_gradient(block, sums_.output_channels(piece), bands);
     sums_.add(bands, piece, target);
+  }
+
+  void load_input(const PixelBlock& block, Range channels, WgradBands& bands) const {
+    const ConvGeometry& g = conv_.geometry;
+    if (reads_input_directly(conv_)) {
+      bands.input = direct_band(conv_.x, block.image, block.row * g.stride.h);
+      bands.input.data += channels.begin;
+      bands.input_image_stride = conv_.x.stride_n;
+      return;
+    }
+    PaddedRows rows{block.image, block.row * g.stride.h - g.padding.top, g.input_rows(block.rows),
+                    g.padding.left, g.padding.right};
+    bands.input_image_stride = rows.rows * g.padded_width() * band_pixel_stride(channels.size());
+    float* target =
+        thread_scratch().input.floats(block.images * bands.input_image_stride + kChannelBlock);
+    for (int64_t i = block.images - 1; i >= 0; --i) {
+      rows.n = block.image + i;
+      bands.input =
+          load_activated(kernels_, conv_, rows, channels, target + i * bands.input_image_stride);
+    }
+  }
+
+  void load_gradient(const PixelBlock& block, Range channels, WgradBands& bands) const {
+    const int64_t pixels = block.rows * conv_.geometry.out.w;
+    bands.gradient_image_stride = pixels * band_pixel_stride(channels.size());
+    float* target =
+        thread_scratch().inner2.floats(block.images * bands.gradient_image_stride + kChannelBlock);
+    for (int64_t i = block.images - 1; i >= 0; --i) {
+      const OutputGradient::Part part{block.image + i,
+                                      {block.row, block.row + block.rows},
+                                      {0, conv_.geometry.out.w},
+                                      channels};
+      bands.gradient = gradient_.load(kernels_, part, target + i * bands.gradient_image_stride);
+    }
   }
 
   const Kernels& kernels_;

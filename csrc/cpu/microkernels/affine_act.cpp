@@ -91,10 +91,15 @@ void forward(const AffineAct& f, ConstPixels x, ConstPixels residual, Pixels tar
       });
 }
 
-template <Activation kAct, bool kResidual, bool kActivated>
-void backward(const AffineAct& f, ConstPixels grad, ConstPixels x, ConstPixels residual,
-              const AffineActTargets& targets, const AffineSums& sums, int64_t pixels,
-              int64_t channels) {
+// What tells whether the activation let a value through: main(x), main(x) + residual(r), or the
+// activation's result.
+enum class Known { affine, sum, result };
+
+template <Activation kAct, Known kKnown, bool kActivated>
+void backward(const AffineAct& f, const AffineActInputs& inputs, const AffineActTargets& targets,
+              const AffineSums& sums, int64_t pixels, int64_t channels) {
+  constexpr bool kResidual = kKnown == Known::sum;
+  const auto [grad, grad_in, x, residual, result] = inputs;
   const auto [grad_x, grad_residual, activated, unscaled] = targets;
   for_each_vector(
       pixels, channels, [&](auto at_once, auto partial, int64_t pixel, int64_t c, int64_t count) {
@@ -105,35 +110,33 @@ void backward(const AffineAct& f, ConstPixels grad, ConstPixels x, ConstPixels r
         Vec sum{}, sum_main{}, sum_residual{};
 #pragma GCC unroll 4
         for (int i = 0; i < decltype(at_once)::value; ++i) {
-          const Vec centred =
-              load_lanes<kPartial>(x.data + (pixel + i) * x.stride + c, count) - main.mean;
+          const auto at = [&](auto p) { return p.data + (pixel + i) * p.stride + c; };
+          const Vec centred = load_lanes<kPartial>(at(x), count) - main.mean;
           Vec z = centred * main.scale + main.bias;
           Vec r{};
           if constexpr (kResidual) {
-            r = load_lanes<kPartial>(residual.data + (pixel + i) * residual.stride + c, count) -
-                shortcut.mean;
+            r = load_lanes<kPartial>(at(residual), count) - shortcut.mean;
             z += r * shortcut.scale + shortcut.bias;
           }
+          if constexpr (kKnown == Known::result) z = load_lanes<kPartial>(at(result), count);
           if constexpr (kActivated) {
-            store_lanes<kPartial>(activated.data + (pixel + i) * activated.stride + c,
-                                  activate(z, kAct, f.act_slope), count);
+            store_lanes<kPartial>(at(activated), activate(z, kAct, f.act_slope), count);
           }
-          const Vec g = act_gradient<kAct>(
-              load_lanes<kPartial>(grad.data + (pixel + i) * grad.stride + c, count), z,
-              f.act_slope);
+          Vec g = load_lanes<kPartial>(at(grad), count);
+          if (grad_in.data != nullptr) g += load_lanes<kPartial>(at(grad_in), count);
+          g = act_gradient<kAct>(g, z, f.act_slope);
           sum += g;
           sum_main += g * centred;
-          store_lanes<kPartial>(grad_x.data + (pixel + i) * grad_x.stride + c, g * factor, count);
+          store_lanes<kPartial>(at(grad_x), g * factor, count);
           if constexpr (kResidual) {
             sum_residual += g * r;
             if (grad_residual.data != nullptr) {
-              store_lanes<kPartial>(grad_residual.data + (pixel + i) * grad_residual.stride + c,
-                                    g * shortcut.scale, count);
+              store_lanes<kPartial>(at(grad_residual), g * shortcut.scale, count);
             }
           }
         }
-        const auto add = [&](float* at, Vec v) {
-          store_lanes<kPartial>(at + c, load_lanes<kPartial>(at + c, count) + v, count);
+        const auto add = [&](float* total, Vec v) {
+          store_lanes<kPartial>(total + c, load_lanes<kPartial>(total + c, count) + v, count);
         };
         add(sums.grad, sum);
         add(sums.grad_main, sum_main);
@@ -169,15 +172,19 @@ void affine_act(const AffineAct& f, ConstPixels x, ConstPixels residual, Pixels 
   });
 }
 
-void affine_act_backward(const AffineAct& f, ConstPixels grad, ConstPixels x, ConstPixels residual,
+void affine_act_backward(const AffineAct& f, const AffineActInputs& inputs,
                          const AffineActTargets& targets, const AffineSums& sums, int64_t pixels,
                          int64_t channels) {
+  if (f.act == Activation::relu && inputs.result.data != nullptr) {
+    return backward<Activation::relu, Known::result, false>(f, inputs, targets, sums, pixels,
+                                                            channels);
+  }
   with_activation(f.act, [&](auto act) {
     constexpr Activation kAct = decltype(act)::value;
-    const auto run = residual.data != nullptr            ? backward<kAct, true, false>
-                     : targets.activated.data != nullptr ? backward<kAct, false, true>
-                                                         : backward<kAct, false, false>;
-    run(f, grad, x, residual, targets, sums, pixels, channels);
+    const auto run = inputs.residual.data != nullptr     ? backward<kAct, Known::sum, false>
+                     : targets.activated.data != nullptr ? backward<kAct, Known::affine, true>
+                                                         : backward<kAct, Known::affine, false>;
+    run(f, inputs, targets, sums, pixels, channels);
   });
 }
 

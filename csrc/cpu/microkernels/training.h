@@ -9,7 +9,7 @@ namespace fastres::cpu::FASTRES_ISA_NAMESPACE {
 
 void affine_act(const AffineAct& f, ConstPixels x, ConstPixels residual, Pixels target,
                 int64_t pixels, int64_t channels);
-void affine_act_backward(const AffineAct& f, ConstPixels grad, ConstPixels x, ConstPixels residual,
+void affine_act_backward(const AffineAct& f, const AffineActInputs& inputs,
                          const AffineActTargets& targets, const AffineSums& sums, int64_t pixels,
                          int64_t channels);
 void stats_gradient(const StatsGradient& f, ConstPixels grad, ConstPixels y, Pixels target,
