@@ -108,7 +108,12 @@ void InputGradient::run_slice(const Slices::Slice& slice, const Slices::Slice* n
 void InputGradient::convolve(const Slices::Slice& slice, const Slices::Slice* next,
                              const Band& gradient, Upcoming upcoming, KeptPanels& kept,
                              const Band& output) const {
-  upcoming.add_rows(conv_.x, slice.image, slice.row, slice.row + slice.rows);
+  const Sources from = sources();
+  for (const Image* image : {from.x, from.grad_in, from.residual, from.result}) {
+    if (image != nullptr && !splits_often()) {
+      upcoming.add_rows(*image, slice.image, slice.row, slice.row + slice.rows);
+    }
+  }
   if (next != nullptr) {
     upcoming.add_rows(grad_x_, next->image, next->row, next->row + next->rows);
   }
@@ -127,7 +132,7 @@ bool InputGradient::on_tiles() const {
 }
 
 bool InputGradient::splits_often() const {
-  return on_tiles() && weight_bytes(phases_.front().layer) > level2_cache_bytes() / 4;
+  return on_tiles() && !fits_kept_panels(kernels_.base, phases_.front().layer);
 }
 
 InputGradient::KeptPanels InputGradient::kept_panels(int64_t slices) const {

@@ -24,7 +24,8 @@ class FusedBackward {
     const int64_t floats = dgrad_.gradient_columns().size() * band_pixel_stride(g.out_channels) +
                            g.padded_width() * band_pixel_stride(g.in_channels) +
                            g.in.w * g.in_channels;
-    const int64_t rows = level2_cache_bytes() / 4 / (floats * int64_t{sizeof(float)});
+    const int64_t bytes = level2_cache_bytes() / (dgrad_.splits_often() ? 2 : 4);
+    const int64_t rows = bytes / (floats * int64_t{sizeof(float)});
     return {g.batch, g.in.h, rows};
   }
 

@@ -26,7 +26,7 @@ struct FloatSpan {
 
 // What to fetch into the level-2 cache while something else is computed.
 struct FetchList {
-  static constexpr int kSpans = 5;
+  static constexpr int kSpans = 8;
   FloatSpan spans[kSpans];
 };
 

@@ -256,10 +256,14 @@ SplitPanels::State& SplitPanels::state(int64_t panel, int64_t part) {
   return states_[static_cast<size_t>(panel * parts_ + part)];
 }
 
+bool fits_kept_panels(const Microkernels& kernels, const ConvLayer& layer) {
+  const int64_t values = panel_count(kernels, layer) * panel_values(joined_columns(layer));
+  return values * int64_t{sizeof(Bfloat16)} <= kMostKeptBytes;
+}
+
 std::optional<SplitPanels> kept_panels(const Microkernels& kernels, const ConvLayer& layer,
                                        int64_t pixels, int64_t bands, Scratch& memory) {
-  const int64_t bytes = 2 * panel_count(kernels, layer) * panel_values(joined_columns(layer));
-  if (bands < 2 || bytes > kMostKeptBytes) return std::nullopt;
+  if (bands < 2 || !fits_kept_panels(kernels, layer)) return std::nullopt;
   if (!prefers_tiles(kernels, layer, pixels)) return std::nullopt;
   return SplitPanels(kernels, layer, memory);
 }

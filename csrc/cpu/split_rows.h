@@ -44,6 +44,9 @@ class SplitPanels {
   std::vector<State> states_;
 };
 
+// Whether a layer's split weights are few enough to be kept.
+bool fits_kept_panels(const Microkernels& kernels, const ConvLayer& layer);
+
 // Keeps a layer's split weights in `memory` where that pays: if it prefers tiles, for several
 // bands.
 std::optional<SplitPanels> kept_panels(const Microkernels& kernels, const ConvLayer& layer,
