@@ -285,11 +285,12 @@ void Upcoming::add_rows(const Image& image, int64_t n, int64_t begin, int64_t en
   add({reinterpret_cast<const float*>(image.at(n, begin, 0)), (end - begin) * image.stride_h});
 }
 
-FetchList Upcoming::part(int64_t parts, int64_t i) const {
+FetchList Upcoming::part(int64_t parts, int64_t i, int64_t count) const {
   FetchList part = list_;
   for (int s = 0; s < size_; ++s) {
-    const Range range = even_range(list_.spans[s].count, parts, i);
-    part.spans[s] = {list_.spans[s].data + range.begin, range.size()};
+    const int64_t begin = even_range(list_.spans[s].count, parts, i).begin;
+    const int64_t end = even_range(list_.spans[s].count, parts, i + count - 1).end;
+    part.spans[s] = {list_.spans[s].data + begin, end - begin};
   }
   return part;
 }

@@ -30,7 +30,8 @@ class Upcoming {
   void add(FloatSpan span) {
     if (span.count > 0) list_.spans[size_++] = span;
   }
-  FetchList part(int64_t parts, int64_t i) const;
+  // Of so many parts the next `count` from the i-th on.
+  FetchList part(int64_t parts, int64_t i, int64_t count = 1) const;
 
  private:
   FetchList list_;

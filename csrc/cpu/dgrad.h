@@ -73,6 +73,8 @@ class InputGradient {
   // Whether it is multiplied on matrix tiles, and whether weights are split anew for each band.
   bool on_tiles() const;
   bool splits_often() const;
+  // Whether a slice's end reads the convolution's input.
+  bool reads_input() const { return sources().x == &conv_.x || sources().result == &conv_.x; }
   // Weights that one thread has split for matrix tiles, of each phase, kept for `slices`.
   using KeptPanels = std::array<std::optional<SplitPanels>, ThreadScratch::kKeptPanels>;
   KeptPanels kept_panels(int64_t slices) const;

@@ -42,6 +42,8 @@ class FusedBackward {
     const Band gradient = gradient_.load(kernels_, {slice.image, rows, columns, {0, out_channels}},
                                          thread_scratch().inner2.floats(floats));
     const bool direct = reads_input_directly(conv_);
+    // Fetched with the weight's gradient, there is more time for it.
+    const bool later = weight != nullptr && sums_.on_tiles();
     Band activated;
     if (weight != nullptr) {
       activated = direct ? direct_band(conv_.x, slice.image, slice.row) : input_band(slice);
@@ -53,13 +55,15 @@ class FusedBackward {
                        conv_.geometry.padding.left * inside.pixel_stride;
       }
       Upcoming upcoming;
-      if (next != nullptr) {
-        upcoming = gradient_.upcoming(next->image, dgrad_.gradient_rows(*next));
+      if (!later) upcoming = next_gradient(next);
+      if (weight != nullptr && direct && !dgrad_.reads_input()) {
+        upcoming.add_rows(conv_.x, slice.image, slice.row, slice.row + slice.rows);
       }
       dgrad_.run_slice(slice, next, gradient, upcoming, kept, input, inside);
     }
     if (weight == nullptr) return;
     WgradBands bands;
+    if (later) bands.upcoming = next_gradient(next);
     bands.input = activated;
     bands.gradient = gradient;
     bands.gradient.data +=
@@ -70,6 +74,11 @@ class FusedBackward {
   }
 
  private:
+  Upcoming next_gradient(const Slices::Slice* next) const {
+    if (next == nullptr) return {};
+    return gradient_.upcoming(next->image, dgrad_.gradient_rows(*next));
+  }
+
   // The slice's padded activated input; without the slice's own rows where the data gradient will
   // fill them in.
   Band input_band(const Slices::Slice& slice) const {

@@ -145,7 +145,7 @@ void WeightSums::add(const WgradBands& bands, const Piece& piece, float* sums) c
   if (prefers_tiles(piece)) {
     tile.channels = piece.channels.size();
     tile.blocks = piece.units.size();
-    return add_split_sums(kernels_.base, tile, output_channels(piece).size(),
+    return add_split_sums(kernels_.base, tile, output_channels(piece).size(), bands.upcoming,
                           [&](const WgradTile& part) { add_block(part, piece); });
   }
   for_each_block(tile, [&](const WgradTile& block) { add_block(block, piece); });

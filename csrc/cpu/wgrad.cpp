@@ -42,7 +42,9 @@ class WeightGradient {
         const Range all{0, std::ssize(blocks)};
         const Range some = by_shares ? all : even_range(all.size(), parts, i);
         for (int64_t b = some.begin; b < some.end; ++b) {
-          add(piece, blocks[static_cast<size_t>(b)], target);
+          const PixelBlock* next =
+              b + 1 < some.end ? &blocks[static_cast<size_t>(b + 1)] : nullptr;
+          add(piece, blocks[static_cast<size_t>(b)], next, target);
         }
       }
     });
@@ -75,14 +77,31 @@ class WeightGradient {
     return blocks;
   }
 
-  void add(const WeightSums::Piece& piece, const PixelBlock& block, float* target) const {
+  // `next` is the block that comes after; null for none.
+  void add(const WeightSums::Piece& piece, const PixelBlock& block, const PixelBlock* next,
+           float* target) const {
     WgradBands bands;
+    if (next != nullptr) bands.upcoming = upcoming_rows(piece, *next);
     bands.images = block.images;
     bands.rows = block.rows;
     bands.pixels = conv_.geometry.out.w;
     load_input(block, sums_.input_channels(piece), bands);
     load_gradient(block, sums_.output_channels(piece), bands);
     sums_.add(bands, piece, target);
+  }
+
+  // Those of which whole pixels are read.
+  Upcoming upcoming_rows(const WeightSums::Piece& piece, const PixelBlock& block) const {
+    const ConvGeometry& g = conv_.geometry;
+    Upcoming upcoming;
+    if (sums_.output_channels(piece).size() == g.out_channels) {
+      upcoming = gradient_.upcoming(block.image, {block.row, block.row + block.rows});
+    }
+    if (sums_.input_channels(piece).size() == g.in_channels) {
+      const int64_t row = std::max<int64_t>(0, block.row * g.stride.h - g.padding.top);
+      upcoming.add_rows(conv_.x, block.image, row, row + g.input_rows(block.rows));
+    }
+    return upcoming;
   }
 
   void load_input(const PixelBlock& block, Range channels, WgradBands& bands) const {

@@ -15,6 +15,7 @@ struct WgradBands {
   Band gradient;
   ptrdiff_t gradient_image_stride = 0;
   int64_t images = 1, rows = 0, pixels = 0;
+  Upcoming upcoming;  // what will be read after these, fetched meanwhile on matrix tiles
 };
 
 // Sums of a weight's gradient, in the layout of its packed weight.

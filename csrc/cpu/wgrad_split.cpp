@@ -1,6 +1,7 @@
 #include "wgrad_split.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "../packed_weight.h"
 #include "cache.h"
@@ -77,9 +78,9 @@ class SplitSums {
     finite_ = kernels.split_columns(s);
   }
 
-  // `tap` is the tile's part of one. False, and nothing is added, where a value has no bfloat16
+  // `tap` is the tile's part of one; meanwhile fetches `upcoming`. False, and nothing is added, where a value has no bfloat16
   // parts.
-  bool add(const WgradTile& tap) const {
+  bool add(const WgradTile& tap, const Upcoming& upcoming) const {
     if (!finite_) return false;
     SplitPixels s{};
     s.input = tap.input;
@@ -93,12 +94,12 @@ class SplitSums {
     s.planes = input_;
     s.plane_stride = input_stride_;
     if (!kernels_.split_transposed(s)) return false;
-    multiply(tap.sums);
+    multiply(tap.sums, upcoming);
     return true;
   }
 
  private:
-  void multiply(float* sums) const {
+  void multiply(float* sums, const Upcoming& upcoming) const {
     static constexpr float kZeros[2 * kChannelBlock] = {};
     static constexpr ptrdiff_t kNoTap = 0;
     SplitTile t{};
@@ -123,6 +124,7 @@ class SplitSums {
       output.out_channels = t.blocks * kChannelBlock;
       output.output = sums + block * tile_.sums_block_stride;
       output.residual = output.output;
+      output.upcoming = upcoming.part(tile_.blocks, block, t.blocks);
       kernels_.multiply(t, output);
     }
   }
@@ -161,16 +163,18 @@ bool prefers_split_sums(const Microkernels& kernels, int64_t channels, int64_t o
 }
 
 void add_split_sums(const Microkernels& kernels, const WgradTile& tile, int64_t out_channels,
+                    const Upcoming& upcoming,
                     const std::function<void(const WgradTile&)>& otherwise) {
   const int64_t channels = round_up(tile.channels, kSplitPositions);
   // Beside them are as many of the gradient's values, and the sums.
   const int64_t in_cache = level2_cache_bytes() * 3 / 20 / (2 * kSplitParts * channels);
   const int64_t pixels =
       std::clamp(in_cache / kSplitChannels * kSplitChannels, kFewestPixels, kMostPixels);
+  Upcoming left = upcoming;
   for_each_part(tile, pixels, [&](const WgradTile& part) {
     const SplitSums sums(*kernels.split, part, out_channels);
     for_each_tap(part, [&](const WgradTile& tap) {
-      if (!sums.add(tap)) otherwise(tap);
+      if (!sums.add(tap, std::exchange(left, {}))) otherwise(tap);
     });
   });
 }

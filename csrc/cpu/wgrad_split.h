@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 
+#include "conv_rows.h"
 #include "training_kernels.h"
 
 namespace fastres::cpu {
@@ -15,8 +16,9 @@ bool prefers_split_sums(const Microkernels& kernels, int64_t channels, int64_t o
 
 // Adds the products of all taps for all blocks of `tile`, however many, of which the last one's
 // channels beyond `out_channels` are zero. Some of its pixels go to `otherwise`, one tap at a time,
-// where a value has no bfloat16 parts.
+// where a value has no bfloat16 parts. Meanwhile fetches `upcoming`.
 void add_split_sums(const Microkernels& kernels, const WgradTile& tile, int64_t out_channels,
+                    const Upcoming& upcoming,
                     const std::function<void(const WgradTile&)>& otherwise);
 
 }  // namespace fastres::cpu

@@ -143,7 +143,7 @@ class WinogradWeightGradient {
   void add_products(WgradTile t) const {
     const int64_t out_channels = t.blocks * kChannelBlock;
     if (prefers_split_sums(kernels_.base, t.channels, out_channels, 1)) {
-      add_split_sums(kernels_.base, t, out_channels,
+      add_split_sums(kernels_.base, t, out_channels, {},
                      [this](const WgradTile& part) { add_blocks(part); });
     } else {
       add_blocks(t);
