@@ -13,10 +13,21 @@
 
 namespace fastres::cpu {
 
+// Of [k, c, r, s]; channels last or not.
+inline std::vector<int64_t> dense_strides(const std::vector<int64_t>& sizes, bool channels_last) {
+  const int64_t c = sizes[1], r = sizes[2], s = sizes[3];
+  if (channels_last) return {r * s * c, 1, s * c, c};
+  return {c * r * s, r * s, s, 1};
+}
+
+inline void check_buffer(const void* buffer, int64_t bytes) {
+  check(buffer != nullptr, "fastres: out of memory for ", bytes, " bytes");
+}
+
 inline Tensor empty_strided(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides,
                             int64_t bytes, ScalarType type, const Tensor& like) {
   void* buffer = acquire_buffer(static_cast<size_t>(bytes));
-  check(buffer != nullptr, "fastres: out of memory for ", bytes, " bytes");
+  check_buffer(buffer, bytes);
   return torch::stable::from_blob(buffer, sizes, strides, like.device(), type, &release_buffer);
 }
 
@@ -36,6 +47,24 @@ inline Tensor empty_bytes(int64_t bytes, const Tensor& like) {
     return torch::stable::empty({bytes}, ScalarType::Byte, std::nullopt, like.device());
   }
   return empty_strided({bytes}, {1}, bytes, ScalarType::Byte, like);
+}
+
+// Float32, of the weight's own strides where it is dense.
+inline Tensor empty_weight_gradient(const Tensor& weight) {
+  const int64_t bytes = weight.numel() * int64_t{sizeof(float)};
+  std::vector<int64_t> sizes, strides;
+  for (int64_t i = 0; i < weight.dim(); ++i) {
+    sizes.push_back(weight.size(i));
+    strides.push_back(weight.stride(i));
+  }
+  const bool dense = strides == dense_strides(sizes, false) || strides == dense_strides(sizes, true);
+  if (bytes < static_cast<int64_t>(kPooledBytes) || !dense) {
+    return torch::stable::empty_like(torch::stable::to(weight, ScalarType::Float));
+  }
+  void* buffer = acquire_gradient_buffer(static_cast<size_t>(bytes));
+  check_buffer(buffer, bytes);
+  return torch::stable::from_blob(buffer, sizes, strides, weight.device(), ScalarType::Float,
+                                  &release_gradient_buffer);
 }
 
 }  // namespace fastres::cpu

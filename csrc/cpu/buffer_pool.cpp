@@ -12,9 +12,10 @@
 namespace fastres::cpu {
 namespace {
 
-// Memory beyond this goes back to the system when it becomes free, unless as much was in use at
-// once: a training step holds all activations, frees them in its backward pass, and needs them
-// again in the next step.
+// Memory beyond what a pool always keeps goes back to the system when it becomes free, unless as
+// much was in use at once: a training step holds all activations, frees them in its backward pass,
+// and needs them again in the next step. A sixteenth more leaves room for buffers whose sizes do
+// not fit each other: without it a step of a ResNeXt-50 maps 80 MB anew.
 constexpr size_t kAlwaysKeptBytes = size_t{512} << 20;
 
 // Smaller ones would each take a mapping of their own, of which a process has 65530: whoever keeps
@@ -37,26 +38,31 @@ void deallocate(void* buffer, size_t bytes) {
   }
 }
 
+// What a free buffer must be to be handed out.
+enum class Fit { large_enough, same_size };
+
 class Pool {
  public:
+  Pool(Fit fit, size_t always_kept_bytes) : fit_(fit), always_kept_bytes_(always_kept_bytes) {}
+
   void* acquire(size_t bytes) {
     const std::lock_guard<std::mutex> lock(mutex_);
+    const size_t size = rounded_to_pages(bytes);
     // The smallest that is large enough: its pages are there already. A far larger one is left for
     // what needs it.
-    auto found = free_.lower_bound(bytes);
+    auto found = fit_ == Fit::same_size ? free_.find(size) : free_.lower_bound(bytes);
     if (found == free_.end() || found->first / kMostTimesAsLarge > bytes) {
-      if (found == free_.end()) drop_largest();
-      const size_t size = rounded_to_pages(bytes);
+      if (found == free_.end() && fit_ == Fit::large_enough) drop_largest();
       void* buffer = allocate(size);
       if (buffer != nullptr) use(buffer, size);
       return buffer;
     }
     // Of that size, the one that was freed last: its lines are in a cache.
     found = std::prev(free_.upper_bound(found->first));
-    const auto [size, buffer] = *found;
+    const auto [taken, buffer] = *found;
     free_.erase(found);
-    free_bytes_ -= size;
-    use(buffer, size);
+    free_bytes_ -= taken;
+    use(buffer, taken);
     return buffer;
   }
 
@@ -67,7 +73,7 @@ class Pool {
     const size_t size = found->second;
     used_.erase(found);
     used_bytes_ -= size;
-    if (used_bytes_ + free_bytes_ + size > std::max(kAlwaysKeptBytes, most_used_bytes_)) {
+    if (used_bytes_ + free_bytes_ + size > most_kept_bytes()) {
       deallocate(buffer, size);
       return;
     }
@@ -76,6 +82,10 @@ class Pool {
   }
 
  private:
+  size_t most_kept_bytes() const {
+    return std::max(always_kept_bytes_, most_used_bytes_ + most_used_bytes_ / 16);
+  }
+
   void use(void* buffer, size_t size) {
     used_[buffer] = size;
     used_bytes_ += size;
@@ -92,6 +102,8 @@ class Pool {
     free_.erase(largest);
   }
 
+  const Fit fit_;
+  const size_t always_kept_bytes_;
   std::mutex mutex_;
   std::multimap<size_t, void*> free_;
   std::unordered_map<void*, size_t> used_;
@@ -100,7 +112,11 @@ class Pool {
 
 // Never destroyed: tensors may outlive every static object.
 Pool& pool() {
-  static Pool* const instance = new Pool;
+  static Pool* const instance = new Pool(Fit::large_enough, kAlwaysKeptBytes);
+  return *instance;
+}
+Pool& gradient_pool() {
+  static Pool* const instance = new Pool(Fit::same_size, 0);
   return *instance;
 }
 
@@ -108,5 +124,7 @@ Pool& pool() {
 
 void* acquire_buffer(size_t bytes) { return pool().acquire(bytes); }
 void release_buffer(void* buffer) { pool().release(buffer); }
+void* acquire_gradient_buffer(size_t bytes) { return gradient_pool().acquire(bytes); }
+void release_gradient_buffer(void* buffer) { gradient_pool().release(buffer); }
 
 }  // namespace fastres::cpu

@@ -18,4 +18,9 @@ void* acquire_buffer(size_t bytes);
 // Takes back what acquire_buffer returned.
 void release_buffer(void* buffer);
 
+// The same for the gradients of weights, which live from one backward pass to the next and must not
+// take the activations' buffers meanwhile: of exactly such a size, and as many as are used at once.
+void* acquire_gradient_buffer(size_t bytes);
+void release_gradient_buffer(void* buffer);
+
 }  // namespace fastres::cpu

@@ -151,8 +151,7 @@ Gradients conv_stats_backward(
     grad_x = empty_nhwc(x.size(0), x.size(1), {x.size(2), x.size(3)}, x.scalar_type(), x);
   }
   if (need_weight) {
-    // Of the weight's own strides, where it has no gaps.
-    grad_weight = torch::stable::empty_like(torch::stable::to(weight, ScalarType::Float));
+    grad_weight = empty_weight_gradient(weight);
   }
   InputGradientSums sums(conv.geometry.in_channels);
   if (conv.geometry.batch > 0) {
