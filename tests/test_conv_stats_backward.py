@@ -90,6 +90,19 @@ def test_through_the_end_of_a_block_of_any_strides(assert_accurate, case, layout
         check_gradients_through_a_block_end(assert_accurate, case, inputs, act, layout)
 
 
+@pytest.mark.parametrize(
+    ("channels", "out_channels"),
+    [(64, 48), (256, 192), (256, 512), (512, 512), (40, 64)],
+    ids=["few", "weights kept", "split for each slice", "gradients apart", "no whole blocks"],
+)
+def test_pointwise_layers_of_plain_input(assert_accurate, channels, out_channels):
+    """What is read where it lies, by an input's gradient that nothing or a block's end finishes."""
+    case = same(channels, out_channels, 1, h=19, w=21, n=2)
+    for act in ("relu", "silu"):
+        check_gradients_through_a_block_end(assert_accurate, case, make_inputs(case), act)
+    check_shared_gradients(assert_accurate, case, make_inputs(case, affine=False), "none")
+
+
 @EVERY_KIND
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_any_strides(assert_accurate, case, layout):

@@ -177,6 +177,28 @@ def test_nothing_is_left_after_backward():
     assert all(node.value is None for node in convolutions)
 
 
+def test_weight_gradients_are_where_those_before_were():
+    """But not where one is still in use, nor where an activation is."""
+    layer = fastres.accelerate(nn.Sequential(*conv_bn(256, 256, 1)).train())
+    x = torch.randn(2, 256, 8, 16)  # as many values as the weight has
+    weight = layer[0].weight
+    places = []
+    for _ in range(3):
+        y = layer(x)
+        y.sum().backward()
+        assert weight.grad is not None
+        assert weight.grad.data_ptr() != y.data_ptr()
+        places.append(weight.grad.data_ptr())
+        weight.grad = None
+    assert len(set(places)) == 1
+    layer(x).sum().backward()
+    kept, weight.grad = weight.grad, None
+    copied = kept.clone()
+    layer(x + 1).sum().backward()
+    assert weight.grad.data_ptr() != kept.data_ptr()
+    assert torch.equal(kept, copied)
+
+
 @pytest.mark.parametrize("copy_of", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
 def test_copies_save_too(copy_of):
     net = fastres.accelerate(TinyNet().train(), memory="save")

@@ -57,7 +57,8 @@ inline Tensor empty_weight_gradient(const Tensor& weight) {
     sizes.push_back(weight.size(i));
     strides.push_back(weight.stride(i));
   }
-  const bool dense = strides == dense_strides(sizes, false) || strides == dense_strides(sizes, true);
+  const bool dense =
+      strides == dense_strides(sizes, false) || strides == dense_strides(sizes, true);
   if (bytes < static_cast<int64_t>(kPooledBytes) || !dense) {
     return torch::stable::empty_like(torch::stable::to(weight, ScalarType::Float));
   }

@@ -52,7 +52,7 @@ class Pool {
     // what needs it.
     auto found = fit_ == Fit::same_size ? free_.find(size) : free_.lower_bound(bytes);
     if (found == free_.end() || found->first / kMostTimesAsLarge > bytes) {
-      if (found == free_.end() && fit_ == Fit::large_enough) drop_largest();
+      if (found == free_.end()) drop_largest();
       void* buffer = allocate(size);
       if (buffer != nullptr) use(buffer, size);
       return buffer;
@@ -92,7 +92,7 @@ class Pool {
     most_used_bytes_ = std::max(most_used_bytes_, used_bytes_);
   }
 
-  // A larger buffer takes the place of one that proved too small: there are then as many as are
+  // A new buffer takes the place of one that did not fit: there are then as many as are
   // used at a time, not one for every size.
   void drop_largest() {
     if (free_.empty()) return;

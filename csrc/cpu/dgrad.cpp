@@ -191,12 +191,12 @@ void InputGradient::finish(const Slices::Slice& slice, const Band& output, Input
   const int64_t width = grad_x_.width, channels = grad_x_.channels;
   const auto joined = [&](ptrdiff_t row, ptrdiff_t pixel) { return row == width * pixel; };
   // Rows that follow each other are one long row: fewer, longer runs.
-  const bool one_row = joined(output.row_stride, output.pixel_stride) &&
-                       !conv_.geometry.padding.any() &&
-                       std::all_of(images.begin(), images.end(), [&](const Image* image) {
-                         return image == nullptr || (image->is_float32_nhwc() &&
-                                                     joined(image->stride_h, image->stride_w));
-                       });
+  const bool one_row =
+      joined(output.row_stride, output.pixel_stride) && !conv_.geometry.padding.any() &&
+      std::all_of(images.begin(), images.end(), [&](const Image* image) {
+        return image == nullptr ||
+               (image->is_float32_nhwc() && joined(image->stride_h, image->stride_w));
+      });
   const int64_t pixels = one_row ? slice.rows * width : width;
   float* scratch = thread_scratch().inner1.floats(std::ssize(images) * width * channels);
   for (int64_t i = 0; i < (one_row ? 1 : slice.rows); ++i) {
@@ -236,8 +236,11 @@ InputGradient::Sources InputGradient::sources() const {
     return from;
   }
   from.x = &before.y;
-  (before.f.act == Activation::relu ? from.result : from.residual) =
-      before.f.act == Activation::relu ? &conv_.x : given(before.residual);
+  if (before.f.act == Activation::relu) {
+    from.result = &conv_.x;
+  } else {
+    from.residual = given(before.residual);
+  }
   return from;
 }
 
@@ -267,8 +270,7 @@ void InputGradient::finish_row(const AffineActInputs& row, Pixels grad_x, Pixels
       return p;
     };
     kernels_.training.affine_act_backward(
-        f,
-        {from(row.grad), from(row.grad_in), from(row.x), from(row.residual), from(row.result)},
+        f, {from(row.grad), from(row.grad_in), from(row.x), from(row.residual), from(row.result)},
         {from(grad_x), {}, from(activated), before},
         {run_sums, run_sums + channels, run_sums + 2 * channels}, count, channels);
     sums.grad.add(run_sums);

@@ -39,10 +39,10 @@ struct AffineAct {
   float act_slope = 0.0F;
 };
 
-// What the backward of act(main(x) + residual(r)) reads; without a residual, grad_in or result those
-// have no data.
+// What the backward of act(main(x) + residual(r)) reads; without a residual, grad_in or result
+// those have no data.
 struct AffineActInputs {
-  ConstPixels grad;  // of what the forward computed
+  ConstPixels grad;     // of what the forward computed
   ConstPixels grad_in;  // the same, added to it
   ConstPixels x;
   ConstPixels residual;

@@ -42,8 +42,7 @@ class WeightGradient {
         const Range all{0, std::ssize(blocks)};
         const Range some = by_shares ? all : even_range(all.size(), parts, i);
         for (int64_t b = some.begin; b < some.end; ++b) {
-          const PixelBlock* next =
-              b + 1 < some.end ? &blocks[static_cast<size_t>(b + 1)] : nullptr;
+          const PixelBlock* next = b + 1 < some.end ? &blocks[static_cast<size_t>(b + 1)] : nullptr;
           add(piece, blocks[static_cast<size_t>(b)], next, target);
         }
       }

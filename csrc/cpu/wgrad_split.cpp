@@ -78,8 +78,8 @@ class SplitSums {
     finite_ = kernels.split_columns(s);
   }
 
-  // `tap` is the tile's part of one; meanwhile fetches `upcoming`. False, and nothing is added, where a value has no bfloat16
-  // parts.
+  // `tap` is the tile's part of one; meanwhile fetches `upcoming`. False, and nothing is added,
+  // where a value has no bfloat16 parts.
   bool add(const WgradTile& tap, const Upcoming& upcoming) const {
     if (!finite_) return false;
     SplitPixels s{};
