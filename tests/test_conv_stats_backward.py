@@ -90,17 +90,27 @@ def test_through_the_end_of_a_block_of_any_strides(assert_accurate, case, layout
         check_gradients_through_a_block_end(assert_accurate, case, inputs, act, layout)
 
 
-@pytest.mark.parametrize(
-    ("channels", "out_channels"),
-    [(64, 48), (256, 192), (256, 512), (512, 512), (40, 64)],
-    ids=["few", "weights kept", "split for each slice", "gradients apart", "no whole blocks"],
-)
-def test_pointwise_layers_of_plain_input(assert_accurate, channels, out_channels):
-    """What is read where it lies, by an input's gradient that nothing or a block's end finishes."""
-    case = same(channels, out_channels, 1, h=19, w=21, n=2)
+PLAIN = {
+    "few channels": same(64, 48, 1, h=19, w=21),
+    "weights kept": same(256, 192, 1, h=19, w=21),
+    "weights split for each slice": same(256, 512, 1, h=19, w=21),
+    "gradients apart": same(512, 512, 1, h=9, w=11),
+    "no whole blocks of channels": same(40, 64, 1, h=19, w=21),
+    "strided": same(64, 96, 1, 2, h=19, w=21),
+    "3x3 without padding": ConvCase(64, 48, h=13, w=12, n=2),
+    "narrow groups": ConvCase(32, 32, groups=8, h=13, w=12, n=2),
+}
+
+
+@pytest.mark.parametrize("case", PLAIN.values(), ids=PLAIN.keys())
+@pytest.mark.parametrize("layout", ["channels_last", "channel_sliced", "expanded", "sliced"])
+def test_plain_inputs(assert_accurate, case, layout):
+    """Read where they lie, by an input's gradient that nothing or a block's end finishes."""
     for act in ("relu", "silu"):
-        check_gradients_through_a_block_end(assert_accurate, case, make_inputs(case), act)
-    check_shared_gradients(assert_accurate, case, make_inputs(case, affine=False), "none")
+        inputs = make_inputs(case, layout=layout)
+        check_gradients_through_a_block_end(assert_accurate, case, inputs, act, layout)
+    plain = make_inputs(case, layout=layout, affine=False)
+    check_shared_gradients(assert_accurate, case, plain, "none", layout)
 
 
 @EVERY_KIND

@@ -38,8 +38,8 @@ inline Tensor empty_nhwc(int64_t n, int64_t c, Extent size, ScalarType type, con
     return torch::stable::empty({n, c, size.h, size.w}, type, std::nullopt, like.device(),
                                 std::nullopt, torch::headeronly::MemoryFormat::ChannelsLast);
   }
-  return empty_strided({n, c, size.h, size.w}, {size.h * size.w * c, 1, size.w * c, c}, bytes, type,
-                       like);
+  const std::vector<int64_t> sizes{n, c, size.h, size.w};
+  return empty_strided(sizes, dense_strides(sizes, true), bytes, type, like);
 }
 
 inline Tensor empty_bytes(int64_t bytes, const Tensor& like) {
@@ -49,7 +49,8 @@ inline Tensor empty_bytes(int64_t bytes, const Tensor& like) {
   return empty_strided({bytes}, {1}, bytes, ScalarType::Byte, like);
 }
 
-// Float32, of the weight's own strides where it is dense.
+// Float32, of the weight's own strides where it is dense. Of a 16-bit weight it is converted and
+// freed at once.
 inline Tensor empty_weight_gradient(const Tensor& weight) {
   const int64_t bytes = weight.numel() * int64_t{sizeof(float)};
   std::vector<int64_t> sizes, strides;
@@ -59,7 +60,8 @@ inline Tensor empty_weight_gradient(const Tensor& weight) {
   }
   const bool dense =
       strides == dense_strides(sizes, false) || strides == dense_strides(sizes, true);
-  if (bytes < static_cast<int64_t>(kPooledBytes) || !dense) {
+  const bool stays = weight.scalar_type() == ScalarType::Float;
+  if (bytes < static_cast<int64_t>(kPooledBytes) || !dense || !stays) {
     return torch::stable::empty_like(torch::stable::to(weight, ScalarType::Float));
   }
   void* buffer = acquire_gradient_buffer(static_cast<size_t>(bytes));

@@ -181,9 +181,7 @@ class BandWalker {
 
   Band output_rows(int64_t n, int64_t row, int64_t rows) const {
     const Image& y = block_.y;
-    if (direct_output_) {
-      return {reinterpret_cast<float*>(y.at(n, row, 0)), y.stride_h, y.stride_w};
-    }
+    if (direct_output_) return direct_band(y, n, row);
     const int64_t row_stride = y.width * y.channels;
     return {thread_scratch().output.floats(rows * row_stride), row_stride, y.channels};
   }

@@ -14,9 +14,12 @@ namespace {
 
 // Memory beyond what a pool always keeps goes back to the system when it becomes free, unless as
 // much was in use at once: a training step holds all activations, frees them in its backward pass,
-// and needs them again in the next step. A sixteenth more leaves room for buffers whose sizes do
-// not fit each other: without it a step of a ResNeXt-50 maps 80 MB anew.
+// and needs them again in the next step.
 constexpr size_t kAlwaysKeptBytes = size_t{512} << 20;
+
+// A sixteenth more than was in use leaves room for buffers whose sizes do not fit each other:
+// without it a step of a ResNeXt-50 maps 80 MB anew.
+constexpr size_t kSlackShare = 16;
 
 // Smaller ones would each take a mapping of their own, of which a process has 65530: whoever keeps
 // many small outputs would come to the end of them.
@@ -48,11 +51,11 @@ class Pool {
   void* acquire(size_t bytes) {
     const std::lock_guard<std::mutex> lock(mutex_);
     const size_t size = rounded_to_pages(bytes);
-    // The smallest that is large enough: its pages are there already. A far larger one is left for
-    // what needs it.
+    // The smallest that fits: its pages are there already. A far larger one is left for what needs
+    // it.
     auto found = fit_ == Fit::same_size ? free_.find(size) : free_.lower_bound(bytes);
     if (found == free_.end() || found->first / kMostTimesAsLarge > bytes) {
-      if (found == free_.end()) drop_largest();
+      if (found == free_.end()) make_room(size);
       void* buffer = allocate(size);
       if (buffer != nullptr) use(buffer, size);
       return buffer;
@@ -73,7 +76,7 @@ class Pool {
     const size_t size = found->second;
     used_.erase(found);
     used_bytes_ -= size;
-    if (used_bytes_ + free_bytes_ + size > most_kept_bytes()) {
+    if (used_bytes_ + free_bytes_ + size > most_kept_bytes(most_used_bytes_)) {
       deallocate(buffer, size);
       return;
     }
@@ -82,8 +85,8 @@ class Pool {
   }
 
  private:
-  size_t most_kept_bytes() const {
-    return std::max(always_kept_bytes_, most_used_bytes_ + most_used_bytes_ / 16);
+  size_t most_kept_bytes(size_t most_used) const {
+    return std::max(always_kept_bytes_, most_used + most_used / kSlackShare);
   }
 
   void use(void* buffer, size_t size) {
@@ -92,8 +95,16 @@ class Pool {
     most_used_bytes_ = std::max(most_used_bytes_, used_bytes_);
   }
 
-  // A new buffer takes the place of one that did not fit: there are then as many as are
-  // used at a time, not one for every size.
+  // For a buffer of a size that no free one fits. A larger one takes the place of one that proved
+  // too small: there are then as many as are used at a time, not one for every size. Where sizes
+  // must be the same, others go when there is no room for both.
+  void make_room(size_t size) {
+    if (fit_ == Fit::large_enough) return drop_largest();
+    const size_t used = used_bytes_ + size;
+    const size_t kept = most_kept_bytes(std::max(most_used_bytes_, used));
+    while (!free_.empty() && used + free_bytes_ > kept) drop_largest();
+  }
+
   void drop_largest() {
     if (free_.empty()) return;
     const auto largest = std::prev(free_.end());

@@ -27,8 +27,9 @@ class Upcoming {
   // rows of which most is skipped are not fetched. Lines are far apart in the order in which tiles
   // read and write them, too far for the processor to foresee.
   void add_rows(const Image& image, int64_t n, int64_t begin, int64_t end);
+  // One place is left for weights; what finds none is not fetched.
   void add(FloatSpan span) {
-    if (span.count > 0) list_.spans[size_++] = span;
+    if (span.count > 0 && size_ < FetchList::kSpans - 1) list_.spans[size_++] = span;
   }
   // Of so many parts the next `count` from the i-th on.
   FetchList part(int64_t parts, int64_t i, int64_t count = 1) const;

@@ -108,8 +108,7 @@ void InputGradient::run_slice(const Slices::Slice& slice, const Slices::Slice* n
 void InputGradient::convolve(const Slices::Slice& slice, const Slices::Slice* next,
                              const Band& gradient, Upcoming upcoming, KeptPanels& kept,
                              const Band& output) const {
-  const Sources from = sources();
-  for (const Image* image : {from.x, from.grad_in, from.residual, from.result}) {
+  for (const Image* image : sources().all()) {
     if (image != nullptr && !splits_often()) {
       upcoming.add_rows(*image, slice.image, slice.row, slice.row + slice.rows);
     }
@@ -187,7 +186,7 @@ void InputGradient::clear(const ConvBand& band) const {
 void InputGradient::finish(const Slices::Slice& slice, const Band& output, InputGradientSums& sums,
                            const Band& activated) const {
   const Sources from = sources();
-  const std::array<const Image*, 4> images{from.x, from.grad_in, from.residual, from.result};
+  const std::array<const Image*, 4> images = from.all();
   const int64_t width = grad_x_.width, channels = grad_x_.channels;
   const auto joined = [&](ptrdiff_t row, ptrdiff_t pixel) { return row == width * pixel; };
   // Rows that follow each other are one long row: fewer, longer runs.
@@ -198,6 +197,7 @@ void InputGradient::finish(const Slices::Slice& slice, const Band& output, Input
                (image->is_float32_nhwc() && joined(image->stride_h, image->stride_w));
       });
   const int64_t pixels = one_row ? slice.rows * width : width;
+  const bool computes = from.x == &conv_.x;  // the activated input
   float* scratch = thread_scratch().inner1.floats(std::ssize(images) * width * channels);
   for (int64_t i = 0; i < (one_row ? 1 : slice.rows); ++i) {
     const auto row_of = [&](const Image* image, int64_t place) {
@@ -211,9 +211,8 @@ void InputGradient::finish(const Slices::Slice& slice, const Band& output, Input
                               row_of(from.x, 1),
                               row_of(from.residual, 2),
                               row_of(from.result, 3)};
-    float* out = from.x == &conv_.x && activated.data != nullptr
-                     ? activated.data + i * activated.row_stride
-                     : nullptr;
+    float* out =
+        computes && activated.data != nullptr ? activated.data + i * activated.row_stride : nullptr;
     if (from.x != nullptr) {
       finish_row(row, grad, {out, activated.pixel_stride}, pixels, sums);
     } else if (from.grad_in != nullptr) {
@@ -221,7 +220,7 @@ void InputGradient::finish(const Slices::Slice& slice, const Band& output, Input
       kernels_.training.affine_act(sum, row.grad, row.grad_in, grad, pixels, channels);
     }
   }
-  if (from.x != &conv_.x && activated.data != nullptr) copy_activated(slice, activated);
+  if (!computes && activated.data != nullptr) copy_activated(slice, activated);
 }
 
 // Neither x nor sums where nothing was applied to the input. A ReLU's result says as much as what

@@ -80,8 +80,8 @@ class InputGradient {
   KeptPanels kept_panels(int64_t slices) const;
 
   // `gradient` holds those. Where `activated` has data, it receives the activated input of the
-  // slice, float32 pixels of all channels. Meanwhile fetches the slice's input, what the next slice
-  // will write, and `upcoming`, which has room for two spans more.
+  // slice, float32 pixels of all channels. Meanwhile fetches what the slice's end reads, what the
+  // next slice will write, and `upcoming`.
   void run_slice(const Slices::Slice& slice, const Slices::Slice* next, const Band& gradient,
                  Upcoming upcoming, KeptPanels& kept, InputGradientSums& sums,
                  const Band& activated) const;
@@ -108,9 +108,10 @@ class InputGradient {
   void run_phase(size_t i, const Slices::Slice& slice, const Band& gradient,
                  const Upcoming& upcoming, KeptPanels& kept, const Band& output) const;
   void clear(const ConvBand& band) const;
-  // What a slice's gradient becomes its final one by; null for nothing.
+  // What the end of a slice reads; null for what it does not.
   struct Sources {
     const Image *x, *grad_in, *residual, *result;
+    std::array<const Image*, 4> all() const { return {x, grad_in, residual, result}; }
   };
   Sources sources() const;
   void finish_row(const AffineActInputs& row, Pixels grad_x, Pixels activated, int64_t pixels,

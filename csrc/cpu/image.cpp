@@ -100,9 +100,7 @@ Band load_band(const Microkernels& kernels, const Image& image, const PaddedRows
 
 Band float_rows(const Microkernels& kernels, const Image& image, int64_t n, Range rows,
                 Scratch& scratch) {
-  if (image.is_float32_nhwc()) {
-    return direct_band(image, n, rows.begin);
-  }
+  if (image.is_float32_nhwc()) return direct_band(image, n, rows.begin);
   return load_band(kernels, image, {n, rows.begin, rows.size(), 0, 0},
                    scratch.floats(rows.size() * image.width * image.channels));
 }

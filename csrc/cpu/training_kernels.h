@@ -39,8 +39,7 @@ struct AffineAct {
   float act_slope = 0.0F;
 };
 
-// What the backward of act(main(x) + residual(r)) reads; without a residual, grad_in or result
-// those have no data.
+// What the backward of act(main(x) + residual(r)) reads; what is left out has no data.
 struct AffineActInputs {
   ConstPixels grad;     // of what the forward computed
   ConstPixels grad_in;  // the same, added to it
@@ -54,7 +53,7 @@ struct AffineActInputs {
 struct AffineActTargets {
   Pixels grad_x;          // g * main.scale, g the gradient of the activation's input
   Pixels grad_residual;   // g * residual.scale
-  Pixels activated;       // what the forward computed; without a residual only
+  Pixels activated;       // what the forward computed; without a residual and a result only
   bool unscaled = false;  // grad_x is g
 };
 

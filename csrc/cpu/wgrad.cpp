@@ -89,7 +89,7 @@ class WeightGradient {
     sums_.add(bands, piece, target);
   }
 
-  // Those of which whole pixels are read.
+  // Of the block's first image, where whole pixels are read.
   Upcoming upcoming_rows(const WeightSums::Piece& piece, const PixelBlock& block) const {
     const ConvGeometry& g = conv_.geometry;
     Upcoming upcoming;
