@@ -62,9 +62,11 @@ def accelerate(
     bottlenecks as one operator. In training mode, and wherever gradients are needed, convolutions
     return BatchNorm's statistics, and BatchNorm, activation and shortcut are applied where their
     value is read, in backward too. Everything else runs as it was: hooks on submodules, parts that
-    cannot be traced, dtypes and devices without kernels. ``fastres.explain`` tells what happens to
-    what. Parameters, ``state_dict`` keys and ``isinstance`` stay; parameters may change in any way
-    at any time, and so may the structure of the model.
+    cannot be traced, dtypes and devices without kernels, and on a GPU the whole model unless
+    ``set_backend`` asks for kernels there: PyTorch's own were faster, where ``freeze`` is faster
+    still. ``fastres.explain`` tells what happens to what. Parameters, ``state_dict`` keys and
+    ``isinstance`` stay; parameters may change in any way at any time, and so may the structure of
+    the model.
 
     Copies and pickles of the model are accelerated too; to load a pickle where there is no fastres,
     ``restore`` the model before pickling. TorchScript, ``torch.export`` and ``torch.compile`` see

@@ -77,8 +77,8 @@ def pack_conv_weight(
     Returns:
         1-D uint8 tensor, a constant for ``conv_bn_act`` and ``grouped_bottleneck``. It holds
         float32 whatever the weight's dtype (float64 for float64), and the same bytes serve every
-        instruction set. The CUDA kernels' also holds bfloat16 and float16 copies, and serves them
-        alone.
+        instruction set. Of cuDNN or the CUDA kernels it also holds bfloat16 and float16 copies, and
+        serves those two alone.
 
     Raises:
         ValueError: shapes that do not fit, or a weight or scale that would need a gradient.
