@@ -108,8 +108,9 @@ void InputGradient::run_slice(const Slices::Slice& slice, const Slices::Slice* n
 void InputGradient::convolve(const Slices::Slice& slice, const Slices::Slice* next,
                              const Band& gradient, Upcoming upcoming, KeptPanels& kept,
                              const Band& output) const {
+  const bool small_slices = !splits_often();
   for (const Image* image : sources().all()) {
-    if (image != nullptr && !splits_often()) {
+    if (image != nullptr && small_slices) {
       upcoming.add_rows(*image, slice.image, slice.row, slice.row + slice.rows);
     }
   }

@@ -16,6 +16,7 @@ class FusedBackward {
         conv_(conv),
         gradient_(gradient),
         wants_input_(input.grad_x.data != nullptr),
+        direct_(reads_input_directly(conv)),
         dgrad_(kernels, conv, input),
         sums_(kernels, conv) {}
 
@@ -41,29 +42,22 @@ class FusedBackward {
     const int64_t floats = band_floats(rows.size() * columns.size(), out_channels);
     const Band gradient = gradient_.load(kernels_, {slice.image, rows, columns, {0, out_channels}},
                                          thread_scratch().inner2.floats(floats));
-    const bool direct = reads_input_directly(conv_);
-    // Fetched with the weight's gradient, there is more time for it.
-    const bool later = weight != nullptr && sums_.on_tiles();
     Band activated;
     if (weight != nullptr) {
-      activated = direct ? direct_band(conv_.x, slice.image, slice.row) : input_band(slice);
+      activated = direct_ ? direct_band(conv_.x, slice.image, slice.row) : input_band(slice);
     }
     if (wants_input_) {
-      Band inside = direct ? Band{} : activated;
+      Band inside = direct_ ? Band{} : activated;
       if (inside.data != nullptr) {
         inside.data += conv_.geometry.padding.top * inside.row_stride +
                        conv_.geometry.padding.left * inside.pixel_stride;
       }
-      Upcoming upcoming;
-      if (!later) upcoming = next_gradient(next);
-      if (weight != nullptr && direct && !dgrad_.reads_input()) {
-        upcoming.add_rows(conv_.x, slice.image, slice.row, slice.row + slice.rows);
-      }
-      dgrad_.run_slice(slice, next, gradient, upcoming, kept, input, inside);
+      dgrad_.run_slice(slice, next, gradient, with_input(slice, next, weight != nullptr), kept,
+                       input, inside);
     }
     if (weight == nullptr) return;
     WgradBands bands;
-    if (later) bands.upcoming = next_gradient(next);
+    if (sums_.on_tiles()) bands.upcoming = next_gradient(next);
     bands.input = activated;
     bands.gradient = gradient;
     bands.gradient.data +=
@@ -74,6 +68,18 @@ class FusedBackward {
   }
 
  private:
+  // What is fetched with the input's gradient: not the next slice's, where there is time for it
+  // with the weight's; nor the input, where the slice's end fetches it or nobody reads it.
+  Upcoming with_input(const Slices::Slice& slice, const Slices::Slice* next,
+                      bool wants_weight) const {
+    Upcoming upcoming;
+    if (!wants_weight || !sums_.on_tiles()) upcoming = next_gradient(next);
+    if (wants_weight && direct_ && !dgrad_.reads_input()) {
+      upcoming.add_rows(conv_.x, slice.image, slice.row, slice.row + slice.rows);
+    }
+    return upcoming;
+  }
+
   Upcoming next_gradient(const Slices::Slice* next) const {
     if (next == nullptr) return {};
     return gradient_.upcoming(next->image, dgrad_.gradient_rows(*next));
@@ -116,6 +122,7 @@ class FusedBackward {
   const TrainingConv& conv_;
   const OutputGradient& gradient_;
   const bool wants_input_;
+  const bool direct_;  // the weight's gradient reads the input where it lies
   const InputGradient dgrad_;
   const WeightSums sums_;
 };
