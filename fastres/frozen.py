@@ -115,6 +115,7 @@ def _unflatten_output(graph: fx.Graph, spec: pytree.TreeSpec) -> None:
     leaves = list(output.args[0])
     structured = leaves[0] if spec.is_leaf() else spec.unflatten(leaves)
     output.args = (_plain_containers(structured),)
+    output.type = None  # the tracer's: of the list of leaves
 
 
 def _plain_containers(value: Any) -> Any:

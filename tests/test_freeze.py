@@ -75,7 +75,9 @@ def test_independent_of_the_model(model, frozen, x):
     assert not shared & {t.data_ptr() for t in frozen.state_dict().values()}
 
 
-def test_script(frozen, x):
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_script(model, x, layout):
+    frozen = fastres.freeze(model.to(memory_format=layout), x)
     scripted = torch.jit.script(frozen)
     assert torch.equal(scripted(x), frozen(x))
     buffer = io.BytesIO()
