@@ -36,12 +36,25 @@ void check(bool condition, const Parts&... parts) {
   if (!condition) fail(parts...);
 }
 
-inline std::string shape_string(const Tensor& tensor) {
-  std::ostringstream text;
+// A tensor's shape in a message: text only where a check failed.
+struct ShapeOf {
+  const Tensor& tensor;
+};
+
+inline std::ostream& operator<<(std::ostream& text, const ShapeOf& shape) {
   text << "[";
-  for (int64_t d = 0; d < tensor.dim(); ++d) text << (d == 0 ? "" : ", ") << tensor.size(d);
-  text << "]";
-  return text.str();
+  for (int64_t d = 0; d < shape.tensor.dim(); ++d) {
+    text << (d == 0 ? "" : ", ") << shape.tensor.size(d);
+  }
+  return text << "]";
+}
+
+inline bool same_shape(const Tensor& a, const Tensor& b) {
+  if (a.dim() != b.dim()) return false;
+  for (int64_t d = 0; d < a.dim(); ++d) {
+    if (a.size(d) != b.size(d)) return false;
+  }
+  return true;
 }
 
 inline void check_cpu(const Tensor& tensor, const char* op, const char* name) {
@@ -53,7 +66,7 @@ inline bool is_storage_type(ScalarType type) {
 }
 
 inline void check_input(const Tensor& x, const char* op) {
-  check(x.dim() == 4, op, ": x must be 4-D [N, C, H, W], got shape ", shape_string(x));
+  check(x.dim() == 4, op, ": x must be 4-D [N, C, H, W], got shape ", ShapeOf{x});
   check(is_storage_type(x.scalar_type()), op,
         ": x must be float32, bfloat16 or float16 (float64 goes to fastres.reference), got ",
         torch::headeronly::toString(x.scalar_type()));
@@ -81,7 +94,7 @@ inline PackedHeader packed_header(const Tensor& packed, const char* op, const ch
   check(packed.dim() == 1 && packed.scalar_type() == ScalarType::Byte && packed.is_contiguous() &&
             packed.numel() >= static_cast<int64_t>(sizeof(PackedHeader)),
         op, ": ", name, " must be what pack_conv_weight returned (1-D uint8), got ",
-        torch::headeronly::toString(packed.scalar_type()), " of shape ", shape_string(packed));
+        torch::headeronly::toString(packed.scalar_type()), " of shape ", ShapeOf{packed});
   const PackedHeader header = read_packed_header(packed.const_data_ptr());
   check(header.magic == PackedHeader::kMagic && header.version == PackedHeader::kVersion, op, ": ",
         name, " does not start with the header that pack_conv_weight writes");
@@ -129,7 +142,7 @@ inline void check_algorithm(const PackedHeader& header, Extent stride, Extent di
 inline void check_shift(const Tensor& shift, int64_t out_channels, const char* op,
                         const char* name) {
   check(shift.dim() == 1 && shift.size(0) == out_channels, op, ": ", name, " must have shape [",
-        out_channels, "], got ", shape_string(shift));
+        out_channels, "], got ", ShapeOf{shift});
   check(shift.scalar_type() == ScalarType::Float, op, ": ", name, " must be float32, got ",
         torch::headeronly::toString(shift.scalar_type()));
 }
@@ -139,7 +152,7 @@ inline void check_residual(const Tensor& residual, const Tensor& x, const ConvGe
   check(residual.dim() == 4 && residual.size(0) == g.batch && residual.size(1) == g.out_channels &&
             residual.size(2) == g.out.h && residual.size(3) == g.out.w,
         op, ": residual must have the output's shape [", g.batch, ", ", g.out_channels, ", ",
-        g.out.h, ", ", g.out.w, "], got ", shape_string(residual));
+        g.out.h, ", ", g.out.w, "], got ", ShapeOf{residual});
   check(residual.scalar_type() == x.scalar_type(), op, ": residual must have x's dtype ",
         torch::headeronly::toString(x.scalar_type()), ", got ",
         torch::headeronly::toString(residual.scalar_type()));
@@ -151,18 +164,18 @@ inline void check_algorithm_name(const Tensor& weight, int64_t groups, const std
   check(algorithm == "direct" || algorithm == "winograd", op,
         ": algorithm must be 'direct' or 'winograd', got '", algorithm, "'");
   check(algorithm == "direct" || (weight.size(2) == 3 && weight.size(3) == 3 && groups == 1), op,
-        ": algorithm 'winograd' needs a dense 3x3 weight, got shape ", shape_string(weight),
-        " with ", groups, " groups");
+        ": algorithm 'winograd' needs a dense 3x3 weight, got shape ", ShapeOf{weight}, " with ",
+        groups, " groups");
 }
 
 // The arguments of pack_conv_weight.
 inline void check_weight_to_pack(const Tensor& weight, int64_t groups, const std::string& algorithm,
                                  const char* op, const char* name = "weight") {
   check(weight.dim() == 4, op, ": ", name, " must be 4-D [K, C/groups, R, S], got shape ",
-        shape_string(weight));
+        ShapeOf{weight});
   for (int64_t d = 0; d < 4; ++d) {
     check(weight.size(d) > 0 && weight.size(d) <= std::numeric_limits<int32_t>::max(), op, ": ",
-          name, " must have positive sizes, got ", shape_string(weight));
+          name, " must have positive sizes, got ", ShapeOf{weight});
   }
   check(groups > 0 && weight.size(0) % groups == 0, op, ": groups must be positive and divide the ",
         weight.size(0), " output channels, got ", groups);
@@ -185,14 +198,14 @@ inline void check_training_algorithm(const Tensor& weight, const std::string& al
 // A training convolution's weight, for x and groups.
 inline void check_weight(const Tensor& weight, const Tensor& x, int64_t groups, const char* op) {
   check(weight.dim() == 4 && weight.numel() > 0, op,
-        ": weight must be 4-D [K, C/groups, R, S], no size 0, got shape ", shape_string(weight));
+        ": weight must be 4-D [K, C/groups, R, S], no size 0, got shape ", ShapeOf{weight});
   check(is_storage_type(weight.scalar_type()), op,
         ": weight must be float32, bfloat16 or float16, got ",
         torch::headeronly::toString(weight.scalar_type()));
   check(groups > 0 && weight.size(0) % groups == 0, op, ": groups must be positive and divide the ",
         weight.size(0), " output channels, got ", groups);
   check(weight.size(1) * groups == x.size(1), op, ": weight must have ", x.size(1), "/", groups,
-        " input channels a group, those of x over groups, got shape ", shape_string(weight));
+        " input channels a group, those of x over groups, got shape ", ShapeOf{weight});
 }
 
 // A tensor of the shape and dtype of a convolution's output.
@@ -201,13 +214,13 @@ inline void check_output_like(const Tensor& tensor, const Tensor& x, const ConvG
   check(tensor.dim() == 4 && tensor.size(0) == g.batch && tensor.size(1) == g.out_channels &&
             tensor.size(2) == g.out.h && tensor.size(3) == g.out.w,
         op, ": ", name, " must have the output's shape [", g.batch, ", ", g.out_channels, ", ",
-        g.out.h, ", ", g.out.w, "], got ", shape_string(tensor));
+        g.out.h, ", ", g.out.w, "], got ", ShapeOf{tensor});
   check(tensor.scalar_type() == x.scalar_type(), op, ": ", name, " must have x's dtype, got ",
         torch::headeronly::toString(tensor.scalar_type()));
 }
 
 inline void check_block_end(const Tensor& y, const char* op) {
-  check(y.dim() == 4, op, ": y must be 4-D [N, C, H, W], got shape ", shape_string(y));
+  check(y.dim() == 4, op, ": y must be 4-D [N, C, H, W], got shape ", ShapeOf{y});
   check(is_storage_type(y.scalar_type()), op,
         ": y must be float32, bfloat16 or float16 (float64 goes to fastres.reference), got ",
         torch::headeronly::toString(y.scalar_type()));
@@ -216,8 +229,8 @@ inline void check_block_end(const Tensor& y, const char* op) {
 // A tensor of the shape and dtype of `like`, the argument called `whose`.
 inline void check_like(const Tensor& tensor, const Tensor& like, const char* op, const char* name,
                        const char* whose = "y") {
-  check(tensor.dim() == 4 && shape_string(tensor) == shape_string(like), op, ": ", name,
-        " must have ", whose, "'s shape ", shape_string(like), ", got ", shape_string(tensor));
+  check(tensor.dim() == 4 && same_shape(tensor, like), op, ": ", name, " must have ", whose,
+        "'s shape ", ShapeOf{like}, ", got ", ShapeOf{tensor});
   check(tensor.scalar_type() == like.scalar_type(), op, ": ", name, " must have ", whose,
         "'s dtype ", torch::headeronly::toString(like.scalar_type()), ", got ",
         torch::headeronly::toString(tensor.scalar_type()));

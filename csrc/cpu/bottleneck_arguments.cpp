@@ -125,7 +125,7 @@ BottleneckLayer configured(const CheckedLayer& checked, Extent stride, Extent di
 void set_shift(CheckedLayer& checked, const Tensor& shift, const char* op, const char* name) {
   check_cpu(shift, op, name);
   check_shift(shift, checked.layer.header.out_channels, op, name);
-  checked.kept.push_back(torch::stable::contiguous(shift));
+  checked.kept.push_back(as_contiguous(shift));
   checked.layer.shift = checked.kept.back().const_data_ptr<float>();
 }
 
@@ -160,7 +160,7 @@ Tensor bottleneck(const BottleneckArguments& a, int64_t groups, const WeightName
   } else {
     check(out_channels == a.x.size(1) && block.out.h == block.in.h && block.out.w == block.in.w, op,
           ": without ", names.down, " the output [", block.batch, ", ", out_channels, ", ",
-          block.out.h, ", ", block.out.w, "] must have x's shape ", shape_string(a.x));
+          block.out.h, ", ", block.out.w, "] must have x's shape ", ShapeOf{a.x});
   }
 
   block.reduce.outputs = shared_outputs(block.reduce.header, block.batch, block.in);

@@ -24,7 +24,7 @@ Conv checked_conv(const ConvArguments& a, const ConvWeight& weight, const char* 
   set_output_size(g, op);
   check_cpu(a.shift, op, "shift");
   check_shift(a.shift, g.out_channels, op, "shift");
-  dense_shift = torch::stable::contiguous(a.shift);
+  dense_shift = as_contiguous(a.shift);
 
   conv.layer.header = header;
   conv.layer.weights = weight.packed;

@@ -110,7 +110,7 @@ Tensor max_pool_places_backward(const Tensor& grad, const Tensor& places,
                                 const std::vector<int64_t>& padding) {
   constexpr const char* kOp = "max_pool_places_backward";
   check(grad.dim() == 4 && is_storage_type(grad.scalar_type()), kOp,
-        ": grad must be 4-D float32, bfloat16 or float16, got shape ", shape_string(grad), " of ",
+        ": grad must be 4-D float32, bfloat16 or float16, got shape ", ShapeOf{grad}, " of ",
         torch::headeronly::toString(grad.scalar_type()));
   check_cpu(places, kOp, "places");
   const Extent in = positive_pair(size, kOp, "size");
@@ -118,10 +118,9 @@ Tensor max_pool_places_backward(const Tensor& grad, const Tensor& places,
   const Extent out = pooled_size(window, in);
   const int64_t n = grad.size(0), channels = grad.size(1);
   check(grad.size(2) == out.h && grad.size(3) == out.w, kOp, ": grad must be ", out.h, " x ", out.w,
-        ", got shape ", shape_string(grad));
-  check(places.scalar_type() == ScalarType::Byte && shape_string(places) == shape_string(grad), kOp,
-        ": places must be uint8 of grad's shape ", shape_string(grad), ", got shape ",
-        shape_string(places));
+        ", got shape ", ShapeOf{grad});
+  check(places.scalar_type() == ScalarType::Byte && same_shape(places, grad), kOp,
+        ": places must be uint8 of grad's shape ", ShapeOf{grad}, ", got shape ", ShapeOf{places});
   const bool dense = places.stride(1) == 1 && places.stride(3) == channels &&
                      places.stride(2) == out.w * channels &&
                      (n == 1 || places.stride(0) == out.h * out.w * channels);

@@ -1,7 +1,5 @@
 #include "plain_tensor.h"
 
-#include <torch/csrc/stable/ops.h>
-
 #include "tensor_image.h"
 
 namespace fastres::cpu {
@@ -10,8 +8,8 @@ namespace {
 Tensor float_vector(const Tensor& values, int64_t count, const char* op, const char* name) {
   check_cpu(values, op, name);
   check(values.dim() == 1 && values.size(0) == count, op, ": ", name, " must have shape [", count,
-        "], got ", shape_string(values));
-  return torch::stable::contiguous(torch::stable::to(values, ScalarType::Float));
+        "], got ", ShapeOf{values});
+  return as_contiguous(as_float(values));
 }
 
 bool is_channels_last(const Tensor& weight) {
@@ -46,7 +44,7 @@ CheckedWeight checked_weight(const Tensor& weight, const std::optional<Tensor>& 
   result.header = header_of(shape, groups, algorithm);
   Tensor values = weight;
   result.plain.channels_last = !values.is_contiguous() && is_channels_last(values);
-  if (!result.plain.channels_last) values = torch::stable::contiguous(values);
+  if (!result.plain.channels_last) values = as_contiguous(values);
   result.plain.data = values.const_data_ptr();
   result.plain.type = storage_type(values);
   result.kept.push_back(values);

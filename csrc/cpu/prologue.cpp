@@ -11,7 +11,7 @@ WeightView weight_view(const ConvStatsArguments& a, const char* op, std::vector<
   const Tensor& weight = a.weight;
   check_cpu(weight, op, "weight");
   check_weight(weight, a.x, a.groups, op);
-  const Tensor values = torch::stable::to(weight, ScalarType::Float);
+  const Tensor values = as_float(weight);
   kept.push_back(values);
   return {static_cast<float*>(const_cast<void*>(values.const_data_ptr())),
           values.size(0),
@@ -30,7 +30,7 @@ const float* channel_vector(const Tensor& values, int64_t channels, const char* 
                             const char* name, std::vector<Tensor>& kept) {
   check_cpu(values, op, name);
   check_shift(values, channels, op, name);
-  kept.push_back(torch::stable::contiguous(values));
+  kept.push_back(as_contiguous(values));
   return kept.back().const_data_ptr<float>();
 }
 

@@ -2,6 +2,7 @@
 
 #pragma once
 
+#include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
 #include "../checks.h"
@@ -31,6 +32,15 @@ inline Image image_of(const Tensor& t) {
           t.stride(1),
           t.stride(2),
           t.stride(3)};
+}
+
+// Without the dispatcher, which takes a microsecond and more, where there is nothing to do.
+inline Tensor as_contiguous(const Tensor& tensor) {
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+inline Tensor as_float(const Tensor& tensor) {
+  const bool is_float = tensor.scalar_type() == ScalarType::Float;
+  return is_float ? tensor : torch::stable::to(tensor, ScalarType::Float);
 }
 
 inline Activation activation_of(const std::string& name, const char* op) {

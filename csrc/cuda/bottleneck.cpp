@@ -57,7 +57,7 @@ Tensor bottleneck(const BottleneckArguments& a, const FillLayer& fill) {
   } else {
     check(out_channels == x.size(1) && out_size.h == in.h && out_size.w == in.w, a.op, ": without ",
           a.weight_name, "_down the output [", batch, ", ", out_channels, ", ", out_size.h, ", ",
-          out_size.w, "] must have x's shape ", shape_string(x));
+          out_size.w, "] must have x's shape ", ShapeOf{x});
   }
   Tensor out = operands.empty_image(batch, out_channels, out_size, x.scalar_type());
   expand.arguments.out = out.mutable_data_ptr();

@@ -17,7 +17,7 @@ inline void packed_layer(Operands& operands, const Tensor& packed, const Tensor&
                          ConvBnActArguments& a) {
   const std::string packed_name = "packed" + suffix, shift_name = "shift" + suffix;
   check(shift.dim() == 1 && shift.size(0) > 0, op, ": ", shift_name, " must have shape [K], got ",
-        shape_string(shift));
+        ShapeOf{shift});
   g.out_channels = shift.size(0);
   a.packed = packed_weight(operands, packed, g, op, packed_name.c_str());
   a.shift = operands.vector(shift, g.out_channels, shift_name.c_str());
@@ -35,7 +35,7 @@ inline void live_layer(Operands& operands, const Tensor& weight, const std::opti
   check(weight.size(1) * g.groups == g.in_channels && weight.size(2) == g.kernel.h &&
             weight.size(3) == g.kernel.w,
         op, ": ", name, " must have shape [K, ", g.in_channels, "/", g.groups, ", ", g.kernel.h,
-        ", ", g.kernel.w, "], got ", shape_string(weight));
+        ", ", g.kernel.w, "], got ", ShapeOf{weight});
   PackedHeader header;
   if (algorithm == "winograd") header.layout = PackedLayout::winograd;
   check_algorithm(header, g.stride, g.dilation, op, name.c_str());

@@ -122,7 +122,7 @@ inline const void* packed_weight(Operands& operands, const Tensor& packed, const
         g.out_channels, " output channels");
   check(packed.dim() == 1 && packed.scalar_type() == ScalarType::Byte && packed.is_contiguous(), op,
         ": ", name, " must be what pack_conv_weight returned (1-D uint8), got ",
-        torch::headeronly::toString(packed.scalar_type()), " of shape ", shape_string(packed));
+        torch::headeronly::toString(packed.scalar_type()), " of shape ", ShapeOf{packed});
   const int64_t expected =
       static_cast<int64_t>(sizeof(PackedHeader)) + krsc_header(g).payload_bytes();
   check(packed.numel() == expected, op, ": ", name, " has ", packed.numel(), " bytes, expected ",
