@@ -16,6 +16,7 @@ from .shapes import (
     DEFAULT_MODELS,
     MODELS,
     bottleneck_shapes,
+    chain_shapes,
     conv_shapes,
     pool_shapes,
     training_shapes,
@@ -69,6 +70,7 @@ def pytest_generate_tests(metafunc):
     for name, shapes_of in (
         ("conv_shape", conv_shapes),
         ("bottleneck_shape", bottleneck_shapes),
+        ("chain_shape", chain_shapes),
         ("pool_shape", pool_shapes),
     ):
         if name in metafunc.fixturenames:

@@ -128,6 +128,38 @@ def bottleneck_layer(shape: BottleneckShape, batch: int, *, live: bool = False) 
     )
 
 
+#: Blocks of a chain; a stage of these networks has 3 to 6.
+CHAIN_LENGTH = 4
+
+
+def chain_layer(shape: BottleneckShape, batch: int) -> Layer:
+    """Builds ``CHAIN_LENGTH`` blocks of this shape, one after the other, as a stage has them."""
+    torch.manual_seed(0)
+    blocks = [_randomise_statistics(_bottleneck(shape)) for _ in range(CHAIN_LENGTH)]
+    module = nn.Sequential(*blocks)
+    x = _channels_last(batch, shape.in_channels, shape.height, shape.width)
+
+    def fused(algorithm: str) -> Callable[[], Tensor]:
+        operands = []
+        for block in blocks:
+            operands += [
+                _pack(block.conv1, block.bn1),
+                _pack(block.conv2, block.bn2, algorithm),
+                _pack(block.conv3, block.bn3),
+            ]
+        packed, shift = zip(*operands, strict=True)
+        groups = [shape.groups] * CHAIN_LENGTH
+        return partial(
+            ops.bottleneck_chain, x, packed, shift, convs=[3] * CHAIN_LENGTH, groups=groups
+        )
+
+    return Layer(
+        eager=lambda: module(x),
+        exact=lambda: copy.deepcopy(module).double()(x.double()),
+        fastres={algorithm: fused(algorithm) for algorithm in shape.algorithms},
+    )
+
+
 def _bottleneck(shape: BottleneckShape) -> Bottleneck:
     down = None
     if shape.has_projection:

@@ -223,6 +223,11 @@ def bottleneck_shapes(*names: str) -> list[BottleneckShape]:
     )
 
 
+def chain_shapes(*names: str) -> list[BottleneckShape]:
+    """Those of them that may follow themselves."""
+    return [shape for shape in bottleneck_shapes(*names) if not shape.has_projection]
+
+
 def pool_shapes(*names: str) -> list[PoolShape]:
     """Every different max-pool of these networks, in order of appearance."""
     calls = (call for name in names for call in _calls(name))

@@ -40,7 +40,14 @@ STABLE_TORCH_LIBRARY(fastres, m) {
       "Tensor packed3, Tensor shift3, Tensor? packed_down, Tensor? shift_down, int[2] stride, "
       "int[2] dilation, int groups, str act) -> Tensor");
 
-  // The same of weights that may be others at each call; algorithm is of weight2.
+  // Such blocks one after the other. Of each: the number of its convolutions, 3 or with one in the
+  // shortcut 4, which are as many elements of packed and shift; two of stride and of dilation; one
+  // of groups.
+  m.def(
+      "bottleneck_chain(Tensor x, Tensor[] packed, Tensor[] shift, int[] convs, int[] stride, "
+      "int[] dilation, int[] groups, str act) -> Tensor");
+
+  // grouped_bottleneck of weights that may be others at each call; algorithm is of weight2.
   m.def(
       "live_bottleneck(Tensor x, Tensor weight1, Tensor? scale1, Tensor shift1, Tensor weight2, "
       "Tensor? scale2, Tensor shift2, Tensor weight3, Tensor? scale3, Tensor shift3, "

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._chain import run_chain
+
 _OPS = torch.ops.fastres
 
 #: Of a convolution: stride, padding (top, bottom, left, right), dilation and groups.
@@ -45,6 +47,11 @@ def bottleneck(
     h = layers[0](x, None, (one, unpadded, one, 1), act)
     h = layers[1](h, None, (stride, padding, dilation, groups), act)
     return layers[2](h, shortcut, (one, unpadded, one, 1), act)
+
+
+def bottleneck_chain(x: Tensor, *arguments: Any) -> Tensor:
+    """``grouped_bottleneck`` one after the other, see ``reference.bottleneck_chain``."""
+    return run_chain(_OPS.grouped_bottleneck, x, *arguments)
 
 
 def conv_max_pool(x: Tensor, packed: Tensor, shift: Tensor, *arguments: Any) -> Tensor:

@@ -261,9 +261,11 @@ def _reference_of(name: str) -> Callable[..., Any]:
 def _register_reference() -> None:
     # CompositeExplicitAutograd: for every device without a kernel of its own, and below autograd.
     library = torch.library.Library("fastres", "IMPL")
-    for name in SCHEMAS:
-        kernel = getattr(_composed, name, None) or _reference_of(name)
-        library.impl(name, kernel, "CompositeExplicitAutograd")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that csrc/composed.cpp is overridden
+        for name in SCHEMAS:
+            kernel = getattr(_composed, name, None) or _reference_of(name)
+            library.impl(name, kernel, "CompositeExplicitAutograd", allow_override=True)
     _state.registrations.append(library)
 
 

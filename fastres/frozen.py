@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
+from .chaining import chain_bottlenecks
 from .fx.names import FUSED
 from .fx.patterns import Reader
 from .fx.readings import Norm
@@ -73,6 +74,7 @@ def freeze(
     graph = fusion.result.graph
     if not _gives_channels_last(fusion, model, arguments or ()):
         graph = contiguous_form(graph, fusion.reader())
+    chain_bottlenecks(graph)
     return _module(model, fusion, graph, constants)
 
 

@@ -37,11 +37,13 @@ from ._autocast import register_autocast
 from ._gradients import Conv, act_grad, bottleneck_convs, needs_preactivation, shift_grad
 from ._onnx import refuse_onnx_export
 from ._packed import PackedHeader
+from .chain_ops import bottleneck_chain
 from .live_ops import live_bottleneck, live_conv_bn_act, live_conv_max_pool
 from .training_ops import affine_add_act, conv_stats
 
 __all__ = [
     "affine_add_act",
+    "bottleneck_chain",
     "content_hash",
     "conv_bn_act",
     "conv_max_pool",

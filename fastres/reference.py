@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from . import _checks
+from ._chain import run_chain
 from ._packed import (
     CHANNEL_BLOCK,
     HEADER_BYTES,
@@ -382,6 +383,37 @@ def grouped_bottleneck(
         *(stride, dilation, groups, act),
     )
     return channels_last(y.to(x.dtype))
+
+
+def bottleneck_chain(
+    x: Tensor,
+    packed: Sequence[Tensor],
+    shift: Sequence[Tensor],
+    convs: Sequence[int],
+    stride: Sequence[int],
+    dilation: Sequence[int],
+    groups: Sequence[int],
+    act: str,
+) -> Tensor:
+    """``grouped_bottleneck`` one after the other, each of what the one before returns.
+
+    Args:
+        x: [N, C, H, W], any float dtype and strides.
+        packed: weights of conv1, conv2, conv3 and perhaps the shortcut, of all blocks in turn.
+        shift: as many, [K] each, float32 (float64 for a float64 x).
+        convs: of each block how many these are: 3, or 4 with the shortcut's.
+        stride: of each block vertical and horizontal, all in turn.
+        dilation: likewise.
+        groups: of each block.
+        act: of all: none, relu, relu6, silu or leaky_relu (with slope 0.01).
+
+    Returns:
+        [N, K3, OH, OW] of the last block in the dtype of x, dense channels_last strides.
+
+    Raises:
+        ValueError: the arguments do not fit together; names the block, counted from 0.
+    """
+    return run_chain(grouped_bottleneck, x, packed, shift, convs, stride, dilation, groups, act)
 
 
 def live_bottleneck(

@@ -48,7 +48,12 @@ def runs_fused(model: nn.Module, *inputs: Any) -> bool:
     """Whether a call of the model runs an operator of fastres."""
     with torch.no_grad(), torch.profiler.profile() as profile:
         model(*inputs)
-    convolutions = ("fastres::conv_", "fastres::live_", "fastres::grouped_bottleneck")
+    convolutions = (
+        "fastres::conv_",
+        "fastres::live_",
+        "fastres::grouped_bottleneck",
+        "fastres::bottleneck_",
+    )
     return any(event.name.startswith(convolutions) for event in profile.events())
 
 

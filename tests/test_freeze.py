@@ -44,7 +44,7 @@ def test_graph_of_operators(model, frozen, x, assert_accurate):
     assert Counter(_calls(frozen)) == {
         "fastres.conv_max_pool": 1,
         "fastres.conv_bn_act": 3,
-        "fastres.grouped_bottleneck": 2,
+        "fastres.bottleneck_chain": 1,
     }
     with torch.no_grad():
         exact = copy.deepcopy(model).double()(x.double())
@@ -93,7 +93,7 @@ def test_trace(frozen, x):
 
 def test_export_with_a_dynamic_batch(frozen, x):
     program = torch.export.export(frozen, (x,), dynamic_shapes=({0: torch.export.Dim("n")},))
-    assert "fastres.grouped_bottleneck" in str(program.graph)
+    assert "fastres.bottleneck_chain" in str(program.graph)
     assert torch.equal(program.module()(x[:1]), frozen(x[:1]))
     buffer = io.BytesIO()
     torch.export.save(program, buffer)

@@ -77,7 +77,7 @@ def test_a_scripted_frozen_model_needs_torch_and_the_library(model, x, tmp_path)
     if not _library.has_kernels("cpu"):
         pytest.skip("no native library")
     scripted = torch.jit.script(fastres.freeze(model))
-    assert "fastres::grouped_bottleneck" in str(scripted.graph)
+    assert "fastres::bottleneck_chain" in str(scripted.graph)
     library = _library._state.loaded["cpu"]
     _run_elsewhere(scripted, x, model(x), tmp_path, library)
 

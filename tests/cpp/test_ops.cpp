@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <optional>
 #include <string>
+#include <vector>
 
 namespace {
 
@@ -97,6 +98,69 @@ void test_bottleneck(int64_t groups) {
               bottleneck(x, packed, shift, groups), at::relu(expected));
 }
 
+// What a device runs that has no kernel of its own, on tensors whose device has those it is made
+// of.
+constexpr c10::DispatchKeySet kNoKernels(c10::DispatchKey::XPU);
+
+void test_chain() {
+  const Tensor x = at::randn({2, 16, 9, 7});
+  std::vector<Tensor> packed, shift;
+  const auto add = [&](at::IntArrayRef size, int64_t groups) {
+    packed.push_back(pack(at::randn(size), std::nullopt, groups));
+    shift.push_back(at::randn({size[0]}));
+  };
+  add({8, 16, 1, 1}, 1), add({8, 4, 3, 3}, 2), add({16, 8, 1, 1}, 1);
+  const Tensor first =
+      bottleneck(x, {packed[0], packed[1], packed[2]}, {shift[0], shift[1], shift[2]}, 2);
+  add({24, 16, 1, 1}, 1), add({24, 24, 3, 3}, 1), add({8, 24, 1, 1}, 1), add({8, 16, 1, 1}, 1);
+  static const auto block =
+      op<Tensor(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
+                const Tensor&, const Tensor&, OptionalTensor, OptionalTensor, at::IntArrayRef,
+                at::IntArrayRef, int64_t, c10::string_view)>("fastres::grouped_bottleneck");
+  const Tensor expected = block.call(first, packed[3], shift[3], packed[4], shift[4], packed[5],
+                                     shift[5], packed[6], shift[6], {2, 1}, {1, 1}, 1, "relu");
+  static const auto chain =
+      op<Tensor(const Tensor&, at::TensorList, at::TensorList, at::IntArrayRef, at::IntArrayRef,
+                at::IntArrayRef, at::IntArrayRef, c10::string_view)>("fastres::bottleneck_chain");
+  const std::vector<int64_t> convs{3, 4}, stride{1, 1, 2, 1}, dilation{1, 1, 1, 1}, groups{2, 1};
+  check("bottleneck_chain is its blocks",
+        chain.call(x, packed, shift, convs, stride, dilation, groups, "relu").equal(expected));
+  check("bottleneck_chain without kernels is its blocks",
+        chain.redispatch(kNoKernels, x, packed, shift, convs, stride, dilation, groups, "relu")
+            .equal(expected));
+}
+
+void test_stem() {
+  const Tensor x = at::randn({2, 3, 13, 11}), weight = at::randn({8, 3, 3, 3});
+  const Tensor scale = at::rand({8}), shift = at::randn({8});
+  const Tensor packed = pack(weight, scale, 1);
+  static const auto pool =
+      op<Tensor(const Tensor&, at::IntArrayRef, at::IntArrayRef, at::IntArrayRef)>(
+          "fastres::max_pool");
+  const Tensor y =
+      conv_bn_act(x, packed, shift, std::nullopt, {3, 3}, {1, 1}, {1, 1, 1, 1}, 1, "relu");
+  const Tensor expected = pool.call(y, {3, 3}, {2, 2}, {1, 1});
+  const Tensor pooled = pool.redispatch(kNoKernels, y, {3, 3}, {2, 2}, {1, 1});
+  check("max_pool without kernels",
+        pooled.equal(expected) && pooled.strides() == expected.strides());
+  static const auto stem =
+      op<Tensor(const Tensor&, const Tensor&, const Tensor&, at::IntArrayRef, at::IntArrayRef,
+                at::IntArrayRef, at::IntArrayRef, int64_t, c10::string_view, double,
+                at::IntArrayRef, at::IntArrayRef, at::IntArrayRef)>("fastres::conv_max_pool");
+  check("conv_max_pool without kernels",
+        stem.redispatch(kNoKernels, x, packed, shift, {3, 3}, {1, 1}, {1, 1, 1, 1}, {1, 1}, 1,
+                        "relu", 0.0, {3, 3}, {2, 2}, {1, 1})
+            .equal(expected));
+  static const auto live =
+      op<Tensor(const Tensor&, const Tensor&, OptionalTensor, const Tensor&, at::IntArrayRef,
+                at::IntArrayRef, at::IntArrayRef, int64_t, c10::string_view, double,
+                at::IntArrayRef, at::IntArrayRef, at::IntArrayRef)>("fastres::live_conv_max_pool");
+  check("live_conv_max_pool without kernels",
+        live.redispatch(kNoKernels, x, weight, scale, shift, {1, 1}, {1, 1, 1, 1}, {1, 1}, 1,
+                        "relu", 0.0, {3, 3}, {2, 2}, {1, 1})
+            .equal(expected));
+}
+
 void test_bad_input() {
   const Tensor x = at::randn({1, 8, 5, 5});
   const Tensor packed = pack(at::randn({8, 8, 1, 1}), std::nullopt, 1);
@@ -118,6 +182,8 @@ int main() {
   test_conv(64, 16, 3, 1);
   test_conv(32, 32, 3, 2);
   test_bottleneck(8);
+  test_chain();
+  test_stem();
   test_bad_input();
   return failures == 0 ? 0 : 1;
 }

@@ -30,7 +30,7 @@ def cudnn_operators() -> Iterator[None]:
         warnings.simplefilter("ignore", UserWarning)  # that kernels are overridden
         for name, kernel in cudnn.OPERATORS.items():
             library.impl(name, kernel, "CPU", allow_override=True)
-        for name in ("conv_max_pool", "live_conv_max_pool"):
+        for name in ("bottleneck_chain", "conv_max_pool", "live_conv_max_pool"):
             library.impl(name, getattr(_composed, name), "CPU", allow_override=True)
     yield
     library._destroy()

@@ -1,0 +1,79 @@
+// Operators made of others, on devices without kernels of their own for them: a program without
+// Python has them from here. With Python they are those of fastres/_composed.py, whose errors are
+// ValueErrors.
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <array>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "chain.h"
+#include "checks.h"
+
+namespace fastres {
+namespace {
+
+using Ints = std::vector<int64_t>;
+
+// Calls an operator that returns one tensor, through the dispatcher.
+template <class... Arguments>
+Tensor call(const char* op, const Arguments&... arguments) {
+  std::array<StableIValue, sizeof...(arguments)> stack{torch::stable::detail::from(arguments)...};
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(op, "", stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+Tensor max_pool(const Tensor& x, const Ints& kernel_size, const Ints& stride, const Ints& padding) {
+  check_input(x, "max_pool");
+  const Tensor y = call("aten::max_pool2d", x, kernel_size, stride, padding, Ints{1, 1}, false);
+  return torch::stable::contiguous(y, torch::headeronly::MemoryFormat::ChannelsLast);
+}
+
+Tensor conv_max_pool(const Tensor& x, const Tensor& packed, const Tensor& shift,
+                     const Ints& kernel_size, const Ints& stride, const Ints& padding,
+                     const Ints& dilation, int64_t groups, const std::string& act, double act_slope,
+                     const Ints& pool_size, const Ints& pool_stride, const Ints& pool_padding) {
+  const std::optional<Tensor> no_residual;
+  const Tensor y = call("fastres::conv_bn_act", x, packed, shift, no_residual, kernel_size, stride,
+                        padding, dilation, groups, act, act_slope);
+  return call("fastres::max_pool", y, pool_size, pool_stride, pool_padding);
+}
+
+Tensor live_conv_max_pool(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& scale,
+                          const Tensor& shift, const Ints& stride, const Ints& padding,
+                          const Ints& dilation, int64_t groups, const std::string& act,
+                          double act_slope, const Ints& pool_size, const Ints& pool_stride,
+                          const Ints& pool_padding) {
+  const std::optional<Tensor> no_residual;
+  const Tensor y = call("fastres::live_conv_bn_act", x, weight, scale, shift, no_residual, stride,
+                        padding, dilation, groups, std::string("direct"), act, act_slope);
+  return call("fastres::max_pool", y, pool_size, pool_stride, pool_padding);
+}
+
+Tensor bottleneck_chain(const Tensor& x, const std::vector<Tensor>& packed,
+                        const std::vector<Tensor>& shift, const Ints& convs, const Ints& stride,
+                        const Ints& dilation, const Ints& groups, const std::string& act) {
+  const auto run = [&](const Tensor& input, const BottleneckOperands& block, const std::string&) {
+    std::optional<Tensor> packed_down, shift_down;
+    if (block.packed.size() == 4) packed_down = block.packed[3], shift_down = block.shift[3];
+    return call("fastres::grouped_bottleneck", input, block.packed[0], block.shift[0],
+                block.packed[1], block.shift[1], block.packed[2], block.shift[2], packed_down,
+                shift_down, block.stride, block.dilation, block.groups, act);
+  };
+  return run_chain(x, {packed, shift, convs, stride, dilation, groups}, run);
+}
+
+}  // namespace
+}  // namespace fastres
+
+STABLE_TORCH_LIBRARY_IMPL(fastres, CompositeExplicitAutograd, m) {
+  m.impl("max_pool", TORCH_BOX(&fastres::max_pool));
+  m.impl("conv_max_pool", TORCH_BOX(&fastres::conv_max_pool));
+  m.impl("live_conv_max_pool", TORCH_BOX(&fastres::live_conv_max_pool));
+  m.impl("bottleneck_chain", TORCH_BOX(&fastres::bottleneck_chain));
+}

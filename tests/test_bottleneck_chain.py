@@ -1,0 +1,295 @@
+"""bottleneck_chain is grouped_bottleneck one after the other, in one operator."""
+
+from __future__ import annotations
+
+import copy
+import io
+from typing import Any
+
+import pytest
+import torch
+from bottleneck_case import BottleneckCase, block_arguments, make_block
+from conv_case import ACTIVATIONS, DTYPES, LAYOUTS, laid_out
+from nets import Bottleneck, randomised
+from torch import nn
+
+import fastres
+from fastres import ops
+
+pytestmark = pytest.mark.usefixtures("kernels")
+
+OP = torch.ops.fastres.bottleneck_chain.default
+
+# Each block takes what the one before gives; odd sizes, every kind of shortcut and 3x3.
+CHAIN = [
+    BottleneckCase(17, 16, 33),
+    BottleneckCase(33, 24, 33, 3, down=False),
+    BottleneckCase(33, 32, 64, 8, stride=2),
+    BottleneckCase(64, 16, 64, down=False, algorithm="winograd"),
+    BottleneckCase(64, 20, 64, 5, dilation=2, down=False),
+]
+LONG = [BottleneckCase(24, 8, 24, 2, down=False)] * 13
+
+
+def make_chain(cases: list[BottleneckCase], scale: float = 1.0) -> dict[str, Any]:
+    """The operator's arguments but x."""
+    packed, shift = [], []
+    for case in cases:
+        _, constants = make_block(case)
+        constants = constants._replace(scales=[scale * s for s in constants.scales])
+        arguments = block_arguments(case, constants)
+        packed += arguments[::2]
+        shift += arguments[1::2]
+    return {
+        "packed": packed,
+        "shift": shift,
+        "convs": [len(case.convs()) for case in cases],
+        "stride": [case.stride for case in cases],
+        "dilation": [case.dilation for case in cases],
+        "groups": [case.groups for case in cases],
+    }
+
+
+def one_by_one(x: torch.Tensor, chain: dict[str, Any], act: str = "relu") -> torch.Tensor:
+    begin = 0
+    for i, count in enumerate(chain["convs"]):
+        constants = []
+        for conv in range(begin, begin + count):
+            constants += [chain["packed"][conv], chain["shift"][conv]]
+        options = {name: chain[name][i] for name in ("stride", "dilation", "groups")}
+        x = ops.grouped_bottleneck(x, *constants, **options, act=act)
+        begin += count
+    return x
+
+
+def make_x(dtype: torch.dtype = torch.float32, layout: str = "channels_last") -> torch.Tensor:
+    return laid_out(torch.randn(2, 17, 13, 7).to(dtype), layout)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_bits_of_its_blocks(dtype, layout, set_threads):
+    x, chain = make_x(dtype, layout), make_chain(CHAIN)
+    before = x.clone()
+    expected = one_by_one(x, chain)
+    for threads in (1, 2, 3):
+        set_threads(threads)
+        out = ops.bottleneck_chain(x, **chain)
+        assert torch.equal(out, expected)
+        assert out.dtype == dtype
+        assert out.stride() == expected.stride()
+    assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("act", ACTIVATIONS)
+def test_activations(act):
+    x, chain = make_x(), make_chain(CHAIN)
+    assert torch.equal(ops.bottleneck_chain(x, **chain, act=act), one_by_one(x, chain, act))
+
+
+@pytest.mark.parametrize("cases", [CHAIN[:1], LONG], ids=["one", "thirteen"])
+def test_lengths(cases):
+    x, _ = make_block(cases[0])
+    chain = make_chain(cases)
+    assert torch.equal(ops.bottleneck_chain(x, **chain), one_by_one(x, chain))
+
+
+def test_steps_may_differ_by_axis():
+    x, chain = make_x(), make_chain(CHAIN[:3])
+    chain |= {"stride": [(2, 1), 1, (1, 2)], "dilation": [(1, 2), (2, 1), 1]}
+    assert torch.equal(ops.bottleneck_chain(x, **chain), one_by_one(x, chain))
+
+
+def test_defaults_are_one():
+    x, chain = make_x(), make_chain(CHAIN[:1])
+    bare = {name: chain[name] for name in ("packed", "shift", "convs")}
+    assert torch.equal(ops.bottleneck_chain(x, **bare), ops.bottleneck_chain(x, **chain))
+
+
+def test_no_image():
+    x, chain = make_x()[:0], make_chain(CHAIN)
+    assert ops.bottleneck_chain(x, **chain).shape == (0, 64, 7, 4)
+
+
+# ---- errors --------------------------------------------------------------------------------------
+
+
+def flat(x: Any, chain: dict[str, Any]) -> tuple[Any, ...]:
+    """The operator's own arguments."""
+    pairs = ([n for n in chain[name] for _ in "vh"] for name in ("stride", "dilation"))
+    return (x, chain["packed"], chain["shift"], chain["convs"], *pairs, chain["groups"], "relu")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"convs": []}, "convs must have at least one element, got none"),
+        ({"convs": [3, 5]}, "convs must be 3 or 4 of each block, got 5"),
+        ({"convs": [3, 3]}, "packed must have 6 elements, got 7"),
+        ({"groups": [1]}, "groups must have 2 elements, got 1"),
+        ({"stride": [1]}, "stride must have 4 elements, got 2"),
+        ({"dilation": [1, 1, 1]}, "dilation must have 4 elements, got 6"),
+        ({"groups": [1, 5]}, "block 1: groups"),
+        ({"groups": [1, 4]}, "block 1: packed2"),
+        ({"stride": [1, 2]}, r"block 1: without packed_down .*\[2, 33, 7, 4\]"),
+        ({"stride": [0, 1]}, "block 0: stride must be"),
+        ({"shift": [torch.zeros(5)] * 7}, r"block 0: shift1 must have shape \[16\], got \[5\]"),
+        ({"packed": [torch.zeros(9, dtype=torch.uint8)] * 7}, "block 0: packed1 must be"),
+    ],
+)
+@pytest.mark.parametrize("function", [ops.bottleneck_chain, OP], ids=["public", "operator"])
+def test_errors_name_the_block_and_the_argument(function, change, message):
+    x, chain = make_x(), make_chain(CHAIN[:2]) | change
+    arguments, options = (flat(x, chain), {}) if function is OP else ((x,), chain)
+    with pytest.raises(ValueError, match=f"^bottleneck_chain: {message}"):
+        function(*arguments, **options)
+
+
+def test_errors_of_one_tensor():
+    x, chain = make_x(), make_chain(CHAIN[:2])
+    for name, wrong, error, message in (
+        ("packed", torch.zeros(99), TypeError, r"packed\[4\] must be torch.uint8"),
+        (
+            "shift",
+            torch.zeros(33, dtype=torch.float16),
+            TypeError,
+            r"shift\[4\] must be torch.float32",
+        ),
+        ("shift", torch.zeros(33, device="meta"), ValueError, r"shift\[4\] must be on the same"),
+    ):
+        tensors = list(chain[name])
+        tensors[4] = wrong
+        with pytest.raises(error, match=f"bottleneck_chain: {message}"):
+            ops.bottleneck_chain(x, **chain | {name: tensors})
+
+
+# ---- what torch does with operators --------------------------------------------------------------
+
+
+def test_opcheck():
+    x, chain = make_x().requires_grad_(), make_chain(CHAIN[:3])
+    chain["shift"][2].requires_grad_()
+    torch.library.opcheck(OP, flat(x, chain))
+
+
+def test_gradients_are_those_of_its_blocks():
+    x, chain = make_x().requires_grad_(), make_chain(CHAIN)
+    wanted = [x, chain["shift"][0], chain["shift"][-1]]
+    for shift in wanted[1:]:
+        shift.requires_grad_()
+    expected = one_by_one(x, chain)
+    grad = torch.randn_like(expected)
+    for ours, theirs in zip(
+        torch.autograd.grad(ops.bottleneck_chain(x, **chain), wanted, grad),
+        torch.autograd.grad(expected, wanted, grad),
+        strict=True,
+    ):
+        assert torch.equal(ours, theirs)
+    (shift_alone,) = torch.autograd.grad(ops.bottleneck_chain(x.detach(), **chain), wanted[2], grad)
+    torch.testing.assert_close(
+        shift_alone, torch.autograd.grad(one_by_one(x, chain), wanted[2], grad)[0]
+    )
+
+
+def test_gradcheck():
+    chain = make_chain(CHAIN[:2])
+    packed = []
+    for case in CHAIN[:2]:
+        _, constants = make_block(case)
+        packed += block_arguments(case, constants.map(torch.Tensor.double))[::2]
+    chain |= {"packed": packed, "shift": [s.double() for s in chain["shift"]]}
+    x = torch.randn(1, 17, 3, 2, dtype=torch.double, requires_grad=True)
+    shift = chain["shift"][1].requires_grad_()
+
+    def run(x: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+        return ops.bottleneck_chain(x, **chain, act="silu")
+
+    assert torch.autograd.gradcheck(run, (x, shift))
+    assert torch.autograd.gradgradcheck(run, (x, shift))
+
+
+def test_autocast_casts_x_alone():
+    x, chain = make_x(), make_chain(CHAIN)
+    expected = ops.bottleneck_chain(x.bfloat16(), **chain)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(ops.bottleneck_chain(x, **chain), expected)
+
+
+def test_vmap_over_inputs_and_constants():
+    x, chain = torch.stack([make_x(), make_x()], dim=1), make_chain(CHAIN)
+    shifts = torch.stack([chain["shift"][0], -chain["shift"][0]])
+
+    def run(x: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+        return ops.bottleneck_chain(x, **chain | {"shift": [shift, *chain["shift"][1:]]})
+
+    mapped = torch.vmap(run, in_dims=(1, 0))(x, shifts)
+    assert torch.equal(mapped, torch.stack([run(x[:, i], shifts[i]) for i in range(2)]))
+
+
+# ---- where freeze calls it -----------------------------------------------------------------------
+
+
+def operators(frozen: Any) -> list[str]:
+    names = (str(node.target) for node in frozen.graph.nodes if node.op == "call_function")
+    return [name for name in names if name.startswith("fastres")]
+
+
+def stage(**options: Any) -> nn.Sequential:
+    first = Bottleneck(stride=2, **options)
+    return randomised(nn.Sequential(first, Bottleneck(**options), Bottleneck(**options)))
+
+
+def test_freeze_joins_blocks():
+    model, x = stage(), torch.randn(2, 16, 9, 7)
+    frozen = fastres.freeze(model, x)
+    assert operators(frozen) == ["fastres.bottleneck_chain"]
+    with torch.no_grad():
+        torch.testing.assert_close(frozen(x), model(x))
+        assert torch.equal(copy.deepcopy(frozen)(x), frozen(x))
+        buffer = io.BytesIO()
+        torch.jit.save(torch.jit.script(frozen), buffer)
+        buffer.seek(0)
+        assert torch.equal(torch.jit.load(buffer)(x), frozen(x))
+        exported = torch.export.export(frozen, (x,)).module()
+        assert torch.equal(exported(x), frozen(x))
+        torch.testing.assert_close(fastres.unpack(frozen)(x), frozen(x), rtol=1e-4, atol=1e-4)
+
+
+class Taps(nn.Module):
+    """The blocks of a stage, whose values somebody else reads as well."""
+
+    def __init__(self, read: int) -> None:
+        super().__init__()
+        self.blocks, self.read = stage(), read
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        taken = []
+        for i, block in enumerate(self.blocks):
+            x = block(x)
+            if i == self.read:
+                taken.append(x.mean())
+        return [*taken, x]
+
+
+@pytest.mark.parametrize(
+    ("model", "joined"),
+    [
+        (Taps(0), ["grouped_bottleneck", "bottleneck_chain"]),
+        (Taps(1), ["bottleneck_chain", "grouped_bottleneck"]),
+        (Taps(2), ["bottleneck_chain"]),
+        (nn.Sequential(stage(), stage(act=nn.SiLU)[1]), ["bottleneck_chain", "grouped_bottleneck"]),
+        (nn.Sequential(Bottleneck(), nn.Sigmoid(), Bottleneck()), ["grouped_bottleneck"] * 2),
+    ],
+    ids=["first read", "second read", "last read", "two activations", "something between"],
+)
+def test_what_freeze_leaves_apart(model, joined):
+    x = torch.randn(2, 16, 9, 7)
+    model = randomised(model)
+    frozen = fastres.freeze(model, x)
+    assert operators(frozen) == [f"fastres.{name}" for name in joined]
+    with torch.no_grad():
+        torch.testing.assert_close(frozen(x), model(x))
+
+
+def test_freeze_without_blocks_has_none():
+    assert set(operators(fastres.freeze(stage(), fuse_blocks=False))) == {"fastres.conv_bn_act"}
