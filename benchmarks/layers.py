@@ -148,9 +148,15 @@ def chain_layer(shape: BottleneckShape, batch: int) -> Layer:
                 _pack(block.conv3, block.bn3),
             ]
         packed, shift = zip(*operands, strict=True)
-        groups = [shape.groups] * CHAIN_LENGTH
         return partial(
-            ops.bottleneck_chain, x, packed, shift, convs=[3] * CHAIN_LENGTH, groups=groups
+            ops.bottleneck_chain,
+            x,
+            ops.join_packed(packed),
+            torch.cat(shift),
+            sizes=[one.numel() for one in packed],
+            channels=[one.numel() for one in shift],
+            convs=[3] * CHAIN_LENGTH,
+            groups=[shape.groups] * CHAIN_LENGTH,
         )
 
     return Layer(

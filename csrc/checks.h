@@ -89,13 +89,12 @@ inline Padding padding_of(const std::vector<int64_t>& values, const char* op) {
   return {values[0], values[1], values[2], values[3]};
 }
 
-// The header of a packed weight, checked against the tensor that holds it.
-inline PackedHeader packed_header(const Tensor& packed, const char* op, const char* name) {
-  check(packed.dim() == 1 && packed.scalar_type() == ScalarType::Byte && packed.is_contiguous() &&
-            packed.numel() >= static_cast<int64_t>(sizeof(PackedHeader)),
-        op, ": ", name, " must be what pack_conv_weight returned (1-D uint8), got ",
-        torch::headeronly::toString(packed.scalar_type()), " of shape ", ShapeOf{packed});
-  const PackedHeader header = read_packed_header(packed.const_data_ptr());
+// The header of a packed weight of so many bytes.
+inline PackedHeader packed_header(const void* packed, int64_t bytes, const char* op,
+                                  const char* name) {
+  check(bytes >= static_cast<int64_t>(sizeof(PackedHeader)), op, ": ", name,
+        " must be what pack_conv_weight returned, got ", bytes, " bytes");
+  const PackedHeader header = read_packed_header(packed);
   check(header.magic == PackedHeader::kMagic && header.version == PackedHeader::kVersion, op, ": ",
         name, " does not start with the header that pack_conv_weight writes");
   check(header.layout != PackedLayout::plain, op, ": ", name,
@@ -104,9 +103,18 @@ inline PackedHeader packed_header(const Tensor& packed, const char* op, const ch
         " was packed on a CUDA device: pack the weight again on the CPU");
   check(header.out_channels > 0 && header.group_in_channels > 0 && header.kernel_h > 0 &&
             header.kernel_w > 0 && header.groups > 0 && header.out_channels % header.groups == 0 &&
-            packed.numel() == static_cast<int64_t>(sizeof(PackedHeader)) + header.payload_bytes(),
-        op, ": ", name, " is damaged: its header does not fit its ", packed.numel(), " bytes");
+            bytes == static_cast<int64_t>(sizeof(PackedHeader)) + header.payload_bytes(),
+        op, ": ", name, " is damaged: its header does not fit its ", bytes, " bytes");
   return header;
+}
+
+// The same, checked against the tensor that holds it.
+inline PackedHeader packed_header(const Tensor& packed, const char* op, const char* name) {
+  check(packed.dim() == 1 && packed.scalar_type() == ScalarType::Byte && packed.is_contiguous() &&
+            packed.numel() >= static_cast<int64_t>(sizeof(PackedHeader)),
+        op, ": ", name, " must be what pack_conv_weight returned (1-D uint8), got ",
+        torch::headeronly::toString(packed.scalar_type()), " of shape ", ShapeOf{packed});
+  return packed_header(packed.const_data_ptr(), packed.numel(), op, name);
 }
 
 // What the caller says the packed weight is.

@@ -55,17 +55,23 @@ Tensor live_conv_max_pool(const Tensor& x, const Tensor& weight, const std::opti
   return call("fastres::max_pool", y, pool_size, pool_stride, pool_padding);
 }
 
-Tensor bottleneck_chain(const Tensor& x, const std::vector<Tensor>& packed,
-                        const std::vector<Tensor>& shift, const Ints& convs, const Ints& stride,
-                        const Ints& dilation, const Ints& groups, const std::string& act) {
-  const auto run = [&](const Tensor& input, const BottleneckOperands& block, const std::string&) {
-    std::optional<Tensor> packed_down, shift_down;
-    if (block.packed.size() == 4) packed_down = block.packed[3], shift_down = block.shift[3];
-    return call("fastres::grouped_bottleneck", input, block.packed[0], block.shift[0],
-                block.packed[1], block.shift[1], block.packed[2], block.shift[2], packed_down,
-                shift_down, block.stride, block.dilation, block.groups, act);
+Tensor bottleneck_chain(const Tensor& x, const Tensor& packed, const Tensor& shift,
+                        const Ints& sizes, const Ints& channels, const Ints& convs,
+                        const Ints& stride, const Ints& dilation, const Ints& groups,
+                        const std::string& act) {
+  const auto run = [&](const Tensor& input, const ChainBlock& block) {
+    std::array<std::optional<Tensor>, 4> weights, shifts;
+    for (size_t i = 0; i < block.convs.size(); ++i) {
+      const ChainConv& conv = block.convs[i];
+      Tensor all_packed = packed, all_shifts = shift;
+      weights[i] = torch::stable::narrow(all_packed, 0, conv.packed, conv.size);
+      shifts[i] = torch::stable::narrow(all_shifts, 0, conv.shift, conv.channels);
+    }
+    return call("fastres::grouped_bottleneck", input, *weights[0], *shifts[0], *weights[1],
+                *shifts[1], *weights[2], *shifts[2], weights[3], shifts[3], block.stride,
+                block.dilation, block.groups, act);
   };
-  return run_chain(x, {packed, shift, convs, stride, dilation, groups}, run);
+  return run_chain(x, {packed, shift, sizes, channels, convs, stride, dilation, groups}, run);
 }
 
 }  // namespace

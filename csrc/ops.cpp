@@ -40,12 +40,17 @@ STABLE_TORCH_LIBRARY(fastres, m) {
       "Tensor packed3, Tensor shift3, Tensor? packed_down, Tensor? shift_down, int[2] stride, "
       "int[2] dilation, int groups, str act) -> Tensor");
 
-  // Such blocks one after the other. Of each: the number of its convolutions, 3 or with one in the
-  // shortcut 4, which are as many elements of packed and shift; two of stride and of dilation; one
-  // of groups.
+  // Packed weights in one tensor, each from a multiple of 64 bytes on.
+  m.def("join_packed(Tensor[] packed) -> Tensor");
+
+  // Such blocks one after the other. Their convolutions are 3 a block, or with one in the shortcut
+  // 4 (convs): packed holds their weights, of so many bytes (sizes), as join_packed gives them, and
+  // shift their shifts, of so many values (channels). There are two values of stride and of
+  // dilation a block, and one of groups. (Not lists of tensors: the stable ABI takes the tensors
+  // out of a list that the caller, if it is TorchScript, goes on using.)
   m.def(
-      "bottleneck_chain(Tensor x, Tensor[] packed, Tensor[] shift, int[] convs, int[] stride, "
-      "int[] dilation, int[] groups, str act) -> Tensor");
+      "bottleneck_chain(Tensor x, Tensor packed, Tensor shift, int[] sizes, int[] channels, "
+      "int[] convs, int[] stride, int[] dilation, int[] groups, str act) -> Tensor");
 
   // grouped_bottleneck of weights that may be others at each call; algorithm is of weight2.
   m.def(

@@ -24,9 +24,10 @@ SCHEMAS: dict[str, str] = {
         "Tensor shift2, Tensor packed3, Tensor shift3, Tensor? packed_down, Tensor? shift_down, "
         "int[2] stride, int[2] dilation, int groups, str act) -> Tensor"
     ),
+    "join_packed": "join_packed(Tensor[] packed) -> Tensor",
     "bottleneck_chain": (
-        "bottleneck_chain(Tensor x, Tensor[] packed, Tensor[] shift, int[] convs, int[] stride, "
-        "int[] dilation, int[] groups, str act) -> Tensor"
+        "bottleneck_chain(Tensor x, Tensor packed, Tensor shift, int[] sizes, int[] channels, "
+        "int[] convs, int[] stride, int[] dilation, int[] groups, str act) -> Tensor"
     ),
     "live_bottleneck": (
         "live_bottleneck(Tensor x, Tensor weight1, Tensor? scale1, Tensor shift1, "

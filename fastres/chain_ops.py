@@ -1,7 +1,7 @@
-"""``bottleneck_chain``: several ``grouped_bottleneck``, called once.
+"""``bottleneck_chain``, several ``grouped_bottleneck`` called once, and ``join_packed`` for it.
 
-A block of a small image takes less than a millisecond. To come back to Python after each costs some
-hundredths of that, while all threads but one wait.
+A block of a small image takes less than a millisecond, and coming back to Python after each takes
+some hundredths of one, while all threads but one wait.
 """
 
 from __future__ import annotations
@@ -15,18 +15,43 @@ from torch import Tensor
 from . import _checks, reference
 from ._arguments import BYTES, IntOrPair, check_input, check_tensor, pair
 from ._autocast import register_autocast
-from ._chain import run_chain
+from ._chain import OP, joined_bytes, run_chain
 from ._onnx import refuse_onnx_export
 
 _OPS = torch.ops.fastres
-_OP = "bottleneck_chain"
+
+
+def join_packed(packed: Sequence[Tensor]) -> Tensor:
+    """Packed weights in one tensor, as ``bottleneck_chain`` takes them.
+
+    Args:
+        packed: what ``pack_conv_weight`` returned, on one device.
+
+    Returns:
+        1-D uint8 tensor, in which each begins at a multiple of 64 bytes.
+
+    Raises:
+        ValueError: no tensor, or one that ``pack_conv_weight`` did not make.
+        TypeError: something is no uint8 tensor.
+    """
+    packed = list(packed)
+    for index, tensor in enumerate(packed):
+        check_tensor("join_packed", f"packed[{index}]", tensor, BYTES, packed[0].device)
+    return _OPS.join_packed(packed)
+
+
+@torch.library.register_fake("fastres::join_packed")
+def _join_packed_fake(packed: Sequence[Tensor]) -> Tensor:
+    return packed[0].new_empty(sum(joined_bytes(tensor.numel()) for tensor in packed))
 
 
 def bottleneck_chain(
     x: Tensor,
-    packed: Sequence[Tensor],
-    shift: Sequence[Tensor],
+    packed: Tensor,
+    shift: Tensor,
     *,
+    sizes: Sequence[int],
+    channels: Sequence[int],
     convs: Sequence[int],
     stride: Sequence[IntOrPair] | None = None,
     dilation: Sequence[IntOrPair] | None = None,
@@ -38,9 +63,13 @@ def bottleneck_chain(
     Args:
         x: [N, C, H, W], float32, bfloat16, float16 or float64; any strides.
         packed: of each block in turn the weights of conv1, conv2, conv3 and, where it has one, the
-            shortcut's convolution, as ``grouped_bottleneck`` takes them.
-        shift: as many, [K] each, float32 (float64 for a float64 x).
-        convs: of each block how many of these it has: 3, or 4 with one in the shortcut.
+            shortcut's convolution, as ``grouped_bottleneck`` takes them; joined by
+            ``join_packed``.
+        shift: the shifts of all these convolutions one after the other, float32 (float64 for a
+            float64 x).
+        sizes: of each convolution the bytes of its packed weight.
+        channels: of each convolution the output channels.
+        convs: of each block how many convolutions it has: 3, or 4 with one in the shortcut.
         stride: of each block, int or (vertical, horizontal); None for 1 everywhere.
         dilation: of each block, int or (vertical, horizontal); None for 1 everywhere.
         groups: of each block's conv2; None for 1 everywhere.
@@ -55,16 +84,17 @@ def bottleneck_chain(
             counted from 0.
         TypeError: a dtype other than these; names the argument.
     """
-    device, shift_dtypes = check_input(_OP, x)
-    for name, tensors, dtypes in (("packed", packed, BYTES), ("shift", shift, shift_dtypes)):
-        for index, tensor in enumerate(tensors):
-            check_tensor(_OP, f"{name}[{index}]", tensor, dtypes, device)
+    device, shift_dtypes = check_input(OP, x)
+    check_tensor(OP, "packed", packed, BYTES, device)
+    check_tensor(OP, "shift", shift, shift_dtypes, device)
     ones = [1] * len(convs)
     kernel = (reference if x.dtype == torch.float64 else _OPS).bottleneck_chain
     return kernel(
         x,
-        list(packed),
-        list(shift),
+        packed,
+        shift,
+        list(sizes),
+        list(channels),
         list(convs),
         [step for value in stride or ones for step in pair("stride", value)],
         [step for value in dilation or ones for step in pair("dilation", value)],
@@ -80,29 +110,27 @@ def _empty_block(x: Tensor, *arguments: Any) -> Tensor:
 
 @torch.library.register_fake("fastres::bottleneck_chain")
 def _bottleneck_chain_fake(x: Tensor, *arguments: Any) -> Tensor:
-    refuse_onnx_export(_OP)
+    refuse_onnx_export(OP)
     return run_chain(_empty_block, x, *arguments)
 
 
 def _bottleneck_chain_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, packed, shift, *ctx.config = inputs
-    ctx.save_for_backward(x, *packed, *shift)
+    ctx.save_for_backward(x, packed, shift)
 
 
-def _bottleneck_chain_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+def _bottleneck_chain_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     """Computes the blocks, whose inputs the forward did not store, once more one by one."""
-    x, *tensors = ctx.saved_tensors
-    packed, shift = tensors[: len(tensors) // 2], tensors[len(tensors) // 2 :]
+    x, packed, shift = ctx.saved_tensors
     needs_x, _, needs_shift, *_ = ctx.needs_input_grad
-    needs_shift = needs_shift or [False] * len(shift)
-    inputs = [x] * needs_x + [s for s, need in zip(shift, needs_shift, strict=True) if need]
     again = torch.is_grad_enabled()
     with torch.enable_grad():
         y = run_chain(_OPS.grouped_bottleneck, x, packed, shift, *ctx.config)
-    grads = iter(torch.autograd.grad(y, inputs, grad, create_graph=again))
+    wanted = [x] * needs_x + [shift] * needs_shift
+    grads = iter(torch.autograd.grad(y, wanted, grad, create_graph=again))
     grad_x = next(grads) if needs_x else None
-    grad_shift = [next(grads) if need else None for need in needs_shift]
-    return grad_x, [None] * len(packed), grad_shift, *[None] * len(ctx.config)
+    grad_shift = next(grads) if needs_shift else None
+    return grad_x, None, grad_shift, *[None] * len(ctx.config)
 
 
 torch.library.register_autograd(
@@ -110,19 +138,4 @@ torch.library.register_autograd(
     _bottleneck_chain_backward,
     setup_context=_bottleneck_chain_setup,
 )
-register_autocast(_OP, (0,))  # x
-
-
-@torch.library.register_vmap("fastres::bottleneck_chain")
-def _bottleneck_chain_vmap(
-    info: Any, in_dims: Sequence[Any], *arguments: Any
-) -> tuple[Tensor, int]:
-    """One call after the other, as torch does where no operand is a list."""
-
-    def of(index: int, dims: Any, value: Any) -> Any:
-        if isinstance(dims, (tuple, list)):
-            return [of(index, dim, one) for dim, one in zip(dims, value, strict=True)]
-        return value if dims is None else value.select(dims, index)
-
-    calls = (map(of, [i] * len(arguments), in_dims, arguments) for i in range(info.batch_size))
-    return torch.stack([_OPS.bottleneck_chain(*call) for call in calls]), 0
+register_autocast(OP, (0,))  # x

@@ -74,7 +74,7 @@ def freeze(
     graph = fusion.result.graph
     if not _gives_channels_last(fusion, model, arguments or ()):
         graph = contiguous_form(graph, fusion.reader())
-    chain_bottlenecks(graph)
+    chain_bottlenecks(graph, constants)
     return _module(model, fusion, graph, constants)
 
 

@@ -37,7 +37,7 @@ from ._autocast import register_autocast
 from ._gradients import Conv, act_grad, bottleneck_convs, needs_preactivation, shift_grad
 from ._onnx import refuse_onnx_export
 from ._packed import PackedHeader
-from .chain_ops import bottleneck_chain
+from .chain_ops import bottleneck_chain, join_packed
 from .live_ops import live_bottleneck, live_conv_bn_act, live_conv_max_pool
 from .training_ops import affine_add_act, conv_stats
 
@@ -49,6 +49,7 @@ __all__ = [
     "conv_max_pool",
     "conv_stats",
     "grouped_bottleneck",
+    "join_packed",
     "live_bottleneck",
     "live_conv_bn_act",
     "live_conv_max_pool",

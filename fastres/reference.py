@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from . import _checks
-from ._chain import run_chain
+from ._chain import joined_bytes, run_chain
 from ._packed import (
     CHANNEL_BLOCK,
     HEADER_BYTES,
@@ -385,10 +385,35 @@ def grouped_bottleneck(
     return channels_last(y.to(x.dtype))
 
 
+def join_packed(packed: Sequence[Tensor]) -> Tensor:
+    """Packed weights one after the other, for ``bottleneck_chain``.
+
+    Args:
+        packed: 1-D uint8 tensors, in any layout.
+
+    Returns:
+        1-D uint8 tensor, in which each begins at a multiple of 64 bytes; zeros between them.
+
+    Raises:
+        ValueError: no tensor, or one that has no header.
+    """
+    if not packed:
+        raise ValueError("join_packed: packed must have at least one element, got none")
+    for tensor in packed:
+        if tensor.dim() != 1 or tensor.dtype != torch.uint8 or tensor.numel() < HEADER_BYTES:
+            raise ValueError(
+                "join_packed: packed must be what pack_conv_weight returned (1-D uint8), got "
+                f"{tensor.dtype} of shape {list(tensor.shape)}"
+            )
+    return torch.cat([F.pad(t, (0, joined_bytes(t.numel()) - t.numel())) for t in packed])
+
+
 def bottleneck_chain(
     x: Tensor,
-    packed: Sequence[Tensor],
-    shift: Sequence[Tensor],
+    packed: Tensor,
+    shift: Tensor,
+    sizes: Sequence[int],
+    channels: Sequence[int],
     convs: Sequence[int],
     stride: Sequence[int],
     dilation: Sequence[int],
@@ -399,9 +424,12 @@ def bottleneck_chain(
 
     Args:
         x: [N, C, H, W], any float dtype and strides.
-        packed: weights of conv1, conv2, conv3 and perhaps the shortcut, of all blocks in turn.
-        shift: as many, [K] each, float32 (float64 for a float64 x).
-        convs: of each block how many these are: 3, or 4 with the shortcut's.
+        packed: weights of conv1, conv2, conv3 and perhaps the shortcut, of all blocks in turn, as
+            ``join_packed`` returns them.
+        shift: the shifts of all these, 1-D, float32 (float64 for a float64 x).
+        sizes: of each convolution the bytes of its packed weight.
+        channels: of each convolution the values of its shift.
+        convs: of each block how many convolutions it has: 3, or 4 with the shortcut's.
         stride: of each block vertical and horizontal, all in turn.
         dilation: likewise.
         groups: of each block.
@@ -413,7 +441,8 @@ def bottleneck_chain(
     Raises:
         ValueError: the arguments do not fit together; names the block, counted from 0.
     """
-    return run_chain(grouped_bottleneck, x, packed, shift, convs, stride, dilation, groups, act)
+    chain = (packed, shift, sizes, channels, convs, stride, dilation, groups)
+    return run_chain(grouped_bottleneck, x, *chain, act)
 
 
 def live_bottleneck(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from . import reference, training_reference
-from ._chain import run_chain
+from .chaining import part_chains
 from .packing import live_names, packed_index
 
 
@@ -34,7 +34,9 @@ def unpack(frozen: fx.GraphModule) -> fx.GraphModule:
     """
     if not isinstance(frozen, fx.GraphModule):
         raise TypeError(f"unpack: frozen must be a GraphModule, got {type(frozen).__name__}")
-    return _Unpacking(copy.deepcopy(frozen)).transform().eval()
+    unpacked = copy.deepcopy(frozen)
+    part_chains(unpacked)
+    return _Unpacking(unpacked).transform().eval()
 
 
 class _Unpacking(fx.Transformer):
@@ -80,10 +82,6 @@ def _grouped_bottleneck(x: Tensor, *arguments: Any) -> Tensor:
     return reference.unpacked_bottleneck(x.float(), *arguments).type_as(x)
 
 
-def _bottleneck_chain(x: Tensor, *arguments: Any) -> Tensor:
-    return run_chain(_grouped_bottleneck, x, *arguments)
-
-
 def _affine_act(
     y: Tensor, mean: Tensor, scale: Tensor, bias: Tensor, *shortcut_and_act: Any
 ) -> Tensor:
@@ -96,7 +94,6 @@ _STANDARD: dict[Any, Callable[..., Any]] = {
     torch.ops.fastres.conv_bn_act: _conv_bn_act,
     torch.ops.fastres.conv_max_pool: _conv_max_pool,
     torch.ops.fastres.grouped_bottleneck: _grouped_bottleneck,
-    torch.ops.fastres.bottleneck_chain: _bottleneck_chain,
     torch.ops.fastres.affine_add_act: _affine_act,
     torch.ops.fastres.max_pool: torch.max_pool2d,
 }

@@ -18,6 +18,7 @@ from fastres import ops
 
 pytestmark = pytest.mark.usefixtures("kernels")
 
+REQUIRED = ("packed", "shift", "sizes", "channels", "convs")
 OP = torch.ops.fastres.bottleneck_chain.default
 
 # Each block takes what the one before gives; odd sizes, every kind of shortcut and 3x3.
@@ -33,16 +34,17 @@ LONG = [BottleneckCase(24, 8, 24, 2, down=False)] * 13
 
 def make_chain(cases: list[BottleneckCase], scale: float = 1.0) -> dict[str, Any]:
     """The operator's arguments but x."""
-    packed, shift = [], []
+    parts: list[torch.Tensor] = []
     for case in cases:
         _, constants = make_block(case)
         constants = constants._replace(scales=[scale * s for s in constants.scales])
-        arguments = block_arguments(case, constants)
-        packed += arguments[::2]
-        shift += arguments[1::2]
+        parts += block_arguments(case, constants)
+    packed, shift = parts[::2], parts[1::2]
     return {
-        "packed": packed,
-        "shift": shift,
+        "packed": ops.join_packed(packed),
+        "shift": torch.cat(shift),
+        "sizes": [one.numel() for one in packed],
+        "channels": [one.numel() for one in shift],
         "convs": [len(case.convs()) for case in cases],
         "stride": [case.stride for case in cases],
         "dilation": [case.dilation for case in cases],
@@ -50,12 +52,18 @@ def make_chain(cases: list[BottleneckCase], scale: float = 1.0) -> dict[str, Any
     }
 
 
+def joined_sizes(sizes: list[int]) -> list[int]:
+    return [-(-size // 64) * 64 for size in sizes]
+
+
 def one_by_one(x: torch.Tensor, chain: dict[str, Any], act: str = "relu") -> torch.Tensor:
+    packed = chain["packed"].split(joined_sizes(chain["sizes"]))
+    shift = chain["shift"].split(chain["channels"])
     begin = 0
     for i, count in enumerate(chain["convs"]):
         constants = []
         for conv in range(begin, begin + count):
-            constants += [chain["packed"][conv], chain["shift"][conv]]
+            constants += [packed[conv][: chain["sizes"][conv]], shift[conv]]
         options = {name: chain[name][i] for name in ("stride", "dilation", "groups")}
         x = ops.grouped_bottleneck(x, *constants, **options, act=act)
         begin += count
@@ -102,7 +110,7 @@ def test_steps_may_differ_by_axis():
 
 def test_defaults_are_one():
     x, chain = make_x(), make_chain(CHAIN[:1])
-    bare = {name: chain[name] for name in ("packed", "shift", "convs")}
+    bare = {name: chain[name] for name in REQUIRED}
     assert torch.equal(ops.bottleneck_chain(x, **bare), ops.bottleneck_chain(x, **chain))
 
 
@@ -117,7 +125,7 @@ def test_no_image():
 def flat(x: Any, chain: dict[str, Any]) -> tuple[Any, ...]:
     """The operator's own arguments."""
     pairs = ([n for n in chain[name] for _ in "vh"] for name in ("stride", "dilation"))
-    return (x, chain["packed"], chain["shift"], chain["convs"], *pairs, chain["groups"], "relu")
+    return (x, *(chain[name] for name in REQUIRED), *pairs, chain["groups"], "relu")
 
 
 @pytest.mark.parametrize(
@@ -125,16 +133,22 @@ def flat(x: Any, chain: dict[str, Any]) -> tuple[Any, ...]:
     [
         ({"convs": []}, "convs must have at least one element, got none"),
         ({"convs": [3, 5]}, "convs must be 3 or 4 of each block, got 5"),
-        ({"convs": [3, 3]}, "packed must have 6 elements, got 7"),
+        ({"convs": [3, 3]}, "sizes must have 6 elements, got 7"),
+        ({"channels": [16] * 6}, "channels must have 7 elements, got 6"),
+        ({"channels": [16] * 6 + [0]}, "channels must be positive, got 0"),
+        ({"channels": [16] * 7}, r"shift must have shape \[112\], got \[179\]"),
+        ({"channels": [17, 15, 33, 33, 24, 24, 33]}, "block 0: "),
+        ({"sizes": [0] * 7}, "sizes must be positive, got 0"),
+        ({"sizes": [640] * 7}, "packed must be what join_packed returned .*4480 bytes"),
+        ({"packed": torch.zeros(9, dtype=torch.uint8)}, "packed must be what join_packed returned"),
+        ({"shift": torch.zeros(5)}, r"shift must have shape \[179\], got \[5\]"),
         ({"groups": [1]}, "groups must have 2 elements, got 1"),
         ({"stride": [1]}, "stride must have 4 elements, got 2"),
         ({"dilation": [1, 1, 1]}, "dilation must have 4 elements, got 6"),
         ({"groups": [1, 5]}, "block 1: groups"),
-        ({"groups": [1, 4]}, "block 1: packed2"),
-        ({"stride": [1, 2]}, r"block 1: without packed_down .*\[2, 33, 7, 4\]"),
+        ({"groups": [1, 4]}, "block 1: "),
+        ({"stride": [1, 2]}, r"block 1: without .*\[2, 33, 7, 4\]"),
         ({"stride": [0, 1]}, "block 0: stride must be"),
-        ({"shift": [torch.zeros(5)] * 7}, r"block 0: shift1 must have shape \[16\], got \[5\]"),
-        ({"packed": [torch.zeros(9, dtype=torch.uint8)] * 7}, "block 0: packed1 must be"),
     ],
 )
 @pytest.mark.parametrize("function", [ops.bottleneck_chain, OP], ids=["public", "operator"])
@@ -145,22 +159,41 @@ def test_errors_name_the_block_and_the_argument(function, change, message):
         function(*arguments, **options)
 
 
-def test_errors_of_one_tensor():
+def test_damaged_weights_are_found():
+    x, chain = make_x(), make_chain(CHAIN[:2])
+    header = sum(joined_sizes(chain["sizes"])[:4])
+    chain["packed"][header] += 1  # the magic number of block 1's first weight
+    with pytest.raises(ValueError, match=r"^bottleneck_chain: block 1: .*(header|made by)"):
+        ops.bottleneck_chain(x, **chain)
+
+
+def test_types_and_devices():
     x, chain = make_x(), make_chain(CHAIN[:2])
     for name, wrong, error, message in (
-        ("packed", torch.zeros(99), TypeError, r"packed\[4\] must be torch.uint8"),
-        (
-            "shift",
-            torch.zeros(33, dtype=torch.float16),
-            TypeError,
-            r"shift\[4\] must be torch.float32",
-        ),
-        ("shift", torch.zeros(33, device="meta"), ValueError, r"shift\[4\] must be on the same"),
+        ("packed", torch.zeros(99), TypeError, "packed must be torch.uint8"),
+        ("shift", torch.zeros(33, dtype=torch.float16), TypeError, "shift must be torch.float32"),
+        ("shift", torch.zeros(33, device="meta"), ValueError, "shift must be on the same device"),
     ):
-        tensors = list(chain[name])
-        tensors[4] = wrong
         with pytest.raises(error, match=f"bottleneck_chain: {message}"):
-            ops.bottleneck_chain(x, **chain | {name: tensors})
+            ops.bottleneck_chain(x, **chain | {name: wrong})
+
+
+def test_joined_weights():
+    weights = [ops.pack_conv_weight(torch.randn(k, 3, 1, 1)) for k in (5, 16, 33)]
+    joined = ops.join_packed(weights)
+    assert torch.equal(torch.ops.fastres.join_packed(weights), joined)
+    sizes = [weight.numel() for weight in weights]
+    for weight, part in zip(weights, joined.split(joined_sizes(sizes)), strict=True):
+        assert torch.equal(part[: weight.numel()], weight)
+        assert not part[weight.numel() :].any()
+    torch.library.opcheck(torch.ops.fastres.join_packed.default, (weights,))
+    for wrong, error, message in (
+        ([], ValueError, "packed must have at least one element"),
+        ([*weights, torch.zeros(99)], TypeError, r"packed\[3\] must be torch.uint8"),
+        ([torch.zeros(9, dtype=torch.uint8)], ValueError, "packed must be what pack_conv_weight"),
+    ):
+        with pytest.raises(error, match=f"join_packed: {message}"):
+            ops.join_packed(wrong)
 
 
 # ---- what torch does with operators --------------------------------------------------------------
@@ -168,27 +201,20 @@ def test_errors_of_one_tensor():
 
 def test_opcheck():
     x, chain = make_x().requires_grad_(), make_chain(CHAIN[:3])
-    chain["shift"][2].requires_grad_()
+    chain["shift"].requires_grad_()
     torch.library.opcheck(OP, flat(x, chain))
 
 
 def test_gradients_are_those_of_its_blocks():
     x, chain = make_x().requires_grad_(), make_chain(CHAIN)
-    wanted = [x, chain["shift"][0], chain["shift"][-1]]
-    for shift in wanted[1:]:
-        shift.requires_grad_()
+    wanted = [x, chain["shift"].requires_grad_()]
     expected = one_by_one(x, chain)
     grad = torch.randn_like(expected)
-    for ours, theirs in zip(
-        torch.autograd.grad(ops.bottleneck_chain(x, **chain), wanted, grad),
-        torch.autograd.grad(expected, wanted, grad),
-        strict=True,
-    ):
-        assert torch.equal(ours, theirs)
-    (shift_alone,) = torch.autograd.grad(ops.bottleneck_chain(x.detach(), **chain), wanted[2], grad)
-    torch.testing.assert_close(
-        shift_alone, torch.autograd.grad(one_by_one(x, chain), wanted[2], grad)[0]
-    )
+    theirs = torch.autograd.grad(expected, wanted, grad)
+    ours = torch.autograd.grad(ops.bottleneck_chain(x, **chain), wanted, grad)
+    assert all(map(torch.equal, ours, theirs))
+    out = ops.bottleneck_chain(x.detach(), **chain)
+    assert torch.equal(torch.autograd.grad(out, wanted[1], grad)[0], theirs[1])
 
 
 def test_gradcheck():
@@ -197,12 +223,12 @@ def test_gradcheck():
     for case in CHAIN[:2]:
         _, constants = make_block(case)
         packed += block_arguments(case, constants.map(torch.Tensor.double))[::2]
-    chain |= {"packed": packed, "shift": [s.double() for s in chain["shift"]]}
+    shift = chain["shift"].double().requires_grad_()
+    chain |= {"packed": ops.join_packed(packed), "sizes": [one.numel() for one in packed]}
     x = torch.randn(1, 17, 3, 2, dtype=torch.double, requires_grad=True)
-    shift = chain["shift"][1].requires_grad_()
 
-    def run(x: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
-        return ops.bottleneck_chain(x, **chain, act="silu")
+    def run(x: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+        return ops.bottleneck_chain(x, **chain | {"shift": shift}, act="silu")
 
     assert torch.autograd.gradcheck(run, (x, shift))
     assert torch.autograd.gradgradcheck(run, (x, shift))
@@ -217,10 +243,10 @@ def test_autocast_casts_x_alone():
 
 def test_vmap_over_inputs_and_constants():
     x, chain = torch.stack([make_x(), make_x()], dim=1), make_chain(CHAIN)
-    shifts = torch.stack([chain["shift"][0], -chain["shift"][0]])
+    shifts = torch.stack([chain["shift"], -chain["shift"]])
 
     def run(x: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-        return ops.bottleneck_chain(x, **chain | {"shift": [shift, *chain["shift"][1:]]})
+        return ops.bottleneck_chain(x, **chain | {"shift": shift})
 
     mapped = torch.vmap(run, in_dims=(1, 0))(x, shifts)
     assert torch.equal(mapped, torch.stack([run(x[:, i], shifts[i]) for i in range(2)]))
@@ -243,13 +269,17 @@ def test_freeze_joins_blocks():
     model, x = stage(), torch.randn(2, 16, 9, 7)
     frozen = fastres.freeze(model, x)
     assert operators(frozen) == ["fastres.bottleneck_chain"]
-    with torch.no_grad():
+    with torch.inference_mode():
         torch.testing.assert_close(frozen(x), model(x))
         assert torch.equal(copy.deepcopy(frozen)(x), frozen(x))
         buffer = io.BytesIO()
-        torch.jit.save(torch.jit.script(frozen), buffer)
+        scripted = torch.jit.script(frozen)
+        torch.jit.save(scripted, buffer)
         buffer.seek(0)
         assert torch.equal(torch.jit.load(buffer)(x), frozen(x))
+        folded = torch.jit.freeze(scripted.eval())  # what is constant there is used at every call
+        for _ in range(4):
+            assert torch.equal(folded(x), frozen(x))
         exported = torch.export.export(frozen, (x,)).module()
         assert torch.equal(exported(x), frozen(x))
         torch.testing.assert_close(fastres.unpack(frozen)(x), frozen(x), rtol=1e-4, atol=1e-4)

@@ -24,13 +24,6 @@ inline void check_buffer(const void* buffer, int64_t bytes) {
   check(buffer != nullptr, "fastres: out of memory for ", bytes, " bytes");
 }
 
-inline Tensor empty_strided(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides,
-                            int64_t bytes, ScalarType type, const Tensor& like) {
-  void* buffer = acquire_buffer(static_cast<size_t>(bytes));
-  check_buffer(buffer, bytes);
-  return torch::stable::from_blob(buffer, sizes, strides, like.device(), type, &release_buffer);
-}
-
 // Dense channels_last [n, c, size.h, size.w].
 inline Tensor empty_nhwc(int64_t n, int64_t c, Extent size, ScalarType type, const Tensor& like) {
   const int64_t bytes = n * c * size.h * size.w * (type == ScalarType::Float ? 4 : 2);
@@ -39,14 +32,21 @@ inline Tensor empty_nhwc(int64_t n, int64_t c, Extent size, ScalarType type, con
                                 std::nullopt, torch::headeronly::MemoryFormat::ChannelsLast);
   }
   const std::vector<int64_t> sizes{n, c, size.h, size.w};
-  return empty_strided(sizes, dense_strides(sizes, true), bytes, type, like);
+  void* buffer = acquire_buffer(static_cast<size_t>(bytes));
+  check_buffer(buffer, bytes);
+  return torch::stable::from_blob(buffer, sizes, dense_strides(sizes, true), like.device(), type,
+                                  &release_buffer);
 }
 
-inline Tensor empty_bytes(int64_t bytes, const Tensor& like) {
+// Room for packed weights of so many bytes.
+inline Tensor empty_packed(int64_t bytes, const Tensor& like) {
   if (bytes < static_cast<int64_t>(kPooledBytes)) {
     return torch::stable::empty({bytes}, ScalarType::Byte, std::nullopt, like.device());
   }
-  return empty_strided({bytes}, {1}, bytes, ScalarType::Byte, like);
+  void* buffer = acquire_constant(static_cast<size_t>(bytes));
+  check_buffer(buffer, bytes);
+  return torch::stable::from_blob(buffer, {bytes}, {1}, like.device(), ScalarType::Byte,
+                                  &release_constant);
 }
 
 // Float32, of the weight's own strides where it is dense. Of a 16-bit weight it is converted and

@@ -44,9 +44,13 @@ void deallocate(void* buffer, size_t bytes) {
 // What a free buffer must be to be handed out.
 enum class Fit { large_enough, same_size };
 
+// What becomes of a buffer that is freed.
+enum class Keeping { as_many_as_were_used, none };
+
 class Pool {
  public:
-  Pool(Fit fit, size_t always_kept_bytes) : fit_(fit), always_kept_bytes_(always_kept_bytes) {}
+  Pool(Fit fit, Keeping keeping, size_t always_kept_bytes)
+      : fit_(fit), keeping_(keeping), always_kept_bytes_(always_kept_bytes) {}
 
   void* acquire(size_t bytes) {
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -76,7 +80,8 @@ class Pool {
     const size_t size = found->second;
     used_.erase(found);
     used_bytes_ -= size;
-    if (used_bytes_ + free_bytes_ + size > most_kept_bytes(most_used_bytes_)) {
+    if (keeping_ == Keeping::none ||
+        used_bytes_ + free_bytes_ + size > most_kept_bytes(most_used_bytes_)) {
       deallocate(buffer, size);
       return;
     }
@@ -114,6 +119,7 @@ class Pool {
   }
 
   const Fit fit_;
+  const Keeping keeping_;
   const size_t always_kept_bytes_;
   std::mutex mutex_;
   std::multimap<size_t, void*> free_;
@@ -123,11 +129,16 @@ class Pool {
 
 // Never destroyed: tensors may outlive every static object.
 Pool& pool() {
-  static Pool* const instance = new Pool(Fit::large_enough, kAlwaysKeptBytes);
+  static Pool* const instance =
+      new Pool(Fit::large_enough, Keeping::as_many_as_were_used, kAlwaysKeptBytes);
   return *instance;
 }
 Pool& gradient_pool() {
-  static Pool* const instance = new Pool(Fit::same_size, 0);
+  static Pool* const instance = new Pool(Fit::same_size, Keeping::as_many_as_were_used, 0);
+  return *instance;
+}
+Pool& constant_pool() {
+  static Pool* const instance = new Pool(Fit::same_size, Keeping::none, 0);
   return *instance;
 }
 
@@ -137,5 +148,7 @@ void* acquire_buffer(size_t bytes) { return pool().acquire(bytes); }
 void release_buffer(void* buffer) { pool().release(buffer); }
 void* acquire_gradient_buffer(size_t bytes) { return gradient_pool().acquire(bytes); }
 void release_gradient_buffer(void* buffer) { gradient_pool().release(buffer); }
+void* acquire_constant(size_t bytes) { return constant_pool().acquire(bytes); }
+void release_constant(void* buffer) { constant_pool().release(buffer); }
 
 }  // namespace fastres::cpu

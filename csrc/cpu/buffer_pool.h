@@ -1,8 +1,8 @@
-// Memory for large outputs and packed weights, kept for reuse.
+// Memory for large outputs, kept for reuse, and for packed weights.
 //
 // The system's allocator gives a large block back to the kernel as soon as it is freed, so that an
-// output of 25 MB costs six thousand page faults at every call. These buffers stay, large ones in
-// huge pages where the kernel has them.
+// output of 25 MB costs six thousand page faults at every call. These buffers stay. Large ones are
+// in huge pages where the kernel has them.
 
 #pragma once
 
@@ -22,5 +22,9 @@ void release_buffer(void* buffer);
 // take the activations' buffers meanwhile: of exactly such a size, and as many as are used at once.
 void* acquire_gradient_buffer(size_t bytes);
 void release_gradient_buffer(void* buffer);
+
+// The same for packed weights, which stay: one that is freed goes back to the system.
+void* acquire_constant(size_t bytes);
+void release_constant(void* buffer);
 
 }  // namespace fastres::cpu

@@ -6,12 +6,23 @@
 #include <string>
 #include <vector>
 
-#include "packed_bottleneck.h"
+#include "bottleneck_arguments.h"
 
 namespace fastres::cpu {
 namespace {
 
 constexpr const char* kOp = "grouped_bottleneck";
+
+CheckedLayer packed_layer(const Tensor& packed, const char* packed_name, const Tensor& shift,
+                          const char* shift_name) {
+  check_cpu(packed, kOp, packed_name);
+  CheckedLayer checked;
+  checked.layer.header = packed_header(packed, kOp, packed_name);
+  checked.layer.weights = packed_payload(packed.const_data_ptr());
+  checked.kept.push_back(packed);
+  set_shift(checked, shift, kOp, shift_name);
+  return checked;
+}
 
 Tensor grouped_bottleneck(const Tensor& x, const Tensor& packed1, const Tensor& shift1,
                           const Tensor& packed2, const Tensor& shift2, const Tensor& packed3,
@@ -19,14 +30,17 @@ Tensor grouped_bottleneck(const Tensor& x, const Tensor& packed1, const Tensor& 
                           const std::optional<Tensor>& shift_down,
                           const std::vector<int64_t>& stride, const std::vector<int64_t>& dilation,
                           int64_t groups, const std::string& act) {
+  const CheckedLayer reduce = packed_layer(packed1, "packed1", shift1, "shift1");
+  const CheckedLayer spatial = packed_layer(packed2, "packed2", shift2, "shift2");
+  const CheckedLayer expand = packed_layer(packed3, "packed3", shift3, "shift3");
+  std::optional<CheckedLayer> down;
   check(packed_down.has_value() == shift_down.has_value(), kOp,
         ": packed_down and shift_down must be given together");
-  std::vector<Tensor> packed{packed1, packed2, packed3}, shift{shift1, shift2, shift3};
   if (packed_down.has_value()) {
-    packed.push_back(*packed_down);
-    shift.push_back(*shift_down);
+    down = packed_layer(*packed_down, "packed_down", *shift_down, "shift_down");
   }
-  return packed_bottleneck(x, {packed, shift, stride, dilation, groups}, act, kOp);
+  return bottleneck({x, reduce, spatial, expand, down, stride, dilation, act}, groups,
+                    {"packed1", "packed2", "packed3", "packed_down"}, kOp);
 }
 
 }  // namespace

@@ -18,7 +18,7 @@ Tensor pack_conv_weight(const Tensor& weight, const std::optional<Tensor>& scale
   const PackedHeader& header = source.header;
   const int64_t bytes = static_cast<int64_t>(sizeof(PackedHeader)) +
                         static_cast<int64_t>(sizeof(float)) * header.payload_floats();
-  Tensor packed = empty_bytes(bytes, weight);
+  Tensor packed = empty_packed(bytes, weight);
   auto* data = static_cast<char*>(packed.mutable_data_ptr());
   std::memcpy(data, &header, sizeof(header));
   pack_payload(selected_microkernels(), header, source.plain,

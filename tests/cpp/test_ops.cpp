@@ -119,14 +119,23 @@ void test_chain() {
                 at::IntArrayRef, int64_t, c10::string_view)>("fastres::grouped_bottleneck");
   const Tensor expected = block.call(first, packed[3], shift[3], packed[4], shift[4], packed[5],
                                      shift[5], packed[6], shift[6], {2, 1}, {1, 1}, 1, "relu");
+  static const auto join = op<Tensor(at::TensorList)>("fastres::join_packed");
   static const auto chain =
-      op<Tensor(const Tensor&, at::TensorList, at::TensorList, at::IntArrayRef, at::IntArrayRef,
-                at::IntArrayRef, at::IntArrayRef, c10::string_view)>("fastres::bottleneck_chain");
+      op<Tensor(const Tensor&, const Tensor&, const Tensor&, at::IntArrayRef, at::IntArrayRef,
+                at::IntArrayRef, at::IntArrayRef, at::IntArrayRef, at::IntArrayRef,
+                c10::string_view)>("fastres::bottleneck_chain");
+  std::vector<int64_t> sizes, channels;
+  for (const Tensor& one : packed) sizes.push_back(one.numel());
+  for (const Tensor& one : shift) channels.push_back(one.numel());
+  const Tensor weights = join.call(packed), shifts = at::cat(shift);
   const std::vector<int64_t> convs{3, 4}, stride{1, 1, 2, 1}, dilation{1, 1, 1, 1}, groups{2, 1};
   check("bottleneck_chain is its blocks",
-        chain.call(x, packed, shift, convs, stride, dilation, groups, "relu").equal(expected));
+        chain.call(x, weights, shifts, sizes, channels, convs, stride, dilation, groups, "relu")
+            .equal(expected));
   check("bottleneck_chain without kernels is its blocks",
-        chain.redispatch(kNoKernels, x, packed, shift, convs, stride, dilation, groups, "relu")
+        chain
+            .redispatch(kNoKernels, x, weights, shifts, sizes, channels, convs, stride, dilation,
+                        groups, "relu")
             .equal(expected));
 }
 
