@@ -111,6 +111,8 @@ BANDS: dict[str, ConvCase] = {
     "3x3": same(128, 16, h=37, w=61, n=1),
     "3x3 winograd": same(128, 48, h=37, w=61, n=1, algorithm="winograd"),
     "3x3 winograd of many images": same(512, 33, h=7, w=5, n=13, algorithm="winograd"),
+    # Weights beyond the cache: two images at a time, then one; two rows a tile, then one.
+    "3x3/2 of many images": same(520, 513, 3, 2, h=9, w=11, n=3),
     "3x3/2, groups of 8": same(256, 256, 3, 2, 32, h=65, w=37, n=1),
     "asymmetric padding": ConvCase(160, 5, padding=(3, 0, 1, 2), h=61, w=37, n=1),
 }

@@ -184,11 +184,15 @@ class BandRunner {
     return winograd_rows_in_cache(kernels_, conv_.layer, conv_.geometry.out.w);
   }
 
-  // Images that Winograd takes at once, so that the weights are read less often.
+  // Images that are taken at once, so that the weights are read less often.
   int64_t images_together() const {
-    const bool possible =
-        conv_.layer.header.layout == PackedLayout::winograd && direct_output_ && direct_residual_;
-    return possible ? chunk_rows() / (2 * slices_per_image(conv_)) : 1;
+    if (!direct_output_ || !direct_residual_) return 1;
+    const PackedHeader& h = conv_.layer.header;
+    if (h.layout == PackedLayout::winograd) return chunk_rows() / (2 * slices_per_image(conv_));
+    if (h.layout != PackedLayout::igemm || h.groups > 1 || on_tiles_) return 1;
+    const int64_t bytes =
+        weight_bytes(conv_.layer) * panels_.size() / panel_count(kernels_, conv_.layer);
+    return bytes > level2_cache_bytes() ? 2 : 1;
   }
 
   void run_images(Range images) const {
@@ -202,7 +206,12 @@ class BandRunner {
       band.output = direct_band(conv_.out, n, 0);
       bands.push_back(band);
     }
-    winograd_bands(kernels_, conv_.layer, conv_.plain, bands, panels_);
+    if (conv_.layer.header.layout == PackedLayout::winograd) {
+      return winograd_bands(kernels_, conv_.layer, conv_.plain, bands, panels_);
+    }
+    ConvLayer layer = conv_.layer;
+    if (conv_.plain.data != nullptr) layer.plain = &conv_.plain;
+    conv_bands(kernels_, layer, bands, panels_);
   }
 
   void run_band(int64_t n, int64_t h, int64_t rows) const {

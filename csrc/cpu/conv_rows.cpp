@@ -1,6 +1,7 @@
 #include "conv_rows.h"
 
 #include <algorithm>
+#include <span>
 
 #include "cache.h"
 #include "pack_on_use.h"
@@ -82,6 +83,15 @@ struct Reduction {
   bool whole;
 };
 
+// The i-th of so many equal parts of each span, and those after it.
+FetchList part_of(FetchList list, int64_t parts, int64_t i, int64_t count = 1) {
+  for (FloatSpan& span : list.spans) {
+    const int64_t begin = even_range(span.count, parts, i).begin;
+    span = {span.data + begin, even_range(span.count, parts, i + count - 1).end - begin};
+  }
+  return list;
+}
+
 // The next panel's weights, or what they have to be packed of; and whether it is that.
 FloatSpan next_weights(const Microkernels& kernels, const ConvLayer& layer, int64_t next,
                        const Reduction& reduction, bool& plain) {
@@ -138,15 +148,24 @@ void select_inputs(ConvTile& t, const Reduction& reduction, int64_t all_channels
   t.act = Activation::none;
 }
 
-// One panel's tile, of the whole reduction; its weights are packed by then.
-ConvTile panel_tile(const Microkernels& kernels, const ConvLayer& layer, ConvTile t,
-                    int64_t panel) {
+// A panel's weights, packed by then; until the next panel's.
+const float* ready_weights(const Microkernels& kernels, const ConvLayer& layer, int64_t panel) {
   if (layer.packing != nullptr) layer.packing->prepare(panel_blocks(kernels, layer, panel));
+  return panel_weights(kernels,
+                       layer.plain != nullptr ? packed_panel(kernels, layer, panel) : layer, panel);
+}
+
+// One panel's tile, of the whole reduction.
+ConvTile panel_tile(const Microkernels& kernels, const ConvLayer& layer, ConvTile t, int64_t panel,
+                    const float* weights) {
   t.input += panel / panels_per_group(kernels, layer) * layer.header.group_in_channels;
-  t.weights = panel_weights(
-      kernels, layer.plain != nullptr ? packed_panel(kernels, layer, panel) : layer, panel);
+  t.weights = weights;
   select_outputs(t, panel_channels(kernels, layer, {panel, panel + 1}));
   return t;
+}
+ConvTile panel_tile(const Microkernels& kernels, const ConvLayer& layer, const ConvTile& t,
+                    int64_t panel) {
+  return panel_tile(kernels, layer, t, panel, ready_weights(kernels, layer, panel));
 }
 
 // Whether a pixel's outputs can be written one after the other, for all panels before the next
@@ -217,14 +236,23 @@ void tile_panels(const Microkernels& kernels, ConvLayer layer, const ConvBand& b
   }
 }
 
-void igemm_panels(const Microkernels& kernels, const ConvLayer& layer, const ConvBand& band,
-                  Range panels) {
-  if (prefers_tiles(kernels, layer, band.pixels)) return tile_panels(kernels, layer, band, panels);
-  const ConvTile tile = tile_of(layer, band);
+// On register tiles, a panel for all bands before the next.
+void register_panels(const Microkernels& kernels, const ConvLayer& layer,
+                     std::span<const ConvBand> bands, Range panels) {
   for (int64_t i = 0; i < panels.size(); ++i) {
-    ConvTile t = panel_tile(kernels, layer, tile, nth_panel(layer, panels, i));
-    set_next(kernels, layer, panels, i, {{0, t.channels}, true}, t);
-    kernels.igemm(t);
+    const int64_t panel = nth_panel(layer, panels, i);
+    const float* weights = ready_weights(kernels, layer, panel);
+    FetchList next;
+    for (int64_t b = 0; b < std::ssize(bands); ++b) {
+      const ConvTile band = tile_of(layer, bands[static_cast<size_t>(b)]);
+      ConvTile t = panel_tile(kernels, layer, band, panel, weights);
+      if (b == 0) {
+        set_next(kernels, layer, panels, i, {{0, t.channels}, true}, t);
+        next = t.upcoming;
+      }
+      t.upcoming = part_of(next, std::ssize(bands), b);
+      kernels.igemm(t);
+    }
   }
 }
 
@@ -286,13 +314,7 @@ void Upcoming::add_rows(const Image& image, int64_t n, int64_t begin, int64_t en
 }
 
 FetchList Upcoming::part(int64_t parts, int64_t i, int64_t count) const {
-  FetchList part = list_;
-  for (int s = 0; s < size_; ++s) {
-    const int64_t begin = even_range(list_.spans[s].count, parts, i).begin;
-    const int64_t end = even_range(list_.spans[s].count, parts, i + count - 1).end;
-    part.spans[s] = {list_.spans[s].data + begin, end - begin};
-  }
-  return part;
+  return part_of(list_, parts, i, count);
 }
 
 int64_t nth_panel(const ConvLayer& layer, Range panels, int64_t i) {
@@ -343,7 +365,13 @@ void conv_rows(const Microkernels& kernels, const ConvLayer& layer, ConvBand ban
   if (layer.header.layout == PackedLayout::lanes) {
     return lanes_panels(kernels, arranged(kernels, layer, panels), tile_of(layer, band), panels);
   }
-  igemm_panels(kernels, layer, band, panels);
+  if (prefers_tiles(kernels, layer, band.pixels)) return tile_panels(kernels, layer, band, panels);
+  register_panels(kernels, layer, {&band, 1}, panels);
+}
+
+void conv_bands(const Microkernels& kernels, const ConvLayer& layer,
+                std::span<const ConvBand> bands, Range panels) {
+  register_panels(kernels, layer, bands, panels);
 }
 
 }  // namespace fastres::cpu

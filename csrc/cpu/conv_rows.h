@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <span>
 
 #include "../geometry.h"
 #include "../packed_weight.h"
@@ -99,5 +100,10 @@ ConvLayer arranged(const Microkernels& kernels, ConvLayer layer, Range panels);
 
 // Computes `panels` of all output pixels of the band.
 void conv_rows(const Microkernels& kernels, const ConvLayer& layer, ConvBand band, Range panels);
+
+// The same of several bands of one shape, for a layer on register tiles: each panel's weights come
+// from beyond the level-2 cache once for all of them.
+void conv_bands(const Microkernels& kernels, const ConvLayer& layer,
+                std::span<const ConvBand> bands, Range panels);
 
 }  // namespace fastres::cpu

@@ -27,9 +27,11 @@ constexpr int kVecsPerBlock = 16 / kLanes;
 // Pixels addressed off one pointer, by 0, 1 and 2 strides: what x86's addressing modes offer.
 constexpr int kPixelsPerPointer = 3;
 
-template <int kPixels, int kVecs>
+// Of kPixels pixels in each of kRows rows of outputs: rows of a few pixels come two at a time,
+// since weights are loaded once for a tile.
+template <int kRows, int kPixels, int kVecs>
 struct Accumulators {
-  Vec at[kPixels][kVecs];
+  Vec at[kRows * kPixels][kVecs];
 };
 
 // One running sum over thousands of products loses digits that many short ones keep: after this
@@ -54,19 +56,23 @@ struct Cursor {
 
 // Adds the products of rows x cols taps, `channels` adjacent input values each, to the total. Not
 // inlined: the compiler would give registers to the total and spill the accumulators.
-template <int kPixels, int kVecs>
+template <int kRows, int kPixels, int kVecs>
 [[gnu::noinline]] void multiply_taps(const ConvTile& t, int64_t rows, int64_t cols,
                                      int64_t channels, Cursor& at,
-                                     Accumulators<kPixels, kVecs>& total) {
-  constexpr int kPointers = (kPixels + kPixelsPerPointer - 1) / kPixelsPerPointer;
+                                     Accumulators<kRows, kPixels, kVecs>& total) {
+  constexpr int kRowPointers = (kPixels + kPixelsPerPointer - 1) / kPixelsPerPointer;
+  constexpr int kPointers = kRows * kRowPointers;
   const ptrdiff_t pixel_stride = t.input_pixel_stride;
   const ptrdiff_t block_stride = t.weight_block_stride;
   const float* weights = at.weights;
   Prefetch prefetch = at.prefetch;
-  Vec acc[kPixels][kVecs] = {};
+  Vec acc[kRows * kPixels][kVecs] = {};
   const float* pointers[kPointers];
 #pragma GCC unroll 8
-  for (int g = 0; g < kPointers; ++g) pointers[g] = at.input + kPixelsPerPointer * g * pixel_stride;
+  for (int g = 0; g < kPointers; ++g) {
+    pointers[g] = at.input + g / kRowPointers * t.input_row_stride +
+                  kPixelsPerPointer * (g % kRowPointers) * pixel_stride;
+  }
   const ptrdiff_t next_col = t.tap_col_stride - channels;
   const ptrdiff_t next_row = t.tap_row_stride - cols * t.tap_col_stride;
   for (int64_t tap = 1; tap <= rows * cols; ++tap) {
@@ -79,9 +85,10 @@ template <int kPixels, int kVecs>
         w[j] = load(weights + (j / kVecsPerBlock) * block_stride + (j % kVecsPerBlock) * kLanes);
       }
 #pragma GCC unroll 16
-      for (int i = 0; i < kPixels; ++i) {
-        const Vec x =
-            broadcast(pointers[i / kPixelsPerPointer][(i % kPixelsPerPointer) * pixel_stride]);
+      for (int i = 0; i < kRows * kPixels; ++i) {
+        const int pixel = i % kPixels;
+        const float* pointer = pointers[i / kPixels * kRowPointers + pixel / kPixelsPerPointer];
+        const Vec x = broadcast(pointer[(pixel % kPixelsPerPointer) * pixel_stride]);
 #pragma GCC unroll 3
         for (int j = 0; j < kVecs; ++j) acc[i][j] += x * w[j];
       }
@@ -96,7 +103,7 @@ template <int kPixels, int kVecs>
   at.weights = weights;
   at.prefetch = prefetch;
 #pragma GCC unroll 16
-  for (int i = 0; i < kPixels; ++i) {
+  for (int i = 0; i < kRows * kPixels; ++i) {
 #pragma GCC unroll 3
     for (int j = 0; j < kVecs; ++j) {
       total.at[i][j] = at.first ? acc[i][j] : total.at[i][j] + acc[i][j];
@@ -105,9 +112,9 @@ template <int kPixels, int kVecs>
   at.first = false;
 }
 
-template <int kPixels, int kVecs>
+template <int kRows, int kPixels, int kVecs>
 inline void multiply(const ConvTile& t, const float* input, Prefetch prefetch,
-                     Accumulators<kPixels, kVecs>& total) {
+                     Accumulators<kRows, kPixels, kVecs>& total) {
   Cursor at{input, t.weights, prefetch, true};
   const int64_t row_products = t.tap_cols * t.channels;
   if (row_products <= kProductsPerSum) {
@@ -129,56 +136,65 @@ inline void multiply(const ConvTile& t, const float* input, Prefetch prefetch,
   }
 }
 
+// Where the i-th of a tile's pixels is.
+template <int kPixels>
+[[gnu::always_inline]] inline ptrdiff_t offset_of(int i, ptrdiff_t row_stride,
+                                                  ptrdiff_t pixel_stride) {
+  return i / kPixels * row_stride + i % kPixels * pixel_stride;
+}
+
 // Adds shift and residual and stores; activations other than ReLU run over the stored tile, to keep
 // their code out of the unrolled loops.
-template <int kPixels, int kVecs>
+template <int kRows, int kPixels, int kVecs>
 inline void finish(const ConvTile& t, const float* residual, float* output,
-                   Accumulators<kPixels, kVecs>& acc) {
+                   Accumulators<kRows, kPixels, kVecs>& acc) {
   const bool relu = t.act == Activation::relu;
   Vec shift[kVecs];
 #pragma GCC unroll 3
   for (int j = 0; j < kVecs; ++j) shift[j] = load(t.shift + j * kLanes);
 #pragma GCC unroll 16
-  for (int i = 0; i < kPixels; ++i) {
+  for (int i = 0; i < kRows * kPixels; ++i) {
+    float* to = output + offset_of<kPixels>(i, t.output_row_stride, t.output_pixel_stride);
+    const ptrdiff_t from = offset_of<kPixels>(i, t.residual_row_stride, t.residual_pixel_stride);
 #pragma GCC unroll 3
     for (int j = 0; j < kVecs; ++j) {
       Vec v = acc.at[i][j] + shift[j];
-      if (residual != nullptr) v += load(residual + i * t.residual_pixel_stride + j * kLanes);
+      if (residual != nullptr) v += load(residual + from + j * kLanes);
       if (relu) v = at_least(v, Vec{});
-      store(output + i * t.output_pixel_stride + j * kLanes, v);
+      store(to + j * kLanes, v);
     }
   }
   if (relu || t.act == Activation::none) return;
-  for (int i = 0; i < kPixels; ++i) {
+  for (int i = 0; i < kRows * kPixels; ++i) {
+    float* to = output + offset_of<kPixels>(i, t.output_row_stride, t.output_pixel_stride);
     for (int j = 0; j < kVecs; ++j) {
-      float* p = output + i * t.output_pixel_stride + j * kLanes;
-      store(p, activate(load(p), t.act, t.act_slope));
+      store(to + j * kLanes, activate(load(to + j * kLanes), t.act, t.act_slope));
     }
   }
 }
 
 // The last panel of a group whose channels do not fill it.
-template <int kPixels, int kVecs>
+template <int kRows, int kPixels, int kVecs>
 void finish_partial(const ConvTile& t, const float* residual, float* output,
-                    const Accumulators<kPixels, kVecs>& acc) {
-  for (int i = 0; i < kPixels; ++i) {
+                    const Accumulators<kRows, kPixels, kVecs>& acc) {
+  for (int i = 0; i < kRows * kPixels; ++i) {
+    float* to = output + offset_of<kPixels>(i, t.output_row_stride, t.output_pixel_stride);
+    const ptrdiff_t from = offset_of<kPixels>(i, t.residual_row_stride, t.residual_pixel_stride);
     for (int j = 0; j < kVecs; ++j) {
       const int64_t count = std::min<int64_t>(kLanes, t.out_channels - j * kLanes);
       if (count <= 0) break;
       Vec v = acc.at[i][j] + load_partial(t.shift + j * kLanes, count);
-      if (residual != nullptr) {
-        v += load_partial(residual + i * t.residual_pixel_stride + j * kLanes, count);
-      }
+      if (residual != nullptr) v += load_partial(residual + from + j * kLanes, count);
       v = activate(v, t.act, t.act_slope);
-      store_partial(output + i * t.output_pixel_stride + j * kLanes, v, count);
+      store_partial(to + j * kLanes, v, count);
     }
   }
 }
 
-template <int kPixels, int kVecs>
+template <int kRows, int kPixels, int kVecs>
 void tile(const ConvTile& t, const float* input, const float* residual, float* output,
           Prefetch prefetch) {
-  Accumulators<kPixels, kVecs> acc;
+  Accumulators<kRows, kPixels, kVecs> acc;
   multiply(t, input, prefetch, acc);
   if (t.out_channels == kVecs * kLanes) {
     finish(t, residual, output, acc);
@@ -189,9 +205,9 @@ void tile(const ConvTile& t, const float* input, const float* residual, float* o
 
 using Tile = void (*)(const ConvTile&, const float*, const float*, float*, Prefetch);
 
-template <int kVecs, int... kPixelsMinusOne>
+template <int kRows, int kVecs, int... kPixelsMinusOne>
 Tile tile_of(int64_t pixels, std::integer_sequence<int, kPixelsMinusOne...>) {
-  static constexpr Tile kTiles[] = {tile<kPixelsMinusOne + 1, kVecs>...};
+  static constexpr Tile kTiles[] = {tile<kRows, kPixelsMinusOne + 1, kVecs>...};
   return kTiles[pixels - 1];
 }
 
@@ -232,29 +248,55 @@ class Fetching {
   int64_t done_ = 0;
 };
 
+// The tiles of a band.
 template <int kVecs>
-void rows(const ConvTile& t) {
-  // Tiles of nearly equal width: 49 pixels are 13 + 12 + 12 + 12, not 14 + 14 + 14 + 7.
-  constexpr int kMax = max_pixels(kVecs);
-  const int64_t tiles = (t.pixels + kMax - 1) / kMax;
-  const int64_t width = t.pixels / tiles;
-  const int64_t wider = t.pixels % tiles;
-  Fetching fetching(t, tiles * t.rows);
-  for (int64_t row = 0; row < t.rows; ++row) {
-    const float* input = t.input + row * t.input_row_stride;
-    const float* residual =
-        t.residual != nullptr ? t.residual + row * t.residual_row_stride : nullptr;
-    float* output = t.output + row * t.output_row_stride;
-    for (int64_t i = 0; i < tiles; ++i) {
-      const int64_t pixels = width + (i < wider ? 1 : 0);
-      tile_of<kVecs>(pixels, std::make_integer_sequence<int, kMax>{})(t, input, residual, output,
-                                                                      fetching.next());
-      input += pixels * t.input_pixel_stride;
-      if (residual != nullptr) residual += pixels * t.residual_pixel_stride;
-      output += pixels * t.output_pixel_stride;
+class Tiles {
+ public:
+  explicit Tiles(const ConvTile& t) : t_(t), fetching_(t, bands() * tiles()) {}
+
+  void run() {
+    for (int64_t row = 0; row < t_.rows; row += rows_at_once()) {
+      const float* input = t_.input + row * t_.input_row_stride;
+      const float* residual =
+          t_.residual != nullptr ? t_.residual + row * t_.residual_row_stride : nullptr;
+      float* output = t_.output + row * t_.output_row_stride;
+      if (row + 1 < t_.rows && rows_at_once() == 2) {
+        run_tile<2>(t_.pixels, input, residual, output);
+      } else {
+        run_row(input, residual, output);
+      }
     }
   }
-}
+
+ private:
+  static constexpr int kMax = max_pixels(kVecs);
+
+  int64_t rows_at_once() const { return 2 * t_.pixels <= kMax ? 2 : 1; }
+  int64_t bands() const { return (t_.rows + rows_at_once() - 1) / rows_at_once(); }
+  int64_t tiles() const { return (t_.pixels + kMax - 1) / kMax; }
+
+  // Tiles of nearly equal width: 49 pixels are 13 + 12 + 12 + 12, not 14 + 14 + 14 + 7.
+  void run_row(const float* input, const float* residual, float* output) {
+    const int64_t width = t_.pixels / tiles();
+    const int64_t wider = t_.pixels % tiles();
+    for (int64_t i = 0; i < tiles(); ++i) {
+      const int64_t pixels = width + (i < wider ? 1 : 0);
+      run_tile<1>(pixels, input, residual, output);
+      input += pixels * t_.input_pixel_stride;
+      if (residual != nullptr) residual += pixels * t_.residual_pixel_stride;
+      output += pixels * t_.output_pixel_stride;
+    }
+  }
+
+  template <int kRows>
+  void run_tile(int64_t pixels, const float* input, const float* residual, float* output) {
+    const auto widths = std::make_integer_sequence<int, kMax / kRows>{};
+    tile_of<kRows, kVecs>(pixels, widths)(t_, input, residual, output, fetching_.next());
+  }
+
+  const ConvTile& t_;
+  Fetching fetching_;
+};
 
 }  // namespace
 
@@ -264,11 +306,11 @@ const int64_t kIgemmWidePanelPixels = kWidePixels;
 
 void igemm(const ConvTile& t) {
   if (t.out_channels <= kLanes) {
-    rows<1>(t);
+    Tiles<1>(t).run();
   } else if (t.out_channels <= kMaxVecs * kLanes) {
-    rows<kMaxVecs>(t);
+    Tiles<kMaxVecs>(t).run();
   } else {
-    rows<kWideVecs>(t);
+    Tiles<kWideVecs>(t).run();
   }
 }
 
