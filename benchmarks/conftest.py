@@ -18,6 +18,7 @@ from .shapes import (
     bottleneck_shapes,
     chain_shapes,
     conv_shapes,
+    head_shapes,
     pool_shapes,
     training_shapes,
 )
@@ -72,6 +73,7 @@ def pytest_generate_tests(metafunc):
         ("bottleneck_shape", bottleneck_shapes),
         ("chain_shape", chain_shapes),
         ("pool_shape", pool_shapes),
+        ("head_shape", head_shapes),
     ):
         if name in metafunc.fixturenames:
             shapes = shapes_of(*options.models)

@@ -11,7 +11,7 @@ from torchvision.models.resnet import Bottleneck
 
 from fastres import _measure, ops
 
-from .shapes import BottleneckShape, ConvShape, PoolShape
+from .shapes import BottleneckShape, ConvShape, HeadShape, PoolShape
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Layer:
             )
 
 
-def implementations(shape: ConvShape | BottleneckShape | PoolShape) -> list[str]:
+def implementations(shape: ConvShape | BottleneckShape | PoolShape | HeadShape) -> list[str]:
     """Names of what there is to time for a layer."""
     return ["eager", *(f"fastres-{algorithm}" for algorithm in shape.algorithms)]
 
@@ -218,6 +218,23 @@ def stem_layer(shape: PoolShape, batch: int) -> Layer:
         eager=lambda: module(x),
         exact=lambda: copy.deepcopy(module).double()(x.double()),
         fastres={"direct": fused},
+    )
+
+
+#: ImageNet's classes.
+HEAD_OUTPUTS = 1000
+
+
+def head_layer(shape: HeadShape, batch: int) -> Layer:
+    """Builds an average pooling and a linear layer of ``HEAD_OUTPUTS``."""
+    torch.manual_seed(0)
+    linear = nn.Linear(shape.channels, HEAD_OUTPUTS).requires_grad_(False)
+    module = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), linear)
+    x = _channels_last(batch, shape.channels, shape.height, shape.width)
+    return Layer(
+        eager=lambda: module(x),
+        exact=lambda: copy.deepcopy(module).double()(x.double()),
+        fastres={"direct": lambda: ops.avg_pool_linear(x, linear.weight, linear.bias)},
     )
 
 

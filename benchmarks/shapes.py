@@ -187,6 +187,32 @@ class PoolShape:
         return f"{self.channels}_{window}_{self.height}x{self.width}"
 
 
+@dataclass(frozen=True)
+class HeadShape:
+    """What a network's average pooling reads."""
+
+    channels: int
+    height: int
+    width: int
+
+    @property
+    def algorithms(self) -> tuple[str, ...]:
+        """As a convolution's: there is one way."""
+        return ("direct",)
+
+    def flops(self, batch: int, outputs: int) -> int:
+        """Two for a multiply-accumulate of the linear layer, one for a value that is averaged."""
+        return batch * self.channels * (self.height * self.width + 2 * outputs)
+
+    def bytes(self, batch: int, outputs: int) -> int:
+        """What has to move at least, in float32: input, weight, output."""
+        inputs = batch * self.channels * self.height * self.width
+        return 4 * (inputs + self.channels * outputs + batch * outputs)
+
+    def __str__(self) -> str:
+        return f"{self.channels}_{self.height}x{self.width}"
+
+
 class _Call(NamedTuple):
     """A call of a module in a network's forward pass."""
 
@@ -232,6 +258,13 @@ def pool_shapes(*names: str) -> list[PoolShape]:
     """Every different max-pool of these networks, in order of appearance."""
     calls = (call for name in names for call in _calls(name))
     return list(dict.fromkeys(_pool_shape(c) for c in calls if isinstance(c.module, nn.MaxPool2d)))
+
+
+def head_shapes(*names: str) -> list[HeadShape]:
+    """Every different input of these networks' average poolings, in order of appearance."""
+    calls = (call for name in names for call in _calls(name))
+    pools = (c for c in calls if isinstance(c.module, nn.AdaptiveAvgPool2d))
+    return list(dict.fromkeys(HeadShape(c.channels, c.height, c.width) for c in pools))
 
 
 @cache

@@ -20,12 +20,17 @@ namespace {
 
 using Ints = std::vector<int64_t>;
 
-// Calls an operator that returns one tensor, through the dispatcher.
+// Calls an operator's overload that returns one tensor, through the dispatcher.
+template <class... Arguments>
+Tensor call_overload(const char* op, const char* overload, const Arguments&... arguments) {
+  std::array<StableIValue, sizeof...(arguments)> stack{torch::stable::detail::from(arguments)...};
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      torch_call_dispatcher(op, overload, stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
 template <class... Arguments>
 Tensor call(const char* op, const Arguments&... arguments) {
-  std::array<StableIValue, sizeof...(arguments)> stack{torch::stable::detail::from(arguments)...};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(op, "", stack.data(), TORCH_ABI_VERSION));
-  return torch::stable::detail::to<Tensor>(stack[0]);
+  return call_overload(op, "", arguments...);
 }
 
 Tensor max_pool(const Tensor& x, const Ints& kernel_size, const Ints& stride, const Ints& padding) {
@@ -55,6 +60,14 @@ Tensor live_conv_max_pool(const Tensor& x, const Tensor& weight, const std::opti
   return call("fastres::max_pool", y, pool_size, pool_stride, pool_padding);
 }
 
+Tensor avg_pool_linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
+  check_input(x, "avg_pool_linear");
+  const std::optional<ScalarType> same_type;
+  const std::optional<Ints> pixels = Ints{2, 3};
+  return call("aten::linear", call_overload("aten::mean", "dim", x, pixels, false, same_type),
+              weight, bias);
+}
+
 Tensor bottleneck_chain(const Tensor& x, const Tensor& packed, const Tensor& shift,
                         const Ints& sizes, const Ints& channels, const Ints& convs,
                         const Ints& stride, const Ints& dilation, const Ints& groups,
@@ -81,5 +94,6 @@ STABLE_TORCH_LIBRARY_IMPL(fastres, CompositeExplicitAutograd, m) {
   m.impl("max_pool", TORCH_BOX(&fastres::max_pool));
   m.impl("conv_max_pool", TORCH_BOX(&fastres::conv_max_pool));
   m.impl("live_conv_max_pool", TORCH_BOX(&fastres::live_conv_max_pool));
+  m.impl("avg_pool_linear", TORCH_BOX(&fastres::avg_pool_linear));
   m.impl("bottleneck_chain", TORCH_BOX(&fastres::bottleneck_chain));
 }

@@ -75,6 +75,9 @@ STABLE_TORCH_LIBRARY(fastres, m) {
       "int[4] padding, int[2] dilation, int groups, str act, float act_slope, int[2] pool_size, "
       "int[2] pool_stride, int[2] pool_padding) -> Tensor");
 
+  // A network's head: the average of each channel of [N, C, H, W], times weight [K, C], plus bias.
+  m.def("avg_pool_linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor");
+
   // Training. The convolution of act((x - in_mean) * in_scale + in_bias), padded with zeros after
   // that, and of its output per channel the mean and the sum of squared deviations from it. Without
   // in_mean, in_scale and in_bias the input is act(x). algorithm as for pack_conv_weight.

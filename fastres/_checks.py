@@ -360,6 +360,31 @@ def live_bottleneck_shape(
     return n, c, height, width
 
 
+def avg_pool_linear_shape(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[int, int]:
+    """Checks the arguments of ``avg_pool_linear`` and returns its output's shape [N, K].
+
+    Raises:
+        ValueError: names the argument, what it is and what it has to be.
+    """
+    op = "avg_pool_linear"
+    _require_input(op, x, 1)
+    n, c, h, w = x.shape
+    if h == 0 or w == 0:
+        raise ValueError(f"{op}: x must have pixels, got shape {_shape(x)}")
+    if weight.dim() != 2 or weight.shape[1] != c:
+        raise ValueError(f"{op}: weight must have shape [K, {c}], got {_shape(weight)}")
+    outputs = weight.shape[0]
+    if bias is not None and tuple(bias.shape) != (outputs,):
+        raise ValueError(f"{op}: bias must have shape [{outputs}], got {_shape(bias)}")
+    for name, tensor in (("weight", weight), ("bias", bias)):
+        if tensor is None:
+            continue
+        _require_same_device(op, x, **{name: tensor})
+        if tensor.dtype != x.dtype:
+            raise ValueError(f"{op}: {name} must have x's dtype {x.dtype}, got {tensor.dtype}")
+    return n, outputs
+
+
 def max_pool_shape(
     x: Tensor, kernel_size: Sequence[int], stride: Sequence[int], padding: Sequence[int]
 ) -> Shape:

@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from . import _checks
 from ._chain import run_chain
 
 _OPS = torch.ops.fastres
@@ -54,6 +56,12 @@ def bottleneck_chain(x: Tensor, *arguments: Any) -> Tensor:
     return run_chain(_OPS.grouped_bottleneck, x, *arguments)
 
 
+def avg_pool_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``linear`` of the averages, see ``reference.avg_pool_linear``."""
+    _checks.avg_pool_linear_shape(x, weight, bias)
+    return F.linear(x.mean((2, 3)), weight, bias)
+
+
 def conv_max_pool(x: Tensor, packed: Tensor, shift: Tensor, *arguments: Any) -> Tensor:
     """``max_pool`` of ``conv_bn_act``; arguments, result and errors are theirs."""
     *conv, size, stride, padding = arguments
@@ -67,3 +75,11 @@ def live_conv_max_pool(
     *geometry, act, act_slope, size, stride, padding = arguments
     y = _OPS.live_conv_bn_act(x, weight, scale, shift, None, *geometry, "direct", act, act_slope)
     return _OPS.max_pool(y, size, stride, padding)
+
+
+OPERATORS: dict[str, Callable[..., Tensor]] = {
+    "avg_pool_linear": avg_pool_linear,
+    "bottleneck_chain": bottleneck_chain,
+    "conv_max_pool": conv_max_pool,
+    "live_conv_max_pool": live_conv_max_pool,
+}

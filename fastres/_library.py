@@ -264,7 +264,7 @@ def _register_reference() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that csrc/composed.cpp is overridden
         for name in SCHEMAS:
-            kernel = getattr(_composed, name, None) or _reference_of(name)
+            kernel = _composed.OPERATORS.get(name) or _reference_of(name)
             library.impl(name, kernel, "CompositeExplicitAutograd", allow_override=True)
     _state.registrations.append(library)
 
@@ -309,7 +309,7 @@ def _python_kernel(backend: str, name: str) -> Callable[..., Any] | None:
     next_best = backend == "cudnn" and "triton" in _state.loaded and "cuda" not in _state.loaded
     if (backend == "triton" or next_best) and name in triton.OPERATORS:
         return triton.operator(name)
-    return getattr(_composed, name, None) if backend in ("cudnn", "triton") else None
+    return _composed.OPERATORS.get(name) if backend in ("cudnn", "triton") else None
 
 
 def _choices() -> str:

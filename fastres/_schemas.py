@@ -46,6 +46,7 @@ SCHEMAS: dict[str, str] = {
         "int[2] stride, int[4] padding, int[2] dilation, int groups, str act, "
         "float act_slope, int[2] pool_size, int[2] pool_stride, int[2] pool_padding) -> Tensor"
     ),
+    "avg_pool_linear": "avg_pool_linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor",
     "conv_stats": (
         "conv_stats(Tensor x, Tensor? in_mean, Tensor? in_scale, Tensor? in_bias, str in_act, "
         "float in_act_slope, Tensor weight, int[2] stride, int[4] padding, int[2] dilation, "

@@ -19,6 +19,7 @@ from torch import fx
 from .fx.cleaning import clean
 from .fx.effects import Effects
 from .fx.expressions import is_pure
+from .fx.heads import read_head
 from .fx.names import FUSED
 from .fx.patterns import Reader
 from .fx.pools import read_max_pool
@@ -132,6 +133,7 @@ class _Fuser:
             else:
                 self._emit_lone(piece)
         self._replace_pools()
+        self._replace_heads()
         for node in reversed(list(self._graph.nodes)):
             if not node.users and (node.op == "get_attr" or is_pure(node)):
                 self._graph.erase_node(node)  # made a weight or a scale that is folded now
@@ -176,6 +178,28 @@ class _Fuser:
         pool.meta[FUSED] = op
         node.replace_all_uses_with(pool)
         self._graph.erase_node(node)
+
+    def _replace_heads(self) -> None:
+        """Average pooling and linear layer after fused operators: a call instead of three."""
+        originals = {new: old for old, new in self._replaced.items()}
+        for node in list(self._graph.nodes):
+            head = read_head(node, self._reader)
+            if head is None or head.x not in originals:
+                continue
+            if not self._effects.can_read_later(originals[head.x], head.nodes[0], node):
+                continue
+            with self._graph.inserting_before(node):
+                weight, bias = (
+                    self._graph.create_node("get_attr", value) if isinstance(value, str) else value
+                    for value in (head.weight, head.bias)
+                )
+                fused = self._graph.call_function(
+                    torch.ops.fastres.avg_pool_linear.default, (head.x, weight, bias)
+                )
+            fused.meta[FUSED] = "avg_pool_linear"
+            node.replace_all_uses_with(fused)
+            for old in reversed(head.nodes):
+                self._graph.erase_node(old)
 
     # -- finding --
 

@@ -38,11 +38,13 @@ from ._gradients import Conv, act_grad, bottleneck_convs, needs_preactivation, s
 from ._onnx import refuse_onnx_export
 from ._packed import PackedHeader
 from .chain_ops import bottleneck_chain, join_packed
+from .head_ops import avg_pool_linear
 from .live_ops import live_bottleneck, live_conv_bn_act, live_conv_max_pool
 from .training_ops import affine_add_act, conv_stats
 
 __all__ = [
     "affine_add_act",
+    "avg_pool_linear",
     "bottleneck_chain",
     "content_hash",
     "conv_bn_act",

@@ -521,6 +521,27 @@ def max_pool(
     return channels_last(pooled)
 
 
+def avg_pool_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The average of each channel, times a matrix, plus a vector: a network's head.
+
+    Args:
+        x: [N, C, H, W], any float dtype and strides.
+        weight: [K, C] in the dtype of x.
+        bias: [K] in the dtype of x, or None.
+
+    Returns:
+        [N, K] in the dtype of x.
+
+    Raises:
+        ValueError: the arguments do not fit together.
+    """
+    _checks.avg_pool_linear_shape(x, weight, bias)
+    wide = compute_dtype(x)
+    averages = x.to(wide).mean((2, 3))
+    wide_bias = None if bias is None else bias.to(wide)
+    return F.linear(averages, weight.to(wide), wide_bias).to(x.dtype)
+
+
 def conv_max_pool(
     x: Tensor,
     packed: Tensor,

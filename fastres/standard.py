@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.nn import functional as F
 
 from . import reference, training_reference
 from .chaining import part_chains
@@ -90,10 +91,15 @@ def _affine_act(
     return reference.apply_act(out, act, act_slope).type_as(y)
 
 
+def _avg_pool_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return F.linear(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1), weight, bias)
+
+
 _STANDARD: dict[Any, Callable[..., Any]] = {
     torch.ops.fastres.conv_bn_act: _conv_bn_act,
     torch.ops.fastres.conv_max_pool: _conv_max_pool,
     torch.ops.fastres.grouped_bottleneck: _grouped_bottleneck,
     torch.ops.fastres.affine_add_act: _affine_act,
+    torch.ops.fastres.avg_pool_linear: _avg_pool_linear,
     torch.ops.fastres.max_pool: torch.max_pool2d,
 }

@@ -560,12 +560,8 @@ def emulated_operators() -> Iterator[None]:
         warnings.simplefilter("ignore", UserWarning)  # that kernels are overridden
         for name in OPERATORS:
             library.impl(name, operator(name), "CPU", allow_override=True)
-        for name in (
-            "bottleneck_chain",
-            "conv_max_pool",
-            "live_conv_max_pool",
-        ):  # as on a GPU, of these
-            library.impl(name, getattr(_composed, name), "CPU", allow_override=True)
+        for name, kernel in _composed.OPERATORS.items():  # as on a GPU
+            library.impl(name, kernel, "CPU", allow_override=True)
     yield
     library._destroy()
 

@@ -149,6 +149,7 @@ def test_a_run_records_how_good_the_machine_is_used(tmp_path):
     assert result.returncode == 0, result.stdout
     runs = json.loads(output.read_text())["benchmarks"]
     assert {run["name"].partition("[")[0] for run in runs} == {
+        "test_avg_pool_linear",
         "test_bottleneck_chain",
         "test_conv_bn_act",
         "test_conv_max_pool",
@@ -159,7 +160,7 @@ def test_a_run_records_how_good_the_machine_is_used(tmp_path):
         "test_live_conv_bn_act",
         "test_max_pool",
     }
-    assert len({run["group"] for run in runs}) == 9
+    assert len({run["group"] for run in runs}) == 10
     multiplying = [run for run in runs if not run["group"].startswith("max_pool")]
     assert all(run["extra_info"]["gflops"] > 0 for run in multiplying)
     assert all(run["extra_info"]["gbytes_per_s"] > 0 for run in runs)

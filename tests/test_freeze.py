@@ -45,6 +45,7 @@ def test_graph_of_operators(model, frozen, x, assert_accurate):
         "fastres.conv_max_pool": 1,
         "fastres.conv_bn_act": 3,
         "fastres.bottleneck_chain": 1,
+        "fastres.avg_pool_linear": 1,
     }
     with torch.no_grad():
         exact = copy.deepcopy(model).double()(x.double())
@@ -61,7 +62,11 @@ def test_same_from_an_accelerated_model(model, frozen, x):
 
 def test_without_blocks(model, frozen, x):
     units = fastres.freeze(model, fuse_blocks=False)
-    assert set(_calls(units)) == {"fastres.conv_bn_act", "fastres.conv_max_pool"}
+    assert set(_calls(units)) == {
+        "fastres.conv_bn_act",
+        "fastres.conv_max_pool",
+        "fastres.avg_pool_linear",
+    }
     torch.testing.assert_close(units(x), frozen(x))
 
 

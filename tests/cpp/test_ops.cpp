@@ -170,6 +170,17 @@ void test_stem() {
             .equal(expected));
 }
 
+void test_head() {
+  const Tensor x = at::randn({2, 9, 5, 3}), weight = at::randn({7, 9}), bias = at::randn({7});
+  static const auto head =
+      op<Tensor(const Tensor&, const Tensor&, OptionalTensor)>("fastres::avg_pool_linear");
+  const Tensor expected =
+      at::linear(x.to(at::kDouble).mean({2, 3}), weight.to(at::kDouble), bias.to(at::kDouble));
+  check_close("avg_pool_linear", head.call(x, weight, bias), expected);
+  check_close("avg_pool_linear without kernels", head.redispatch(kNoKernels, x, weight, bias),
+              expected);
+}
+
 void test_bad_input() {
   const Tensor x = at::randn({1, 8, 5, 5});
   const Tensor packed = pack(at::randn({8, 8, 1, 1}), std::nullopt, 1);
@@ -193,6 +204,7 @@ int main() {
   test_bottleneck(8);
   test_chain();
   test_stem();
+  test_head();
   test_bad_input();
   return failures == 0 ? 0 : 1;
 }

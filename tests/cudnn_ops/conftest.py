@@ -28,9 +28,7 @@ def cudnn_operators() -> Iterator[None]:
     library = torch.library.Library("fastres", "IMPL")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that kernels are overridden
-        for name, kernel in cudnn.OPERATORS.items():
+        for name, kernel in (cudnn.OPERATORS | _composed.OPERATORS).items():
             library.impl(name, kernel, "CPU", allow_override=True)
-        for name in ("bottleneck_chain", "conv_max_pool", "live_conv_max_pool"):
-            library.impl(name, getattr(_composed, name), "CPU", allow_override=True)
     yield
     library._destroy()

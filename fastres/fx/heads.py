@@ -1,0 +1,114 @@
+"""Reads FX nodes as the head of a network: average pooling, flattening, a linear layer."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import fx, nn
+from torch.nn import functional as F
+
+from .patterns import Reader, bind
+from .readings import Same
+from .structure import original_class
+
+_PIXELS = {(2, 3), (3, 2), (-2, -1), (-1, -2)}
+
+
+class Head(NamedTuple):
+    """``linear(x.mean((2, 3)), weight, bias)``."""
+
+    x: fx.Node
+    nodes: list[fx.Node]
+    """In the graph's order; the first one reads x."""
+    weight: str | fx.Node
+    """What the graph reads: an attribute's path or a node."""
+    bias: str | fx.Node
+
+
+def read_head(node: fx.Node, reader: Reader) -> Head | None:
+    """The head whose linear layer this is; None if it is none, or has no bias.
+
+    Between pooling and linear layer nobody else may read anything.
+    """
+    linear = _read_linear(node, reader)
+    if linear is None:
+        return None
+    value, weight, bias = linear
+    nodes = [node]
+    keeps_sizes = True
+    while isinstance(value, fx.Node) and len(value.users) == 1:
+        nodes.insert(0, value)
+        pool = _read_pool(value, reader, keeps_sizes=keeps_sizes)
+        if pool is not None:
+            return Head(pool, nodes, weight, bias)
+        reading = reader.read(value)
+        if isinstance(reading, Same):
+            value = reading.x
+            continue
+        value = _read_flatten(value, reader)
+        keeps_sizes = False
+    return None
+
+
+def _read_linear(node: fx.Node, reader: Reader) -> tuple[Any, str | fx.Node, str | fx.Node] | None:
+    module: Any = reader.module(node)
+    if module is not None:
+        if original_class(module) is not nn.Linear or module.bias is None:
+            return None
+        arguments = bind(node, "input")
+        return arguments.get("input"), f"{node.target}.weight", f"{node.target}.bias"
+    if node.op != "call_function" or node.target not in (F.linear, torch.ops.aten.linear.default):
+        return None
+    arguments = bind(node, "input weight bias", bias=None)
+    weight, bias = arguments.get("weight"), arguments["bias"]
+    if not isinstance(weight, fx.Node) or not isinstance(bias, fx.Node):
+        return None
+    if reader.source(weight) is None or reader.source(bias) is None:
+        return None
+    return arguments["input"], weight, bias
+
+
+def _read_flatten(node: fx.Node, reader: Reader) -> Any:
+    """What a node flattens from dimension 1 on; None if it does something else."""
+    module: Any = reader.module(node)
+    if module is not None:
+        plain = original_class(module) is nn.Flatten
+        if not plain or (module.start_dim, module.end_dim) != (1, -1):
+            return None
+        return bind(node, "input").get("input")
+    if node.target not in (torch.flatten, "flatten"):
+        return None
+    arguments = bind(node, "input start_dim end_dim", start_dim=0, end_dim=-1)
+    known = (arguments["start_dim"], arguments["end_dim"]) in ((1, -1), (1, 3))
+    return arguments["input"] if known else None
+
+
+def _read_pool(node: fx.Node, reader: Reader, *, keeps_sizes: bool) -> fx.Node | None:
+    """What a node averages over all pixels.
+
+    Args:
+        node: perhaps such a pooling.
+        reader: reads it.
+        keeps_sizes: whether nothing flattens its result, so that it has to have two dimensions.
+    """
+    module: Any = reader.module(node)
+    x: Any = None
+    flat = False
+    if module is not None:
+        if original_class(module) is nn.AdaptiveAvgPool2d and _is_one(module.output_size):
+            x = bind(node, "input").get("input")
+    elif node.target is F.adaptive_avg_pool2d:
+        arguments = bind(node, "input output_size")
+        if _is_one(arguments.get("output_size")):
+            x = arguments["input"]
+    elif node.target in (torch.mean, "mean"):
+        arguments = bind(node, "input dim keepdim", dim=None, keepdim=False, dtype=None)
+        dims = arguments["dim"]
+        if isinstance(dims, (tuple, list)) and tuple(dims) in _PIXELS and not arguments["dtype"]:
+            x, flat = arguments["input"], arguments["keepdim"] is False
+    return x if isinstance(x, fx.Node) and flat == keeps_sizes else None
+
+
+def _is_one(size: Any) -> bool:
+    return size == 1 or (isinstance(size, (tuple, list)) and tuple(size) == (1, 1))
