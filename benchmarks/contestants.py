@@ -95,6 +95,7 @@ def _fastres_freeze(model: nn.Module, x: Tensor, threads: int) -> Call:
 EAGER = "eager"
 EAGER_CHANNELS_LAST = "eager channels_last"
 FASTRES = "fastres"
+FREEZE = "fastres.freeze"
 
 BUILDERS: dict[str, Builder] = {
     EAGER: _eager,
@@ -103,5 +104,5 @@ BUILDERS: dict[str, Builder] = {
     "ONNX Runtime": _onnx_runtime,
     "OpenVINO": _openvino,
     FASTRES: _fastres_accelerate,
-    "fastres.freeze": _fastres_freeze,
+    FREEZE: _fastres_freeze,
 }

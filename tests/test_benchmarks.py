@@ -28,6 +28,7 @@ from benchmarks import (  # noqa: E402
     peers,
     roofline,
     shapes,
+    threads,
     train_peers,
 )
 
@@ -250,6 +251,23 @@ def test_the_share_of_each_layer_is_told(tmp_path, capsys):
     for layer in record["layers"]:
         assert 0 < layer["share"] * layer["seconds"] < 1  # the limit
     assert "GFLOP/s of fused multiply-adds" in capsys.readouterr().out
+
+
+# ---- threads --------------------------------------------------------------------------------------
+
+
+def test_threads(model, tmp_path, capsys):
+    before, file = torch.get_num_threads(), tmp_path / "threads.json"
+    options = ["--batch", "1", "--rounds", "2", "--only", "fastres", "--json", str(file)]
+    try:
+        assert threads.main(["--models", model, *options]) == 0
+    finally:
+        torch.set_num_threads(before)
+    (scaling,) = json.loads(file.read_text())["threads"]
+    assert scaling["contestant"] == "fastres"
+    assert scaling["one"] > 0 < scaling["several"]
+    assert f"{scaling['one'] / scaling['several']:.2f}" in capsys.readouterr().out
+    assert threads.main(["--models", "absent.py:net"]) == 2
 
 
 # ---- memory --------------------------------------------------------------------------------------

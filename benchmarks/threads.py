@@ -1,0 +1,101 @@
+"""``python -m benchmarks.threads``: how much faster networks run on two threads than on one.
+
+One process, in turn. Prints a table of medians and their ratio; ``--json`` writes a file.
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+from fastres import _measure
+from fastres._progress import Progress
+from fastres._table import format_table
+from fastres.cli_arguments import output_file, positive_int
+from fastres.cli_errors import CliError
+from fastres.cli_models import load_model
+
+from .contestants import BUILDERS, EAGER_CHANNELS_LAST, FASTRES, FREEZE, Call
+from .shapes import DEFAULT_MODELS, IMAGE_SIZE
+
+
+@dataclass
+class Scaling:
+    """Median milliseconds on one thread and on several."""
+
+    model: str
+    batch: int
+    contestant: str
+    one: float
+    several: float
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Prints the table."""
+    args = _parser().parse_args(argv)
+    scalings = []
+    try:
+        for model in args.models:
+            for batch in args.batch:
+                scalings += [_measured(model, batch, name, args) for name in args.only]
+    except CliError as error:
+        print(f"benchmarks.threads: error: {error}", file=sys.stderr)
+        return 2
+    header = ["model", "batch", "", "1 thread, ms", f"{args.threads} threads, ms", "ratio"]
+    rows = [
+        [s.model, str(s.batch), s.contestant, *(f"{ms:.1f}" for ms in (s.one, s.several))]
+        + [f"{s.one / s.several:.2f}"]
+        for s in scalings
+    ]
+    print(format_table(header, rows, left=3))
+    if args.json is not None:
+        args.json.write_text(
+            json.dumps({"threads": [asdict(s) for s in scalings]}, indent=2) + "\n"
+        )
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.threads", description=__doc__)
+    parser.add_argument("--models", nargs="+", default=DEFAULT_MODELS, metavar="MODEL")
+    parser.add_argument("--batch", nargs="+", type=positive_int, default=[1, 8], metavar="N")
+    parser.add_argument("--threads", type=positive_int, default=2, help="(%(default)s)")
+    parser.add_argument("--rounds", type=positive_int, default=15, help="(%(default)s)")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=BUILDERS,
+        default=[EAGER_CHANNELS_LAST, FASTRES, FREEZE],
+        metavar="NAME",
+        help=f"of {', '.join(BUILDERS)}",
+    )
+    parser.add_argument("--json", type=output_file, metavar="FILE")
+    return parser
+
+
+@torch.inference_mode()
+def _measured(model: str, batch: int, name: str, args: argparse.Namespace) -> Scaling:
+    with torch.inference_mode(False):
+        network = load_model(model, "random").model
+    x = torch.randn(batch, 3, IMAGE_SIZE, IMAGE_SIZE)
+    call = BUILDERS[name](network, x, args.threads)
+
+    def on(threads: int) -> Call:
+        def run() -> Tensor:
+            torch.set_num_threads(threads)
+            return call()
+
+        return run
+
+    calls = {str(threads): on(threads) for threads in (1, args.threads)}
+    with Progress(args.rounds * len(calls)) as progress:
+        times = _measure.medians(progress.follow(_measure.time_in_turn(calls, args.rounds)))
+    one, several = (times[threads] * 1e3 for threads in calls)
+    return Scaling(model, batch, name, one, several)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
