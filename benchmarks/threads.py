@@ -45,11 +45,10 @@ def main(argv: list[str] | None = None) -> int:
         print(f"benchmarks.threads: error: {error}", file=sys.stderr)
         return 2
     header = ["model", "batch", "", "1 thread, ms", f"{args.threads} threads, ms", "ratio"]
-    rows = [
-        [s.model, str(s.batch), s.contestant, *(f"{ms:.1f}" for ms in (s.one, s.several))]
-        + [f"{s.one / s.several:.2f}"]
-        for s in scalings
-    ]
+    rows = []
+    for s in scalings:
+        figures = (f"{s.one:.1f}", f"{s.several:.1f}", f"{s.one / s.several:.2f}")
+        rows.append([s.model, str(s.batch), s.contestant, *figures])
     print(format_table(header, rows, left=3))
     if args.json is not None:
         args.json.write_text(

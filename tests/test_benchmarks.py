@@ -253,7 +253,7 @@ def test_the_share_of_each_layer_is_told(tmp_path, capsys):
     assert "GFLOP/s of fused multiply-adds" in capsys.readouterr().out
 
 
-# ---- threads --------------------------------------------------------------------------------------
+# ---- threads -------------------------------------------------------------------------------------
 
 
 def test_threads(model, tmp_path, capsys):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from bottleneck_case import BottleneckCase, block_arguments, make_block
 from conv_case import ACTIVATIONS, DTYPES, LAYOUTS, laid_out
-from nets import Bottleneck, randomised
+from nets import Bottleneck, conv_bn, randomised
 from torch import nn
 
 import fastres
@@ -283,6 +283,17 @@ def test_freeze_joins_blocks():
         exported = torch.export.export(frozen, (x,)).module()
         assert torch.equal(exported(x), frozen(x))
         torch.testing.assert_close(fastres.unpack(frozen)(x), frozen(x), rtol=1e-4, atol=1e-4)
+
+
+def test_unpacking_parts_several_chains():
+    model = randomised(nn.Sequential(stage(), conv_bn(16, 16), nn.ReLU(), stage()))
+    x = torch.randn(2, 16, 9, 7)
+    frozen = fastres.freeze(model, x)
+    assert operators(frozen).count("fastres.bottleneck_chain") == 2
+    with torch.no_grad():
+        torch.testing.assert_close(fastres.unpack(frozen)(x), model(x), rtol=1e-4, atol=1e-4)
+        assert operators(fastres.unpack(frozen)) == []
+        assert operators(frozen).count("fastres.bottleneck_chain") == 2
 
 
 class Taps(nn.Module):
