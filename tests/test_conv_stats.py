@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from conv_case import ACTIVATIONS, DTYPES, LAYOUTS, ConvCase, same
+from torch.nn import functional as F
 from training_case import CASES, KINDS, check_statistics, eager, fused, make_inputs
 
 from fastres import ops
@@ -192,3 +193,18 @@ def test_statistics_of_an_unpadded_image_with_channels_between(assert_accurate):
     case = ConvCase(3, 64, (7, 7), (2, 2), h=33, w=29)
     inputs = make_inputs(case, affine=False, layout="channel_sliced")
     check_statistics(assert_accurate, case, inputs, "none")
+
+
+def test_long_sums_keep_their_digits(assert_accurate):
+    """2304 products a sum, which on matrix tiles come in two parts."""
+    x = torch.randn(1, 256, 28, 28).relu()
+    weight = torch.randn(256, 256, 3, 3) / (9 * 256) ** 0.5
+    y, *_ = ops.conv_stats(x, weight, stride=2, padding=1)
+    wide = [t.double() for t in (x, weight)]
+    sizes = [t.abs() for t in wide]
+    assert_accurate(
+        y,
+        F.conv2d(x, weight, None, 2, 1),
+        F.conv2d(*wide, None, 2, 1),
+        magnitude=lambda: F.conv2d(*sizes, None, 2, 1),
+    )

@@ -232,28 +232,67 @@ inline void add_chunk(const SplitTile& t, const Bfloat16* pixels, const Bfloat16
   products();
 }
 
-template <int kPixelTiles, int kBlocks>
-void sum_products(const SplitTile& t, int64_t position, const Bfloat16* weights, Fetching& fetching,
-                  Finishing& finishing, Sums& sums) {
+// One running sum over thousands of products loses digits that several keep: these many chunks of
+// 32 channels are summed in the tiles, more are in equal parts that are added up in memory.
+constexpr int64_t kChunksPerSum = 36;
+
+inline void clear_sums() {
   clear_tile<0>();
   clear_tile<1>();
   clear_tile<2>();
   clear_tile<3>();
-  for (int64_t tap = 0; tap < t.tap_count; ++tap) {
-    const Bfloat16* pixels = t.input + t.taps[tap] + position * kSplitChannels;
-    for (int64_t chunk = 0; chunk < t.chunks; ++chunk) {
-      fetching.step();
-      add_chunk<kPixelTiles, kBlocks>(t, pixels, weights, finishing);
-      pixels += kSplitParts * t.plane_stride;
-      weights += t.chunk_stride;
-    }
-  }
+}
+
+template <int kPixelTiles, int kBlocks>
+inline void store_sums(Sums& sums) {
   store_tile<0>(sums.values[0][0]);
   if constexpr (kBlocks == 2) store_tile<1>(sums.values[1][0]);
   if constexpr (kPixelTiles == 2) {
     store_tile<2>(sums.values[0][kTileRows]);
     if constexpr (kBlocks == 2) store_tile<3>(sums.values[1][kTileRows]);
   }
+}
+
+template <int kPixelTiles, int kBlocks>
+[[gnu::noinline]] void add_sums(Sums& sums) {
+  Sums part;
+  store_sums<kPixelTiles, kBlocks>(part);
+  for (int block = 0; block < kBlocks; ++block) {
+    for (int64_t position = 0; position < kPixelTiles * kTileRows; ++position) {
+      float* to = sums.values[block][position];
+      store(to, load(to) + load(part.values[block][position]));
+    }
+  }
+}
+
+template <int kPixelTiles, int kBlocks>
+void sum_products(const SplitTile& t, int64_t position, const Bfloat16* weights, Fetching& fetching,
+                  Finishing& finishing, Sums& sums) {
+  const int64_t chunks = t.tap_count * t.chunks;
+  const int64_t parts = (chunks + kChunksPerSum - 1) / kChunksPerSum;
+  const int64_t at_once = (chunks + parts - 1) / parts;
+  bool first = true;
+  const auto finish_part = [&] {
+    first ? store_sums<kPixelTiles, kBlocks>(sums) : add_sums<kPixelTiles, kBlocks>(sums);
+    first = false;
+  };
+  clear_sums();
+  int64_t left = at_once;
+  for (int64_t tap = 0; tap < t.tap_count; ++tap) {
+    const Bfloat16* pixels = t.input + t.taps[tap] + position * kSplitChannels;
+    for (int64_t chunk = 0; chunk < t.chunks; ++chunk, --left) {
+      if (left == 0) {
+        finish_part();
+        clear_sums();
+        left = at_once;
+      }
+      fetching.step();
+      add_chunk<kPixelTiles, kBlocks>(t, pixels, weights, finishing);
+      pixels += kSplitParts * t.plane_stride;
+      weights += t.chunk_stride;
+    }
+  }
+  finish_part();
 }
 
 template <int kBlocks>
