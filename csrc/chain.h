@@ -61,6 +61,12 @@ inline void check_chain(const ChainArguments& a) {
   for (size_t i = 0; i < all; ++i) {
     check(a.sizes[i] > 0, kChainOp, ": sizes must be positive, got ", a.sizes[i]);
     check(a.channels[i] > 0, kChainOp, ": channels must be positive, got ", a.channels[i]);
+    // Before they are added: their sum must not overflow.
+    check(a.sizes[i] <= a.packed.numel(), kChainOp,
+          ": packed must be what join_packed returned, got ", a.packed.numel(),
+          " bytes for a size of ", a.sizes[i]);
+    check(a.channels[i] <= a.shift.numel(), kChainOp, ": shift must have all channels, got shape ",
+          ShapeOf{a.shift}, " for channels of ", a.channels[i]);
     bytes += joined_bytes(a.sizes[i]);
     shifts += a.channels[i];
   }

@@ -123,11 +123,11 @@ def _bottleneck_chain_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, .
     """Computes the blocks, whose inputs the forward did not store, once more one by one."""
     x, packed, shift = ctx.saved_tensors
     needs_x, _, needs_shift, *_ = ctx.needs_input_grad
-    again = torch.is_grad_enabled()
-    with torch.enable_grad():
-        y = run_chain(_OPS.grouped_bottleneck, x, packed, shift, *ctx.config)
     wanted = [x] * needs_x + [shift] * needs_shift
-    grads = iter(torch.autograd.grad(y, wanted, grad, create_graph=again))
+    again = torch.is_grad_enabled()
+    with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
+        y = run_chain(_OPS.grouped_bottleneck, x, packed, shift, *ctx.config)
+        grads = iter(torch.autograd.grad(y, wanted, grad, create_graph=again))
     grad_x = next(grads) if needs_x else None
     grad_shift = next(grads) if needs_shift else None
     return grad_x, None, grad_shift, *[None] * len(ctx.config)

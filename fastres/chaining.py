@@ -19,13 +19,16 @@ _BLOCK = torch.ops.fastres.grouped_bottleneck.default
 def chain_bottlenecks(graph: fx.Graph, constants: dict[str, Tensor]) -> None:
     """Puts a ``bottleneck_chain`` in the place of bottlenecks of which each feeds the next alone.
 
-    Only of those with nothing but reads of constants between them, so that no order changes.
+    Only of those with nothing but reads of constants between them, so that no order changes, and
+    only on the CPU: on a GPU a packed weight is known by the tensor that it is, and slices are not.
 
     Args:
         graph: a fused graph; rewritten in place.
         constants: what it reads, by name; those of chains are added, those that were joined and are
             read no more are taken out.
     """
+    if any(tensor.device.type != "cpu" for tensor in constants.values()):
+        return
     for index, chain in enumerate(_find_chains(graph)):
         _join(graph, constants, chain, f"_chain_packed_{index}", f"_chain_shift_{index}")
     read = {node.target for node in graph.nodes if node.op == "get_attr"}

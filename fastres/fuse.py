@@ -9,6 +9,7 @@ What does not qualify stays as it is, with a reason.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -182,16 +183,17 @@ class _Fuser:
     def _replace_heads(self) -> None:
         """Average pooling and linear layer after fused operators: a call instead of three."""
         originals = {new: old for old, new in self._replaced.items()}
+        calls = Counter(node.target for node in self._graph.nodes if node.op == "call_module")
         for node in list(self._graph.nodes):
             head = read_head(node, self._reader)
-            if head is None or head.x not in originals:
+            if head is None or head.x not in originals or calls[node.target] > 1:
                 continue
             if not self._effects.can_read_later(originals[head.x], head.nodes[0], node):
                 continue
             with self._graph.inserting_before(node):
                 weight, bias = (
-                    self._graph.create_node("get_attr", value) if isinstance(value, str) else value
-                    for value in (head.weight, head.bias)
+                    self._graph.create_node("get_attr", f"{node.target}.{name}")
+                    for name in ("weight", "bias")
                 )
                 fused = self._graph.call_function(
                     torch.ops.fastres.avg_pool_linear.default, (head.x, weight, bias)

@@ -25,7 +25,8 @@ def avg_pool_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Te
         bias: [K] in the dtype of x, or None for 0.
 
     Returns:
-        [N, K] in the dtype of x. Arithmetic is float32 (float64 for float64), rounded once.
+        [N, K] in the dtype of x. Arithmetic is float32 (float64 for float64), rounded once; on a
+        GPU averages are rounded, too.
 
     Raises:
         ValueError: shapes or devices that do not fit; names the argument.
@@ -49,7 +50,8 @@ def _avg_pool_linear_fake(x: Tensor, weight: Tensor, bias: Tensor | None) -> Ten
 
 def _avg_pool_linear_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, weight, _ = inputs
-    ctx.save_for_backward(x, weight)
+    ctx.size = x.shape
+    ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
 
 
 def _avg_pool_linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -59,8 +61,8 @@ def _avg_pool_linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ..
     needs_x, needs_weight, needs_bias = ctx.needs_input_grad
     grad_x = grad_weight = None
     if needs_x:
-        averages = (g @ weight.to(wide)) / (x.shape[2] * x.shape[3])
-        grad_x = averages[:, :, None, None].expand(x.shape).to(x.dtype)
+        averages = (g @ weight.to(wide)) / (ctx.size[2] * ctx.size[3])
+        grad_x = averages[:, :, None, None].expand(ctx.size).to(grad.dtype)
     if needs_weight:
         grad_weight = (g.t() @ x.to(wide).mean((2, 3))).to(weight.dtype)
     return grad_x, grad_weight, g.sum(0).to(grad.dtype) if needs_bias else None

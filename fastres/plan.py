@@ -12,7 +12,7 @@ from .fuse import FusedGraph, fuse
 from .fx.codegen import Scope, compile_graph
 from .fx.effects import Effects
 from .fx.layout import chooses_format, restore_contiguous
-from .fx.names import FUSED, is_trusted
+from .fx.names import gives_image, is_trusted
 from .fx.patterns import Reader, module_kind
 from .fx.shapes import Image, fresh_image
 from .fx.sources import AttributeSource, Source
@@ -25,7 +25,7 @@ from .fx.tracing import (
     untouchable_reason,
 )
 from .fx.watching import TraceFailed
-from .live import live_form
+from .live import guard_heads, live_form
 from .packing import Constants, Packer, Staleness, packed_index
 from .recipes import DTYPES, Recipe, Unusable, check_same_device
 
@@ -168,7 +168,7 @@ def contiguous_form(graph: fx.Graph, reader: Reader) -> fx.Graph:
     copy = fx.Graph()
     copy.output(copy.graph_copy(graph, val_map={}))
     if not chooses_format(copy):
-        restore_contiguous(copy, reader, lambda node: FUSED in node.meta)
+        restore_contiguous(copy, reader, gives_image)
     return copy
 
 
@@ -201,8 +201,11 @@ class Program:
         self._packer = Packer(result.recipes, root, staleness)
         self._telling_weight = telling_weight(result)
         graph = live_form(result.graph) if staleness == "content" else result.graph
+        contiguous = contiguous_form(graph, reader)
+        for form in (graph, contiguous):
+            guard_heads(form)
         self._channels_last = compile_graph(graph)
-        self._contiguous = compile_graph(contiguous_form(graph, reader))
+        self._contiguous = compile_graph(contiguous)
         self._autocast = autocast
         self._foreign = foreign
 

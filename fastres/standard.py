@@ -92,7 +92,9 @@ def _affine_act(
 
 
 def _avg_pool_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return F.linear(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1), weight, bias)
+    averages = torch.flatten(F.adaptive_avg_pool2d(x.float(), 1), 1)
+    y = F.linear(averages, weight.float(), None if bias is None else bias.float())
+    return y.type_as(x)
 
 
 _STANDARD: dict[Any, Callable[..., Any]] = {

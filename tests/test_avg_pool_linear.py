@@ -196,9 +196,9 @@ HEADS = {
     "mean, keepdim": lambda: net(
         lambda m, x: m.fc(torch.flatten(torch.mean(m.body(x), [-1, -2], True), 1))
     ),
-    "F.linear": lambda: net(lambda m, x: F.linear(m.body(x).mean([2, 3]), m.fc.weight, m.fc.bias)),
 }
 KEPT = {
+    "F.linear": lambda: net(lambda m, x: F.linear(m.body(x).mean([2, 3]), m.fc.weight, m.fc.bias)),
     "no bias": lambda: net(
         lambda m, x: m.other(m.body(x).mean((2, 3))), other=nn.Linear(12, 5, False)
     ),
@@ -218,6 +218,12 @@ KEPT = {
         other=nn.Linear(24, 5),
     ),
     "a write in between": lambda: net(_writes),
+    "layer called twice": lambda: net(
+        lambda m, x: m.fc((y := m.body(x)).mean((2, 3))) + m.fc(y.amax((2, 3)))
+    ),
+    "hooked pooling": lambda: _hooked(
+        net(lambda m, x: m.fc(m.mean(m.body(x), (2, 3))), mean=Mean())
+    ),
 }
 
 
@@ -226,6 +232,18 @@ def _writes(m: Any, x: Tensor) -> Tensor:
     pooled = y.mean((2, 3))
     y.zero_()
     return m.fc(pooled)
+
+
+class Mean(nn.Module):
+    """Called ``mean``, and no mean."""
+
+    def forward(self, x: Tensor, dims: tuple[int, int]) -> Tensor:
+        return x.amax(dims)
+
+
+def _hooked(model: nn.Module) -> nn.Module:
+    model.mean.register_forward_hook(lambda module, args, out: out + 1)
+    return model
 
 
 @pytest.mark.parametrize("make_net", HEADS.values(), ids=HEADS.keys())
@@ -267,6 +285,34 @@ def test_an_accelerated_head_follows_its_layer():
         for each in (model, accelerated):
             each[3] = linear
         torch.testing.assert_close(accelerated(x), model(x))
+
+
+class Foreign(Tensor):
+    """A weight that computes by itself, as quantised ones do."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        if func is F.linear:
+            x, weight, bias = args
+            return F.linear(x, 2 * weight.as_subclass(Tensor), bias)
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+def test_parameters_of_a_type_of_their_own():
+    model, x = HEADS["torchvision"](), torch.randn(2, 3, 8, 9)
+    before, after = fastres.accelerate(copy.deepcopy(model)), copy.deepcopy(model)
+    for each in (model, before, after):
+        plain = each[3].weight.detach()
+        each[3].weight = nn.Parameter(plain.as_subclass(Foreign), requires_grad=False)
+    with torch.no_grad():
+        expected = model(x)
+        torch.testing.assert_close(before(x), expected)
+        torch.testing.assert_close(fastres.accelerate(after)(x), expected)
+
+
+def test_contiguous_form_copies_nothing():
+    frozen = fastres.freeze(HEADS["torchvision"]())
+    assert "contiguous" not in frozen.code
 
 
 def test_a_head_trains():

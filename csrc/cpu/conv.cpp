@@ -190,9 +190,12 @@ class BandRunner {
     const PackedHeader& h = conv_.layer.header;
     if (h.layout == PackedLayout::winograd) return chunk_rows() / (2 * slices_per_image(conv_));
     if (h.layout != PackedLayout::igemm || h.groups > 1 || on_tiles_) return 1;
-    const int64_t bytes =
+    const int64_t weights =
         weight_bytes(conv_.layer) * panels_.size() / panel_count(kernels_, conv_.layer);
-    return bytes > level2_cache_bytes() ? 2 : 1;
+    const ConvGeometry& g = conv_.geometry;
+    const int64_t image =
+        g.input_rows(g.out.h) * g.padded_width() * g.in_channels * int64_t{sizeof(float)};
+    return weights > level2_cache_bytes() && 2 * image <= level2_cache_bytes() ? 2 : 1;
   }
 
   void run_images(Range images) const {
@@ -209,9 +212,7 @@ class BandRunner {
     if (conv_.layer.header.layout == PackedLayout::winograd) {
       return winograd_bands(kernels_, conv_.layer, conv_.plain, bands, panels_);
     }
-    ConvLayer layer = conv_.layer;
-    if (conv_.plain.data != nullptr) layer.plain = &conv_.plain;
-    conv_bands(kernels_, layer, bands, panels_);
+    conv_bands(kernels_, conv_.layer, bands, panels_);
   }
 
   void run_band(int64_t n, int64_t h, int64_t rows) const {

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
+from torch.nn.parameter import is_lazy
 
 from .patterns import Reader, bind
 from .readings import Same
@@ -16,14 +17,11 @@ _PIXELS = {(2, 3), (3, 2), (-2, -1), (-1, -2)}
 
 
 class Head(NamedTuple):
-    """``linear(x.mean((2, 3)), weight, bias)``."""
+    """``linear(x.mean((2, 3)), weight, bias)``, of a module's own weight and bias."""
 
     x: fx.Node
     nodes: list[fx.Node]
-    """In the graph's order; the first one reads x."""
-    weight: str | fx.Node
-    """What the graph reads: an attribute's path or a node."""
-    bias: str | fx.Node
+    """In the graph's order; the first one reads x, the last one calls the module."""
 
 
 def read_head(node: fx.Node, reader: Reader) -> Head | None:
@@ -31,17 +29,14 @@ def read_head(node: fx.Node, reader: Reader) -> Head | None:
 
     Between pooling and linear layer nobody else may read anything.
     """
-    linear = _read_linear(node, reader)
-    if linear is None:
-        return None
-    value, weight, bias = linear
+    value = _read_linear(node, reader)
     nodes = [node]
     keeps_sizes = True
     while isinstance(value, fx.Node) and len(value.users) == 1:
         nodes.insert(0, value)
         pool = _read_pool(value, reader, keeps_sizes=keeps_sizes)
         if pool is not None:
-            return Head(pool, nodes, weight, bias)
+            return Head(pool, nodes)
         reading = reader.read(value)
         if isinstance(reading, Same):
             value = reading.x
@@ -51,22 +46,16 @@ def read_head(node: fx.Node, reader: Reader) -> Head | None:
     return None
 
 
-def _read_linear(node: fx.Node, reader: Reader) -> tuple[Any, str | fx.Node, str | fx.Node] | None:
+def _read_linear(node: fx.Node, reader: Reader) -> Any:
+    """What a plain linear layer with a bias reads."""
     module: Any = reader.module(node)
-    if module is not None:
-        if original_class(module) is not nn.Linear or module.bias is None:
-            return None
-        arguments = bind(node, "input")
-        return arguments.get("input"), f"{node.target}.weight", f"{node.target}.bias"
-    if node.op != "call_function" or node.target not in (F.linear, torch.ops.aten.linear.default):
+    if module is None or original_class(module) is not nn.Linear:
         return None
-    arguments = bind(node, "input weight bias", bias=None)
-    weight, bias = arguments.get("weight"), arguments["bias"]
-    if not isinstance(weight, fx.Node) or not isinstance(bias, fx.Node):
+    tensors = (module.weight, module.bias)
+    if any(type(tensor) not in (nn.Parameter, Tensor) or is_lazy(tensor) for tensor in tensors):
         return None
-    if reader.source(weight) is None or reader.source(bias) is None:
-        return None
-    return arguments["input"], weight, bias
+    outputs = (module.weight.shape[0],)
+    return bind(node, "input").get("input") if module.bias.shape == outputs else None
 
 
 def _read_flatten(node: fx.Node, reader: Reader) -> Any:
@@ -77,7 +66,7 @@ def _read_flatten(node: fx.Node, reader: Reader) -> Any:
         if not plain or (module.start_dim, module.end_dim) != (1, -1):
             return None
         return bind(node, "input").get("input")
-    if node.target not in (torch.flatten, "flatten"):
+    if not _calls(node, torch.flatten, "flatten"):
         return None
     arguments = bind(node, "input start_dim end_dim", start_dim=0, end_dim=-1)
     known = (arguments["start_dim"], arguments["end_dim"]) in ((1, -1), (1, 3))
@@ -98,16 +87,23 @@ def _read_pool(node: fx.Node, reader: Reader, *, keeps_sizes: bool) -> fx.Node |
     if module is not None:
         if original_class(module) is nn.AdaptiveAvgPool2d and _is_one(module.output_size):
             x = bind(node, "input").get("input")
-    elif node.target is F.adaptive_avg_pool2d:
+    elif _calls(node, F.adaptive_avg_pool2d):
         arguments = bind(node, "input output_size")
         if _is_one(arguments.get("output_size")):
             x = arguments["input"]
-    elif node.target in (torch.mean, "mean"):
-        arguments = bind(node, "input dim keepdim", dim=None, keepdim=False, dtype=None)
+    elif _calls(node, torch.mean, "mean"):
+        arguments = bind(node, "input dim keepdim", dim=None, keepdim=False)
         dims = arguments["dim"]
-        if isinstance(dims, (tuple, list)) and tuple(dims) in _PIXELS and not arguments["dtype"]:
+        plain = not {"dtype", "out"} & arguments.keys()
+        if plain and isinstance(dims, (tuple, list)) and tuple(dims) in _PIXELS:
             x, flat = arguments["input"], arguments["keepdim"] is False
     return x if isinstance(x, fx.Node) and flat == keeps_sizes else None
+
+
+def _calls(node: fx.Node, function: Any, method: str | None = None) -> bool:
+    if node.op == "call_function":
+        return node.target is function
+    return node.op == "call_method" and node.target == method
 
 
 def _is_one(size: Any) -> bool:

@@ -14,7 +14,7 @@ import torch
 from torch import fx, nn
 
 from .effects import Effects
-from .names import is_trusted, op_name, reads_only_metadata
+from .names import FUSED, is_trusted, op_name, reads_only_metadata
 from .patterns import Reader
 
 # What gives the same values for any strides, and channels_last for channels_last.
@@ -65,8 +65,12 @@ def restore_contiguous(
                 _convert_after(graph, node)
             else:
                 converted.add(node)
-        elif operands and not reads_only_metadata(node) and op_name(node) != "contiguous":
+        elif operands and not _takes_any_strides(node):
             _convert_before(graph, node, operands)
+
+
+def _takes_any_strides(node: fx.Node) -> bool:
+    return FUSED in node.meta or reads_only_metadata(node) or op_name(node) == "contiguous"
 
 
 def _is_written_through_a_view(node: fx.Node, effects: Effects, reader: Reader) -> bool:

@@ -10,7 +10,7 @@ import torch
 from torch import fx
 from torch.nn import functional as F
 
-#: Key in ``node.meta`` of the nodes that call fastres operators; their outputs are channels_last.
+#: Key in ``node.meta`` of the nodes that call fastres operators, and the operator's name there.
 FUSED = "fastres"
 
 _TRUSTED = ("torch", "_operator", "math", "builtins")
@@ -23,6 +23,11 @@ _INPLACE_OPERATORS = {
 
 # These are closures that all have the same name.
 _DISPATCHERS = {F.max_pool2d: "max_pool2d", F.adaptive_max_pool2d: "adaptive_max_pool2d"}
+
+
+def gives_image(node: fx.Node) -> bool:
+    """Whether it calls an operator of fastres whose output is channels_last."""
+    return FUSED in node.meta and node.meta[FUSED] != "avg_pool_linear"
 
 
 def op_name(node: fx.Node) -> str:
