@@ -108,12 +108,16 @@ inline PackedHeader packed_header(const void* packed, int64_t bytes, const char*
   return header;
 }
 
-// The same, checked against the tensor that holds it.
-inline PackedHeader packed_header(const Tensor& packed, const char* op, const char* name) {
+// What pack_conv_weight may have returned, for any backend.
+inline void check_packed_tensor(const Tensor& packed, const char* op, const char* name) {
   check(packed.dim() == 1 && packed.scalar_type() == ScalarType::Byte && packed.is_contiguous() &&
             packed.numel() >= static_cast<int64_t>(sizeof(PackedHeader)),
         op, ": ", name, " must be what pack_conv_weight returned (1-D uint8), got ",
         torch::headeronly::toString(packed.scalar_type()), " of shape ", ShapeOf{packed});
+}
+
+inline PackedHeader packed_header(const Tensor& packed, const char* op, const char* name) {
+  check_packed_tensor(packed, op, name);
   return packed_header(packed.const_data_ptr(), packed.numel(), op, name);
 }
 

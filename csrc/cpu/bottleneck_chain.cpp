@@ -60,10 +60,7 @@ Tensor join_packed(const std::vector<Tensor>& packed) {
   int64_t bytes = 0;
   for (const Tensor& one : packed) {
     check_cpu(one, kOp, "packed");
-    check(one.dim() == 1 && one.scalar_type() == ScalarType::Byte && one.is_contiguous() &&
-              one.numel() >= static_cast<int64_t>(sizeof(PackedHeader)),
-          kOp, ": packed must be what pack_conv_weight returned (1-D uint8), got ",
-          torch::headeronly::toString(one.scalar_type()), " of shape ", ShapeOf{one});
+    check_packed_tensor(one, kOp, "packed");
     bytes += joined_bytes(one.numel());
   }
   Tensor joined = empty_packed(bytes, packed.front());
