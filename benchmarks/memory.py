@@ -16,12 +16,12 @@ from pathlib import Path
 import torch
 
 from fastres._table import format_table
-from fastres.cli_arguments import output_file, positive_int
 from fastres.cli_errors import CliError
 from fastres.cli_models import load_model
 
+from .arguments import network_parser
 from .contestants import BUILDERS, EAGER, EAGER_CHANNELS_LAST, FASTRES, Call
-from .shapes import DEFAULT_MODELS, IMAGE_SIZE
+from .shapes import IMAGE_SIZE
 
 _CALLS = 3
 _MIB = 2**20
@@ -50,10 +50,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=__doc__)
-    parser.add_argument("--models", nargs="+", default=DEFAULT_MODELS, metavar="MODEL")
-    parser.add_argument("--batch", nargs="+", type=positive_int, default=[1, 8], metavar="N")
-    parser.add_argument("--threads", type=positive_int, default=2, help="(%(default)s)")
+    parser = network_parser("memory", __doc__, rounds=False)
     parser.add_argument(
         "--only",
         nargs="+",
@@ -62,7 +59,6 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help=f"of {', '.join(BUILDERS)}",
     )
-    parser.add_argument("--json", type=output_file, metavar="FILE")
     # The child process: one contestant, one model, one batch size.
     parser.add_argument("--measure", choices=BUILDERS, help=argparse.SUPPRESS)
     return parser

@@ -18,13 +18,13 @@ from fastres import _measure, _plots
 from fastres._progress import Progress
 from fastres._table import format_markdown, format_table
 from fastres._version import __version__
-from fastres.cli_arguments import output_file, picture_file, positive_int
+from fastres.cli_arguments import output_file, picture_file
 from fastres.cli_errors import CliError
 from fastres.cli_images import load_photos, photo_batch
 from fastres.cli_models import load_model, make_ready
 
+from .arguments import network_parser
 from .contestants import BUILDERS, EAGER, EAGER_CHANNELS_LAST, FASTRES, Call
-from .shapes import DEFAULT_MODELS
 
 #: ONNX Runtime's threads spin after a run, and would tax whoever comes next.
 _PAUSE_S = 0.05
@@ -72,15 +72,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=__doc__)
-    parser.add_argument("--models", nargs="+", default=DEFAULT_MODELS, metavar="MODEL")
-    parser.add_argument("--batch", nargs="+", type=positive_int, default=[1, 8], metavar="N")
-    parser.add_argument("--threads", type=positive_int, default=2, help="(%(default)s)")
-    parser.add_argument("--rounds", type=positive_int, default=15, help="(%(default)s)")
+    parser = network_parser("peers", __doc__, rounds=True)
     parser.add_argument(
         "--only", nargs="+", choices=BUILDERS, metavar="NAME", help=f"of {', '.join(BUILDERS)}"
     )
-    parser.add_argument("--json", type=output_file, metavar="FILE")
     parser.add_argument("--markdown", type=output_file, metavar="FILE.md")
     parser.add_argument("--plot", type=picture_file, metavar="FILE.png")
     return parser

@@ -21,10 +21,11 @@ import torch
 from fastres import _algorithm, _library, _measure
 from fastres._progress import Progress
 from fastres._table import format_markdown, format_table
-from fastres.cli_arguments import output_file, positive_int
+from fastres.cli_arguments import output_file
 
+from .arguments import network_parser
 from .layers import conv_layer
-from .shapes import DEFAULT_MODELS, ConvShape, conv_shapes
+from .shapes import ConvShape, conv_shapes
 
 
 @dataclass(frozen=True)
@@ -85,16 +86,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.roofline",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--models", nargs="+", default=DEFAULT_MODELS, metavar="MODEL")
-    parser.add_argument("--batch", nargs="+", type=positive_int, default=[1, 8], metavar="N")
-    parser.add_argument("--threads", type=positive_int, default=2, help="(%(default)s)")
-    parser.add_argument("--rounds", type=positive_int, default=15, help="(%(default)s)")
-    parser.add_argument("--json", type=output_file, metavar="FILE")
+    parser = network_parser("roofline", __doc__, rounds=True)
     parser.add_argument("--markdown", type=output_file, metavar="FILE.md")
     return parser
 

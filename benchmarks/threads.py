@@ -14,12 +14,12 @@ from torch import Tensor
 from fastres import _measure
 from fastres._progress import Progress
 from fastres._table import format_table
-from fastres.cli_arguments import output_file, positive_int
 from fastres.cli_errors import CliError
 from fastres.cli_models import load_model
 
+from .arguments import network_parser
 from .contestants import BUILDERS, EAGER_CHANNELS_LAST, FASTRES, FREEZE, Call
-from .shapes import DEFAULT_MODELS, IMAGE_SIZE
+from .shapes import IMAGE_SIZE
 
 
 @dataclass
@@ -58,11 +58,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.threads", description=__doc__)
-    parser.add_argument("--models", nargs="+", default=DEFAULT_MODELS, metavar="MODEL")
-    parser.add_argument("--batch", nargs="+", type=positive_int, default=[1, 8], metavar="N")
-    parser.add_argument("--threads", type=positive_int, default=2, help="(%(default)s)")
-    parser.add_argument("--rounds", type=positive_int, default=15, help="(%(default)s)")
+    parser = network_parser("threads", __doc__, rounds=True)
     parser.add_argument(
         "--only",
         nargs="+",
@@ -71,7 +67,6 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help=f"of {', '.join(BUILDERS)}",
     )
-    parser.add_argument("--json", type=output_file, metavar="FILE")
     return parser
 
 
