@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 from torch.nn import functional as F
 
 from .fx.names import FUSED
+from .fx.sources import PLAIN_TYPES
 from .packing import live_names, packed_index
 
 
@@ -42,7 +43,7 @@ def guard_heads(graph: fx.Graph) -> None:
 
 
 def _head(x: Tensor, weight: Any, bias: Any) -> Tensor:
-    plain = all(type(value) in (nn.Parameter, Tensor) for value in (weight, bias))
+    plain = bias is not None and PLAIN_TYPES.issuperset((type(weight), type(bias)))
     if plain and weight.dtype == x.dtype == bias.dtype and bias.shape == weight.shape[:1]:
         return torch.ops.fastres.avg_pool_linear(x, weight, bias)
     return F.linear(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1), weight, bias)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from . import _library
 from ._numerics import get_numerics
 from .folding import fold_all
-from .fx.sources import AttributeSource, InputSource, Source
+from .fx.sources import PLAIN_TYPES, AttributeSource, InputSource, Source
 from .recipes import (
     Fold,
     NormRecipe,
@@ -33,8 +33,6 @@ from .recipes import (
 )
 
 Staleness = Literal["content", "version"]
-
-_PLAIN = {Tensor, nn.Parameter, type(None)}
 
 
 def constant_names(recipe: Recipe | NormRecipe, index: int) -> list[str]:
@@ -252,7 +250,7 @@ class Packer:
         except KeyError as error:
             raise Restructured(f"attribute {error.args[0]!r} is gone") from None
         tensors.extend([inputs[index] for index in self._inputs])
-        if not _PLAIN.issuperset(map(type, tensors)):
+        if not PLAIN_TYPES.issuperset(map(type, tensors)):
             raise Unusable("a parameter is of a type of its own")
         if tensors[0] is not None:
             check_device(tensors[0])

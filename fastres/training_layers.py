@@ -14,11 +14,11 @@ from .batch_norm import ChannelAffine
 from .fx.norms import BatchNorm
 from .fx.pools import MaxPoolWindow
 from .fx.readings import Conv
+from .fx.sources import PLAIN_TYPES
 from .recipes import DTYPES, Restructured, Unusable, check_device, check_same_device
 from .reference import compute_dtype
 from .training_functions import BlockEnd, Convolution, MaxPool, Statistics
 
-_PLAIN = {Tensor, nn.Parameter, type(None)}
 _NO_AFFINE = (None, None, None)
 
 
@@ -103,7 +103,7 @@ class ConvLayer:
         for tensor in (weight, *vectors):
             if tensor is None:
                 continue
-            if type(tensor) not in _PLAIN:
+            if type(tensor) not in PLAIN_TYPES:
                 raise Unusable("a parameter is of a type of its own")
             check_same_device(tensor, weight)
             if tensor is not weight and tensor.shape != weight.shape[:1]:
@@ -138,7 +138,7 @@ class NormLayer:
         """Raises Unusable where the kernels do not take a parameter."""
         for tensor in self.norm.tensors(root):
             if tensor is not None:
-                if type(tensor) not in _PLAIN:
+                if type(tensor) not in PLAIN_TYPES:
                     raise Unusable("a parameter is of a type of its own")
                 check_device(tensor)
 

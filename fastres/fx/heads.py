@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.nn import functional as F
 from torch.nn.parameter import is_lazy
 
 from .patterns import Reader, bind
 from .readings import Same
+from .sources import PLAIN_TYPES
 from .structure import original_class
 
 _PIXELS = {(2, 3), (3, 2), (-2, -1), (-1, -2)}
@@ -51,11 +52,10 @@ def _read_linear(node: fx.Node, reader: Reader) -> Any:
     module: Any = reader.module(node)
     if module is None or original_class(module) is not nn.Linear:
         return None
-    tensors = (module.weight, module.bias)
-    if any(type(tensor) not in (nn.Parameter, Tensor) or is_lazy(tensor) for tensor in tensors):
+    weight, bias = module.weight, module.bias
+    if bias is None or not PLAIN_TYPES.issuperset((type(weight), type(bias))) or is_lazy(weight):
         return None
-    outputs = (module.weight.shape[0],)
-    return bind(node, "input").get("input") if module.bias.shape == outputs else None
+    return bind(node, "input").get("input") if bias.shape == weight.shape[:1] else None
 
 
 def _read_flatten(node: fx.Node, reader: Reader) -> Any:

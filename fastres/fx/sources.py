@@ -8,6 +8,9 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+#: Types of what the kernels take as a parameter; others compute by themselves.
+PLAIN_TYPES = {Tensor, nn.Parameter, type(None)}
+
 
 class Source(Protocol):
     """Where a parameter or buffer is found each time that a graph is run."""
