@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from types import SimpleNamespace
 
 import pytest
@@ -11,8 +13,8 @@ from torch import nn
 from torch._subclasses import FakeTensorMode
 from torch._subclasses.fake_tensor import FakeTensor
 
-from fastres import packing, training_layers
 from fastres.fx.pools import MaxPoolWindow
+from fastres.fx.sources import PLAIN_TYPES
 from fastres.fx.tracing import default_pattern
 from fastres.plan import Plan
 from fastres.recipes import Unusable
@@ -21,10 +23,11 @@ from fastres.training_plan import TrainingPlan
 
 
 @pytest.fixture(autouse=True)
-def _fake_parameters(monkeypatch) -> None:
+def _fake_parameters() -> Iterator[None]:
     """Parameters of a class of their own are left alone; here fake ones are let through."""
-    for module in (packing, training_layers):
-        monkeypatch.setattr(module, "_PLAIN", {*module._PLAIN, FakeTensor})
+    PLAIN_TYPES.add(FakeTensor)
+    yield
+    PLAIN_TYPES.remove(FakeTensor)
 
 
 def move_to_gpu(model: nn.Module) -> None:
