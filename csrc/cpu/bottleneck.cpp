@@ -32,10 +32,10 @@ class BandWalker {
         block_(block),
         start_(start),
         spatial_(arranged(kernels, block.spatial, {0, panel_count(kernels, block.spatial)})),
-        channels1_(block.reduce.header.out_channels),
+        stride1_(scratch_pixel_stride(block.spatial)),
         channels2_(block.spatial.header.out_channels),
         padded_width_(block.in.w + 2 * block.dilation.w),
-        inner1_row_(padded_width_ * channels1_),
+        inner1_row_(padded_width_ * stride1_),
         inner2_row_(block.out.w * channels2_),
         small_weights_(weights_stay_in_cache(kernels, block)),
         direct_output_(block.y.type == StorageType::float32),
@@ -116,7 +116,7 @@ class BandWalker {
     std::fill_n(target, above * inner1_row_, 0.0F);
     std::fill_n(target + below * inner1_row_, (rows - below) * inner1_row_, 0.0F);
     if (above == below) return;
-    const int64_t border = block_.dilation.w * channels1_;
+    const int64_t border = block_.dilation.w * stride1_;
     for (int64_t h = 0; h < below - above; ++h) {
       float* row = inside + h * inner1_row_;
       std::fill_n(row, border, 0.0F);
@@ -129,7 +129,7 @@ class BandWalker {
       band.rows = part.size();
       band.pixels = block_.in.w;
       band.input = input_rows(n, begin + above + part.begin, band.rows, thread_scratch().input);
-      band.output = {inside + part.begin * inner1_row_ + border, inner1_row_, channels1_};
+      band.output = {inside + part.begin * inner1_row_ + border, inner1_row_, stride1_};
       run(reduce, 0, band);
     }
   }
@@ -146,7 +146,7 @@ class BandWalker {
     ConvBand spatial;
     spatial.rows = rows;
     spatial.pixels = block_.out.w;
-    spatial.input = {inner1(), inner1_row_, channels1_};
+    spatial.input = {inner1(), inner1_row_, stride1_};
     spatial.output = {thread_scratch().inner2.floats(rows_in_cache() * inner2_row_), inner2_row_,
                       channels2_};
     run(spatial_, 1, spatial);
@@ -205,7 +205,7 @@ class BandWalker {
   const Bottleneck& block_;
   const double start_;
   const ConvLayer spatial_;
-  const int64_t channels1_;
+  const int64_t stride1_;  // floats between pixels
   const int64_t channels2_;
   const int64_t padded_width_;
   const int64_t inner1_row_;

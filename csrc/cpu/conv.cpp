@@ -125,52 +125,68 @@ class BandRunner {
                         panels.size() == panel_count(kernels, conv.layer) &&
                         weight_bytes(conv.layer) <= level2_cache_bytes() / 4),
         on_tiles_(prefers_tiles(kernels, conv.layer, conv.geometry.out.w)),
-        fetches_input_(on_tiles_ || !direct_input_) {}
+        input_stride_(direct_input_ ? conv.x.stride_w : scratch_pixel_stride(conv.layer)) {}
 
   // Whether each panel of weights is used once.
   bool uses_panels_once(Range slices) const {
-    if (slices.end > std::min(slices_per_image(conv_), slices_in_cache())) return false;
+    if (first_band(slices).size() < slices.size()) return false;
     return conv_.layer.header.layout != PackedLayout::winograd ||
            conv_.geometry.out.h <= chunk_rows();
   }
 
   // About how many bands it takes.
-  int64_t bands(Range slices) const { return slices.size() / slices_in_cache(); }
+  int64_t bands(Range slices) const { return slices.size() / slices_in_cache(Fetching::yes); }
 
   void run(Range slices) const {
-    const int64_t per_image = slices_per_image(conv_);
-    const int64_t slice_rows = rows_per_slice(conv_);
     const int64_t together = images_together();
-    for (int64_t slice = slices.begin; slice < slices.end;) {
-      const int64_t at = slice % per_image;
-      const int64_t images = std::min(together, (slices.end - slice) / per_image);
-      if (at == 0 && images > 1) {
-        run_images({slice / per_image, slice / per_image + images});
-        slice += images * per_image;
+    while (slices.size() > 0) {
+      const int64_t images = std::min(together, slices.size() / slices_per_image(conv_));
+      if (images > 1 && slices.begin % slices_per_image(conv_) == 0) {
+        const int64_t n = slices.begin / slices_per_image(conv_);
+        run_images({n, n + images});
+        slices.begin += images * slices_per_image(conv_);
         continue;
       }
-      const int64_t left = std::min(per_image - at, slices.end - slice);
-      // Bands of equal height: the last one must not be a narrow remainder.
-      const int64_t bands = (left + slices_in_cache() - 1) / slices_in_cache();
-      for (int64_t i = 0; i < bands; ++i) {
-        const Range band = even_range(left, bands, i);
-        const int64_t h = (at + band.begin) * slice_rows;
-        run_band(slice / per_image, h,
-                 std::min(band.size() * slice_rows, conv_.geometry.out.h - h));
-      }
-      slice += left;
+      const Range band = first_band(slices);
+      slices.begin = band.end;
+      run_band(place(band), place(first_band(slices)));
     }
   }
 
  private:
-  int64_t slices_in_cache() const {
-    return std::max<int64_t>(1, rows_in_cache() / rows_per_slice(conv_));
+  // Some rows of an image's output.
+  struct Place {
+    int64_t n, row, rows;
+  };
+
+  // Whether there is a next band, whose rows are fetched.
+  enum class Fetching { no, yes };
+
+  Place place(Range slices) const {
+    const int64_t per_image = slices_per_image(conv_);
+    const int64_t row = slices.begin % per_image * rows_per_slice(conv_);
+    return {slices.begin / per_image, row,
+            std::min(slices.size() * rows_per_slice(conv_), conv_.geometry.out.h - row)};
   }
 
-  int64_t rows_in_cache() const {
+  // Bands of an image are of equal height: its last one must not be a narrow remainder.
+  Range first_band(Range slices) const {
+    const int64_t per_image = slices_per_image(conv_);
+    const int64_t left = std::min(per_image - slices.begin % per_image, slices.size());
+    if (left == slices.size() && left <= slices_in_cache(Fetching::no)) return slices;
+    const int64_t at_once = slices_in_cache(Fetching::yes);
+    const int64_t bands = (left + at_once - 1) / at_once;
+    return {slices.begin, slices.begin + (left + bands - 1) / bands};
+  }
+
+  int64_t slices_in_cache(Fetching fetching) const {
+    return std::max<int64_t>(1, rows_in_cache(fetching) / rows_per_slice(conv_));
+  }
+
+  int64_t rows_in_cache(Fetching fetching) const {
     const ConvGeometry& g = conv_.geometry;
     int64_t bytes_per_row = g.stride.h * g.padded_width() * g.in_channels;
-    if (fetches_input_ && !on_tiles_) bytes_per_row *= 2;
+    if (fetching == Fetching::yes && !on_tiles_) bytes_per_row *= 2;
     if (!direct_output_) bytes_per_row += g.out.w * g.out_channels;
     if (fetches_output_) bytes_per_row += 2 * g.out.w * g.out_channels;
     if (!direct_residual_) bytes_per_row += g.out.w * g.out_channels;
@@ -215,7 +231,9 @@ class BandRunner {
     conv_bands(kernels_, conv_.layer, bands, panels_);
   }
 
-  void run_band(int64_t n, int64_t h, int64_t rows) const {
+  // `next` is what comes after it, perhaps no rows.
+  void run_band(const Place& here, const Place& next) const {
+    const auto [n, h, rows] = here;
     ConvBand band;
     band.rows = rows;
     band.pixels = conv_.geometry.out.w;
@@ -224,7 +242,7 @@ class BandRunner {
     band.output = direct_output_ ? direct_band(conv_.out, n, h) : output_scratch(rows);
     ConvLayer layer = conv_.layer;
     if (conv_.plain.data == nullptr) {
-      fetch_next(n, h + rows, rows, layer.upcoming);
+      fetch(next, layer.upcoming);
       conv_rows(kernels_, layer, band, panels_);
     } else if (layer.header.layout == PackedLayout::winograd) {
       winograd_rows(kernels_, layer, conv_.plain, band, panels_);
@@ -237,13 +255,13 @@ class BandRunner {
     }
   }
 
-  // What the next band reads and writes.
-  void fetch_next(int64_t n, int64_t h, int64_t rows, Upcoming& upcoming) const {
-    if (fetches_output_) upcoming.add_rows(conv_.out, n, h, h + rows);
-    if (!fetches_input_) return;
+  // What a band reads and writes.
+  void fetch(const Place& band, Upcoming& upcoming) const {
+    if (band.rows == 0) return;
+    if (fetches_output_) upcoming.add_rows(conv_.out, band.n, band.row, band.row + band.rows);
     const ConvGeometry& g = conv_.geometry;
-    const int64_t row = std::max<int64_t>(0, h * g.stride.h - g.padding.top);
-    upcoming.add_rows(conv_.x, n, row, row + g.input_rows(rows));
+    const int64_t row = std::max<int64_t>(0, band.row * g.stride.h - g.padding.top);
+    upcoming.add_rows(conv_.x, band.n, row, row + g.input_rows(band.rows));
   }
 
   // `place` of `places` of the scratch memory, where it has to be loaded.
@@ -252,16 +270,17 @@ class BandRunner {
     if (direct_input_) return direct_band(conv_.x, n, h * g.stride.h);
     const PaddedRows what{n, h * g.stride.h - g.padding.top, g.input_rows(rows), g.padding.left,
                           g.padding.right};
-    const int64_t floats = what.rows * g.padded_width() * g.in_channels;
+    const int64_t floats = what.rows * g.padded_width() * input_stride_;
     float* target = thread_scratch().input.floats(places * floats) + place * floats;
-    return load_band(kernels_, conv_.x, what, target);
+    return load_band(kernels_, conv_.x, what, target, input_stride_);
   }
 
   Band residual_band(int64_t n, int64_t h, int64_t rows) const {
     if (direct_residual_) return direct_band(conv_.residual, n, h);
     const PaddedRows what{n, h, rows, 0, 0};
     const int64_t floats = rows * conv_.residual.width * conv_.residual.channels;
-    return load_band(kernels_, conv_.residual, what, thread_scratch().residual.floats(floats));
+    return load_band(kernels_, conv_.residual, what, thread_scratch().residual.floats(floats),
+                     conv_.residual.channels);
   }
 
   Band output_scratch(int64_t rows) const {
@@ -280,8 +299,7 @@ class BandRunner {
   // The weights leave the cache room, and tiles time, for the lines that the next band writes.
   const bool fetches_output_;
   const bool on_tiles_;
-  // Where the whole input of a band is read before its first output.
-  const bool fetches_input_;
+  const int64_t input_stride_;  // floats between pixels
 };
 
 // Whether each panel is used once, by one thread: then it need not be kept.

@@ -92,9 +92,9 @@ class PooledRows {
     band.pixels = g.out.w;
     const PaddedRows what{n, rows.begin * g.stride.h - g.padding.top, g.input_rows(rows.size()),
                           g.padding.left, g.padding.right};
-    band.input =
-        load_band(kernels_, conv_.x, what,
-                  thread_scratch().input.floats(what.rows * g.padded_width() * g.in_channels));
+    band.input = load_band(
+        kernels_, conv_.x, what,
+        thread_scratch().input.floats(what.rows * g.padded_width() * g.in_channels), g.in_channels);
     band.output = {buffer() + at * row_floats_, row_floats_, g.out_channels};
     conv_rows(kernels_, layer_, band, panels_);
   }

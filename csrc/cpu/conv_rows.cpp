@@ -323,6 +323,12 @@ int64_t nth_panel(const ConvLayer& layer, Range panels, int64_t i) {
   return panels.begin + (rotated < panels.size() ? rotated : rotated - panels.size());
 }
 
+int64_t scratch_pixel_stride(const ConvLayer& layer) {
+  const PackedHeader& h = layer.header;
+  const int64_t channels = h.groups * h.group_in_channels;
+  return h.groups == 1 ? channels : band_pixel_stride(channels);
+}
+
 int64_t panel_count(const Microkernels& kernels, const ConvLayer& layer) {
   if (layer.header.layout == PackedLayout::lanes) return layer.header.blocks();
   return layer.header.groups * panels_per_group(kernels, layer);

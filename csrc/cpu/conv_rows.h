@@ -79,6 +79,10 @@ Range panel_blocks(const Microkernels& kernels, const ConvLayer& layer, int64_t 
 // Their packed weights.
 FloatSpan panel_floats(const Microkernels& kernels, const ConvLayer& layer, int64_t panel);
 
+// Floats between the pixels of the layer's input in scratch memory. Dense layers read a pixel's
+// channels one after the other, and those of adjacent pixels as one run.
+int64_t scratch_pixel_stride(const ConvLayer& layer);
+
 struct ConvBand {
   // Starts at the padded input pixel of the first output pixel's first tap. For a kernel of several
   // columns of so few channels that tiles join them, its pixels are adjacent.

@@ -6,13 +6,13 @@
 namespace fastres::cpu {
 namespace {
 
-// Some planes side by side: kPlanes channels of each pixel, which lie `channels` apart.
+// Some planes side by side: kPlanes channels of each pixel.
 template <int kPlanes>
-void interleave(const float* planes, const Image& image, float* target) {
+void interleave(const float* planes, const Image& image, float* target, int64_t pixel_stride) {
   for (int64_t w = 0; w < image.width; ++w) {
 #pragma GCC unroll 4
     for (int c = 0; c < kPlanes; ++c) {
-      target[w * image.channels + c] = planes[c * image.stride_c + w * image.stride_w];
+      target[w * pixel_stride + c] = planes[c * image.stride_c + w * image.stride_w];
     }
   }
 }
@@ -20,13 +20,13 @@ void interleave(const float* planes, const Image& image, float* target) {
 // One row of pixels whose channels are not adjacent (NCHW). A few planes at a time: pixel by pixel
 // through many of them every value would be in a cache line of its own.
 void load_row_by_channel(const Microkernels& kernels, const Image& image, const char* source,
-                         float* target) {
+                         float* target, int64_t pixel_stride) {
   if (image.type != StorageType::float32) {
     for (int64_t c = 0; c < image.channels; ++c) {
       for (int64_t w = 0; w < image.width; ++w) {
         const int64_t offset = c * image.stride_c + w * image.stride_w;
         kernels.widen(source + offset * image.element_bytes(), image.type,
-                      target + w * image.channels + c, 1);
+                      target + w * pixel_stride + c, 1);
       }
     }
     return;
@@ -34,22 +34,24 @@ void load_row_by_channel(const Microkernels& kernels, const Image& image, const 
   const auto* planes = reinterpret_cast<const float*>(source);
   int64_t left = image.channels;
   for (; left >= 4; left -= 4, planes += 4 * image.stride_c, target += 4) {
-    interleave<4>(planes, image, target);
+    interleave<4>(planes, image, target, pixel_stride);
   }
-  if (left == 3) interleave<3>(planes, image, target);
-  if (left == 2) interleave<2>(planes, image, target);
-  if (left == 1) interleave<1>(planes, image, target);
+  if (left == 3) interleave<3>(planes, image, target, pixel_stride);
+  if (left == 2) interleave<2>(planes, image, target, pixel_stride);
+  if (left == 1) interleave<1>(planes, image, target, pixel_stride);
 }
 
-void load_row(const Microkernels& kernels, const Image& image, int64_t n, int64_t h,
-              float* target) {
+void load_row(const Microkernels& kernels, const Image& image, int64_t n, int64_t h, float* target,
+              int64_t pixel_stride) {
   const char* source = image.at(n, h, 0);
-  if (!image.channels_adjacent()) return load_row_by_channel(kernels, image, source, target);
-  if (image.stride_w == image.channels || image.width == 1) {
+  if (!image.channels_adjacent())
+    return load_row_by_channel(kernels, image, source, target, pixel_stride);
+  const bool dense = image.stride_w == image.channels && pixel_stride == image.channels;
+  if (dense || image.width == 1) {
     return kernels.widen(source, image.type, target, image.width * image.channels);
   }
   for (int64_t w = 0; w < image.width; ++w) {
-    kernels.widen(image.at(n, h, w), image.type, target + w * image.channels, image.channels);
+    kernels.widen(image.at(n, h, w), image.type, target + w * pixel_stride, image.channels);
   }
 }
 
@@ -79,30 +81,40 @@ void join_images(ConvGeometry& g, std::vector<Image*> images) {
   g.batch = 1;
 }
 
+void clear_pixels(float* target, int64_t pixels, int64_t stride, int64_t channels) {
+  if (stride == channels) {
+    std::fill_n(target, pixels * channels, 0.0F);
+    return;
+  }
+  for (int64_t i = 0; i < pixels; ++i) std::fill_n(target + i * stride, channels, 0.0F);
+}
+
 Band load_band(const Microkernels& kernels, const Image& image, const PaddedRows& what,
-               float* target) {
-  const int64_t channels = image.channels;
-  const int64_t row_floats = (what.left + image.width + what.right) * channels;
+               float* target, int64_t pixel_stride) {
+  const int64_t width = what.left + image.width + what.right;
+  const auto clear = [&](float* at, int64_t pixels) {
+    clear_pixels(at, pixels, pixel_stride, image.channels);
+  };
   for (int64_t i = 0; i < what.rows; ++i) {
-    float* row = target + i * row_floats;
+    float* row = target + i * width * pixel_stride;
     const int64_t h = what.row + i;
     if (h < 0 || h >= image.height) {
-      std::fill_n(row, row_floats, 0.0F);
+      clear(row, width);
       continue;
     }
-    float* inside = row + what.left * channels;
-    std::fill_n(row, what.left * channels, 0.0F);
-    load_row(kernels, image, what.n, h, inside);
-    std::fill_n(inside + image.width * channels, what.right * channels, 0.0F);
+    float* inside = row + what.left * pixel_stride;
+    clear(row, what.left);
+    load_row(kernels, image, what.n, h, inside, pixel_stride);
+    clear(inside + image.width * pixel_stride, what.right);
   }
-  return {target, row_floats, channels};
+  return {target, width * pixel_stride, pixel_stride};
 }
 
 Band float_rows(const Microkernels& kernels, const Image& image, int64_t n, Range rows,
                 Scratch& scratch) {
   if (image.is_float32_nhwc()) return direct_band(image, n, rows.begin);
   return load_band(kernels, image, {n, rows.begin, rows.size(), 0, 0},
-                   scratch.floats(rows.size() * image.width * image.channels));
+                   scratch.floats(rows.size() * image.width * image.channels), image.channels);
 }
 
 void store_band(const Microkernels& kernels, const Band& band, const Image& image, int64_t n,

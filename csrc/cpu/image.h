@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "../geometry.h"
+#include "../packed_weight.h"
 #include "microkernels.h"
 #include "parallel.h"
 
@@ -57,8 +58,18 @@ inline Band direct_band(const Image& image, int64_t n, int64_t row) {
   return {reinterpret_cast<float*>(image.at(n, row, 0)), image.stride_h, image.stride_w};
 }
 
+// Floats between the pixels of a band in scratch memory. Pixels of many channels a power of two
+// apart would fall into a corner of the level-1 cache.
+inline int64_t band_pixel_stride(int64_t channels) {
+  return channels <= 64 ? channels : channels + kChannelBlock;
+}
+// Vectors may read beyond the last pixel's channels.
+inline int64_t band_floats(int64_t pixels, int64_t channels) {
+  return pixels * band_pixel_stride(channels) + kChannelBlock;
+}
+
 // Rows [row, row + rows) of image n, columns [-left, width + right) and rows outside the image
-// filled with zeros, as a dense float32 band at `target`.
+// filled with zeros, as a float32 band at `target`, whose pixels are `pixel_stride` floats apart.
 struct PaddedRows {
   int64_t n = 0;
   int64_t row = 0;
@@ -67,7 +78,10 @@ struct PaddedRows {
   int64_t right = 0;
 };
 Band load_band(const Microkernels& kernels, const Image& image, const PaddedRows& what,
-               float* target);
+               float* target, int64_t pixel_stride);
+
+// Zeroes the channels of `pixels` pixels that are `stride` floats apart.
+void clear_pixels(float* target, int64_t pixels, int64_t stride, int64_t channels);
 
 // Rows of an image as float32 pixels whose channels are adjacent: where they lie, or converted into
 // `scratch`.

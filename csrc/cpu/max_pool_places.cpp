@@ -93,7 +93,7 @@ class PoolGradient {
     if (grad_.is_float32_nhwc() && grad_.stride_w == grad_.channels) {
       return reinterpret_cast<const float*>(grad_.at(n, h, 0));
     }
-    return load_band(kernels_.base, grad_, {n, h, 1, 0, 0}, target).data;
+    return load_band(kernels_.base, grad_, {n, h, 1, 0, 0}, target, grad_.channels).data;
   }
 
   const Kernels kernels_;

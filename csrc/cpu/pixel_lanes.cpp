@@ -112,7 +112,8 @@ class InputMatrix {
     const PaddedRows what{n, -g.padding.top, g.in.h + g.padding.top + g.padding.bottom,
                           g.padding.left, g.padding.right};
     return load_band(kernels_, x, what,
-                     thread_scratch().input.floats(what.rows * g.padded_width() * g.in_channels));
+                     thread_scratch().input.floats(what.rows * g.padded_width() * g.in_channels),
+                     g.in_channels);
   }
 
   void transpose(Pixels pixels, int64_t lanes, float* target) const {

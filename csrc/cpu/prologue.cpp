@@ -74,15 +74,6 @@ TrainingConv::TrainingConv(const ConvStatsArguments& a, const char* op)
 
 namespace {
 
-// `pixels` pixels, `stride` floats apart, become zero.
-void clear_pixels(float* target, int64_t pixels, int64_t stride, int64_t channels) {
-  if (stride == channels) {
-    std::fill_n(target, pixels * channels, 0.0F);
-    return;
-  }
-  for (int64_t i = 0; i < pixels; ++i) std::fill_n(target + i * stride, channels, 0.0F);
-}
-
 void load_activated_row(const Kernels& kernels, const TrainingConv& conv, int64_t n, int64_t h,
                         Range channels, Pixels target) {
   const Image& x = conv.x;
@@ -107,8 +98,8 @@ Band load_activated(const Kernels& kernels, const TrainingConv& conv, const Padd
   const Image& x = conv.x;
   const int64_t count = channels.size();
   const int64_t stride = band_pixel_stride(count);
-  if (!conv.has_prologue && count == x.channels && stride == count) {
-    return load_band(kernels.base, x, what, target);
+  if (!conv.has_prologue && count == x.channels) {
+    return load_band(kernels.base, x, what, target, stride);
   }
   const int64_t width = what.left + x.width + what.right;
   for (int64_t i = 0; i < what.rows; ++i) {

@@ -67,16 +67,6 @@ inline bool reads_input_directly(const TrainingConv& conv) {
 const float* channel_vector(const Tensor& values, int64_t channels, const char* op,
                             const char* name, std::vector<Tensor>& kept);
 
-// Floats between the pixels of a band in scratch memory. Pixels of many channels a power of two
-// apart would fall into a corner of the level-1 cache.
-inline int64_t band_pixel_stride(int64_t channels) {
-  return channels <= 64 ? channels : channels + kChannelBlock;
-}
-// Vectors may read beyond the last pixel's channels.
-inline int64_t band_floats(int64_t pixels, int64_t channels) {
-  return pixels * band_pixel_stride(channels) + kChannelBlock;
-}
-
 // Rows [what.row, ...) of those channels of the activated input, padded with zeros, as a band at
 // `target`, its pixels band_pixel_stride(channels.size()) apart. Uses the thread's inner1 scratch.
 Band load_activated(const Kernels& kernels, const TrainingConv& conv, const PaddedRows& what,

@@ -32,7 +32,7 @@ ConstPixels row_pixels(const Microkernels& kernels, const Image& image, int64_t 
   Image part = image;
   part.data = image.at(n, h, 0) + channels.begin * image.stride_c * image.element_bytes();
   part.channels = channels.size();
-  const Band band = load_band(kernels, part, {0, 0, 1, 0, 0}, scratch);
+  const Band band = load_band(kernels, part, {0, 0, 1, 0, 0}, scratch, part.channels);
   return {band.data, band.pixel_stride};
 }
 
