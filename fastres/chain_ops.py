@@ -15,6 +15,7 @@ from torch import Tensor
 from . import _checks, reference
 from ._arguments import BYTES, IntOrPair, check_input, check_tensor, pair
 from ._autocast import register_autocast
+from ._autograd import register_autograd
 from ._chain import OP, joined_bytes, run_chain
 from ._onnx import refuse_onnx_export
 
@@ -133,8 +134,8 @@ def _bottleneck_chain_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, .
     return grad_x, None, grad_shift, *[None] * len(ctx.config)
 
 
-torch.library.register_autograd(
-    "fastres::bottleneck_chain",
+register_autograd(
+    "bottleneck_chain",
     _bottleneck_chain_backward,
     setup_context=_bottleneck_chain_setup,
 )

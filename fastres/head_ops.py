@@ -10,6 +10,7 @@ from torch import Tensor
 from . import _checks, reference
 from ._arguments import check_input, check_tensor
 from ._autocast import register_autocast
+from ._autograd import register_autograd
 from ._onnx import refuse_onnx_export
 
 _OPS = torch.ops.fastres
@@ -68,7 +69,7 @@ def _avg_pool_linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ..
     return grad_x, grad_weight, g.sum(0).to(grad.dtype) if needs_bias else None
 
 
-torch.library.register_autograd(
-    "fastres::avg_pool_linear", _avg_pool_linear_backward, setup_context=_avg_pool_linear_setup
+register_autograd(
+    "avg_pool_linear", _avg_pool_linear_backward, setup_context=_avg_pool_linear_setup
 )
 register_autocast(_OP, (0, 1, 2))  # all, as linear does

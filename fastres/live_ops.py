@@ -19,6 +19,7 @@ from ._arguments import (
     pool_window,
 )
 from ._autocast import register_autocast
+from ._autograd import refuse_tangents
 
 _OPS = torch.ops.fastres
 
@@ -248,6 +249,7 @@ def live_bottleneck(
 
 
 def _refuse_gradients(op: str, **tensors: Tensor | None) -> None:
+    refuse_tangents(op, tensors.values())
     if not torch.is_grad_enabled():
         return
     for name, tensor in tensors.items():

@@ -8,7 +8,8 @@ normalise their arguments, check what a kernel cannot name (dtypes, devices), an
 which has no kernel, to the reference.
 
 Gradients go to x, shift and residual; a packed weight is a constant. They are computed in plain
-PyTorch, in float32 for reduced dtypes, and can be differentiated again.
+PyTorch, in float32 for reduced dtypes, and can be differentiated again. Forward mode (jvp) raises
+NotImplementedError, but in float64.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from ._arguments import (
     resolve_padding,
 )
 from ._autocast import register_autocast
+from ._autograd import register_autograd
 from ._gradients import Conv, act_grad, bottleneck_convs, needs_preactivation, shift_grad
 from ._onnx import refuse_onnx_export
 from ._packed import PackedHeader
@@ -251,9 +253,7 @@ def _conv_bn_act_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     )
 
 
-torch.library.register_autograd(
-    "fastres::conv_bn_act", _conv_bn_act_backward, setup_context=_conv_bn_act_setup
-)
+register_autograd("conv_bn_act", _conv_bn_act_backward, setup_context=_conv_bn_act_setup)
 register_autocast("conv_bn_act", (0, 3))  # x, residual
 
 
@@ -312,9 +312,7 @@ def _max_pool_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return _pooled_grad(grad, x, ctx.window), None, None, None
 
 
-torch.library.register_autograd(
-    "fastres::max_pool", _max_pool_backward, setup_context=_max_pool_setup
-)
+register_autograd("max_pool", _max_pool_backward, setup_context=_max_pool_setup)
 
 
 # ---- conv_max_pool -------------------------------------------------------------------------------
@@ -415,9 +413,7 @@ def _conv_max_pool_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]
     )
 
 
-torch.library.register_autograd(
-    "fastres::conv_max_pool", _conv_max_pool_backward, setup_context=_conv_max_pool_setup
-)
+register_autograd("conv_max_pool", _conv_max_pool_backward, setup_context=_conv_max_pool_setup)
 register_autocast("conv_max_pool", (0,))  # x
 
 
@@ -536,8 +532,8 @@ def _grouped_bottleneck_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None,
     return tuple(grads)
 
 
-torch.library.register_autograd(
-    "fastres::grouped_bottleneck",
+register_autograd(
+    "grouped_bottleneck",
     _grouped_bottleneck_backward,
     setup_context=_grouped_bottleneck_setup,
 )

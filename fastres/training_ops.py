@@ -20,6 +20,7 @@ from . import _checks, training_reference
 from . import _training_checks as checks
 from ._arguments import IntOrPair, check_input, check_tensor, conv_geometry
 from ._autocast import register_autocast
+from ._autograd import register_autograd
 from ._onnx import refuse_onnx_export
 
 __all__ = ["affine_add_act", "conv_stats"]
@@ -75,7 +76,7 @@ def _differentiate_again(op: str) -> None:
                 result[i] = grad
         return tuple(result)
 
-    torch.library.register_autograd(f"fastres::{op}", backward, setup_context=setup)
+    register_autograd(op, backward, setup_context=setup)
 
 
 # ---- conv_stats ----------------------------------------------------------------------------------
@@ -251,9 +252,7 @@ def _conv_stats_backward_fake(*arguments: Any) -> tuple[Tensor, ...]:
     )
 
 
-torch.library.register_autograd(
-    "fastres::conv_stats", _conv_stats_backward, setup_context=_conv_stats_setup
-)
+register_autograd("conv_stats", _conv_stats_backward, setup_context=_conv_stats_setup)
 _differentiate_again("conv_stats_backward")
 register_autocast("conv_stats", (0,))  # x; the kernels take the weight as it is
 
@@ -402,7 +401,5 @@ def _affine_add_act_backward_fake(grad: Tensor, y: Tensor, *arguments: Any) -> t
     )
 
 
-torch.library.register_autograd(
-    "fastres::affine_add_act", _affine_add_act_backward, setup_context=_affine_add_act_setup
-)
+register_autograd("affine_add_act", _affine_add_act_backward, setup_context=_affine_add_act_setup)
 _differentiate_again("affine_add_act_backward")
