@@ -125,7 +125,7 @@ class BandRunner {
                         panels.size() == panel_count(kernels, conv.layer) &&
                         weight_bytes(conv.layer) <= level2_cache_bytes() / 4),
         on_tiles_(prefers_tiles(kernels, conv.layer, conv.geometry.out.w)),
-        input_stride_(direct_input_ ? conv.x.stride_w : scratch_pixel_stride(conv.layer)) {}
+        loaded_stride_(scratch_pixel_stride(conv.layer)) {}
 
   // Whether each panel of weights is used once.
   bool uses_panels_once(Range slices) const {
@@ -270,9 +270,9 @@ class BandRunner {
     if (direct_input_) return direct_band(conv_.x, n, h * g.stride.h);
     const PaddedRows what{n, h * g.stride.h - g.padding.top, g.input_rows(rows), g.padding.left,
                           g.padding.right};
-    const int64_t floats = what.rows * g.padded_width() * input_stride_;
+    const int64_t floats = what.rows * g.padded_width() * loaded_stride_;
     float* target = thread_scratch().input.floats(places * floats) + place * floats;
-    return load_band(kernels_, conv_.x, what, target, input_stride_);
+    return load_band(kernels_, conv_.x, what, target, loaded_stride_);
   }
 
   Band residual_band(int64_t n, int64_t h, int64_t rows) const {
@@ -299,7 +299,7 @@ class BandRunner {
   // The weights leave the cache room, and tiles time, for the lines that the next band writes.
   const bool fetches_output_;
   const bool on_tiles_;
-  const int64_t input_stride_;  // floats between pixels
+  const int64_t loaded_stride_;  // floats between the pixels of an input that is not direct
 };
 
 // Whether each panel is used once, by one thread: then it need not be kept.
