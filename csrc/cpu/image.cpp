@@ -91,23 +91,9 @@ void clear_pixels(float* target, int64_t pixels, int64_t stride, int64_t channel
 
 Band load_band(const Microkernels& kernels, const Image& image, const PaddedRows& what,
                float* target, int64_t pixel_stride) {
-  const int64_t width = what.left + image.width + what.right;
-  const auto clear = [&](float* at, int64_t pixels) {
-    clear_pixels(at, pixels, pixel_stride, image.channels);
-  };
-  for (int64_t i = 0; i < what.rows; ++i) {
-    float* row = target + i * width * pixel_stride;
-    const int64_t h = what.row + i;
-    if (h < 0 || h >= image.height) {
-      clear(row, width);
-      continue;
-    }
-    float* inside = row + what.left * pixel_stride;
-    clear(row, what.left);
-    load_row(kernels, image, what.n, h, inside, pixel_stride);
-    clear(inside + image.width * pixel_stride, what.right);
-  }
-  return {target, width * pixel_stride, pixel_stride};
+  return padded_band(image, what, image.channels, target, pixel_stride, [&](int64_t h, float* row) {
+    load_row(kernels, image, what.n, h, row, pixel_stride);
+  });
 }
 
 Band float_rows(const Microkernels& kernels, const Image& image, int64_t n, Range rows,

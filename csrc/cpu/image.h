@@ -68,8 +68,7 @@ inline int64_t band_floats(int64_t pixels, int64_t channels) {
   return pixels * band_pixel_stride(channels) + kChannelBlock;
 }
 
-// Rows [row, row + rows) of image n, columns [-left, width + right) and rows outside the image
-// filled with zeros, as a float32 band at `target`, whose pixels are `pixel_stride` floats apart.
+// Rows [row, row + rows) of image n, with columns [-left, width + right).
 struct PaddedRows {
   int64_t n = 0;
   int64_t row = 0;
@@ -77,11 +76,37 @@ struct PaddedRows {
   int64_t left = 0;
   int64_t right = 0;
 };
-Band load_band(const Microkernels& kernels, const Image& image, const PaddedRows& what,
-               float* target, int64_t pixel_stride);
 
 // Zeroes the channels of `pixels` pixels that are `stride` floats apart.
 void clear_pixels(float* target, int64_t pixels, int64_t stride, int64_t channels);
+
+// A float32 band at `target`, whose pixels are `pixel_stride` floats apart: load_row(h, to) brings
+// the rows of the image, `channels` of each pixel; what is outside the image is zero.
+template <class LoadRow>
+Band padded_band(const Image& image, const PaddedRows& what, int64_t channels, float* target,
+                 int64_t pixel_stride, const LoadRow& load_row) {
+  const int64_t width = what.left + image.width + what.right;
+  const auto clear = [&](float* at, int64_t pixels) {
+    clear_pixels(at, pixels, pixel_stride, channels);
+  };
+  for (int64_t i = 0; i < what.rows; ++i) {
+    float* row = target + i * width * pixel_stride;
+    const int64_t h = what.row + i;
+    if (h < 0 || h >= image.height) {
+      clear(row, width);
+      continue;
+    }
+    float* inside = row + what.left * pixel_stride;
+    clear(row, what.left);
+    load_row(h, inside);
+    clear(inside + image.width * pixel_stride, what.right);
+  }
+  return {target, width * pixel_stride, pixel_stride};
+}
+
+// All channels of the image, as such a band.
+Band load_band(const Microkernels& kernels, const Image& image, const PaddedRows& what,
+               float* target, int64_t pixel_stride);
 
 // Rows of an image as float32 pixels whose channels are adjacent: where they lie, or converted into
 // `scratch`.

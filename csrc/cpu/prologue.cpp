@@ -101,20 +101,9 @@ Band load_activated(const Kernels& kernels, const TrainingConv& conv, const Padd
   if (!conv.has_prologue && count == x.channels) {
     return load_band(kernels.base, x, what, target, stride);
   }
-  const int64_t width = what.left + x.width + what.right;
-  for (int64_t i = 0; i < what.rows; ++i) {
-    float* row = target + i * width * stride;
-    const int64_t h = what.row + i;
-    if (h < 0 || h >= x.height) {
-      clear_pixels(row, width, stride, count);
-      continue;
-    }
-    float* inside = row + what.left * stride;
-    clear_pixels(row, what.left, stride, count);
-    load_activated_row(kernels, conv, what.n, h, channels, {inside, stride});
-    clear_pixels(inside + x.width * stride, what.right, stride, count);
-  }
-  return {target, width * stride, stride};
+  return padded_band(x, what, count, target, stride, [&](int64_t h, float* row) {
+    load_activated_row(kernels, conv, what.n, h, channels, {row, stride});
+  });
 }
 
 }  // namespace fastres::cpu
