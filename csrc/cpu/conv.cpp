@@ -125,7 +125,9 @@ class BandRunner {
                         panels.size() == panel_count(kernels, conv.layer) &&
                         weight_bytes(conv.layer) <= level2_cache_bytes() / 4),
         on_tiles_(prefers_tiles(kernels, conv.layer, conv.geometry.out.w)),
-        loaded_stride_(scratch_pixel_stride(conv.layer)) {}
+        loaded_stride_(scratch_pixel_stride(conv.layer)),
+        slices_alone_(slices_in_cache(Fetching::no)),
+        slices_at_once_(slices_in_cache(Fetching::yes)) {}
 
   // Whether each panel of weights is used once.
   bool uses_panels_once(Range slices) const {
@@ -135,7 +137,7 @@ class BandRunner {
   }
 
   // About how many bands it takes.
-  int64_t bands(Range slices) const { return slices.size() / slices_in_cache(Fetching::yes); }
+  int64_t bands(Range slices) const { return slices.size() / slices_at_once_; }
 
   void run(Range slices) const {
     const int64_t together = images_together();
@@ -173,9 +175,8 @@ class BandRunner {
   Range first_band(Range slices) const {
     const int64_t per_image = slices_per_image(conv_);
     const int64_t left = std::min(per_image - slices.begin % per_image, slices.size());
-    if (left == slices.size() && left <= slices_in_cache(Fetching::no)) return slices;
-    const int64_t at_once = slices_in_cache(Fetching::yes);
-    const int64_t bands = (left + at_once - 1) / at_once;
+    if (left == slices.size() && left <= slices_alone_) return slices;
+    const int64_t bands = (left + slices_at_once_ - 1) / slices_at_once_;
     return {slices.begin, slices.begin + (left + bands - 1) / bands};
   }
 
@@ -300,6 +301,8 @@ class BandRunner {
   const bool fetches_output_;
   const bool on_tiles_;
   const int64_t loaded_stride_;  // floats between the pixels of an input that is not direct
+  // Of a band after which none is fetched, and of one after which one is.
+  const int64_t slices_alone_, slices_at_once_;
 };
 
 // Whether each panel is used once, by one thread: then it need not be kept.
