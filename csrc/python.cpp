@@ -41,6 +41,11 @@ py::dict cpu_info() {
   return info;
 }
 
+fastres::cpu::StorageType storage_type(bool bfloat16) {
+  using fastres::cpu::StorageType;
+  return bfloat16 ? StorageType::bfloat16 : StorageType::float32;
+}
+
 std::vector<std::string> supported_isas() {
   std::vector<std::string> names;
   for (const fastres::Isa isa : fastres::supported_isas()) names.push_back(fastres::isa_name(isa));
@@ -66,17 +71,23 @@ PYBIND11_MODULE(_diagnostics, m) {
       [](const std::vector<int64_t>& x, const std::vector<int64_t>& weight,
          const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
          const std::vector<int64_t>& dilation, int64_t groups, const std::string& algorithm,
-         bool live) {
-        return fastres::cpu::kernel_choice({x, weight, stride, padding, dilation, groups},
-                                           algorithm, live);
+         bool live, bool bfloat16) {
+        return fastres::cpu::kernel_choice(
+            {x, weight, stride, padding, dilation, groups, storage_type(bfloat16)}, algorithm,
+            live);
       },
       py::arg("x"), py::arg("weight"), py::arg("stride"), py::arg("padding"), py::arg("dilation"),
-      py::arg("groups"), py::arg("algorithm"), py::arg("live"),
+      py::arg("groups"), py::arg("algorithm"), py::arg("live"), py::arg("bfloat16") = false,
       "What computes a convolution of these shapes, padding (top, bottom, left, right), on the "
       "selected instruction set. Raises RuntimeError where it has no output.");
-  m.def("prefers_direct", &fastres::cpu::prefers_direct, py::arg("in_channels"),
-        "Whether a dense 3x3 of so many input channels is better convolved directly than by "
-        "Winograd's algorithm, on the selected instruction set.");
+  m.def(
+      "prefers_direct",
+      [](int64_t in_channels, bool bfloat16) {
+        return fastres::cpu::prefers_direct(in_channels, storage_type(bfloat16));
+      },
+      py::arg("in_channels"), py::arg("bfloat16") = false,
+      "Whether a dense 3x3 of so many input channels is better convolved directly than by "
+      "Winograd's algorithm, on the selected instruction set.");
   m.def("fma_burn", &fastres::cpu::fma_burn, py::arg("iterations"),
         py::call_guard<py::gil_scoped_release>(),
         "Runs independent fused multiply-adds on the selected instruction set and returns the "

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import torch
+
 from . import _library
 
 
-def for_output(algorithm: str, in_channels: int) -> str:
+def for_output(algorithm: str, in_channels: int, dtype: torch.dtype = torch.float32) -> str:
     """What to compute an output by where ``algorithm`` may be used: csrc/cpu/winograd.h has why.
 
     Args:
         algorithm: "direct" or "winograd".
         in_channels: of a group.
+        dtype: of the input.
     """
     native = _library.diagnostics() if algorithm == "winograd" else None
-    return "direct" if native is not None and native.prefers_direct(in_channels) else algorithm
+    if native is not None and native.prefers_direct(in_channels, dtype == torch.bfloat16):
+        return "direct"
+    return algorithm

@@ -20,7 +20,7 @@ def kernel_choices(
     """The kernel of each convolution, by the path of its module.
 
     Args:
-        model: float32, not accelerated; used up.
+        model: not accelerated; used up. Its float16 convolutions are left out.
         input_shape: of its one input, batch first.
         algorithms: of the convolutions to tell of, by the path of their modules.
 
@@ -43,6 +43,7 @@ def kernel_choices(
             choices[name] = native.kernel_choice(
                 inputs[0].shape, conv.weight.shape, conv.stride, (top, bottom, left, right),
                 conv.dilation, conv.groups, algorithms[name], True,
+                conv.weight.dtype == torch.bfloat16,
             )  # fmt: skip
 
         return note
@@ -50,7 +51,7 @@ def kernel_choices(
     for name, module in on_meta.named_modules():
         if not isinstance(module, nn.Conv2d) or name not in algorithms:
             continue
-        if module.weight.dtype == torch.float32:
+        if module.weight.dtype in (torch.float32, torch.bfloat16):
             module.register_forward_pre_hook(noting(name))
     run_on_meta(on_meta, input_shape, "explain")
     return choices

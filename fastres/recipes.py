@@ -197,10 +197,10 @@ class Recipe:
             images: how many images it is packed for; None for any number.
         """
         return torch.ops.fastres.pack_conv_weight.default(
-            weight, scale, self.groups, self.algorithm(images)
+            weight, scale, self.groups, self.algorithm(images, weight.dtype)
         )
 
-    def algorithm(self, images: int | None = None) -> str:
+    def algorithm(self, images: int | None = None, dtype: torch.dtype = torch.float32) -> str:
         """What ``pack_conv_weight`` calls the algorithm to use, as numerics allow.
 
         Winograd wherever it suits and pays, but for the wide weights: they see so few pixels that
@@ -208,6 +208,7 @@ class Recipe:
 
         Args:
             images: how many images a weight is packed for; None for any number.
+            dtype: of the weight.
         """
         if not self.suits_winograd or get_numerics() != "fast":
             return "direct"
@@ -215,7 +216,7 @@ class Recipe:
         wide = out_channels * in_channels > _WIDE
         if wide and images is not None and images < _MANY_IMAGES:
             return "direct"
-        return for_output("winograd", in_channels)
+        return for_output("winograd", in_channels, dtype)
 
 
 @dataclass(frozen=True)

@@ -147,6 +147,9 @@ Tensor bottleneck(const BottleneckArguments& a, int64_t groups, const WeightName
   check_algorithm(a.spatial.layer.header, block.stride, block.dilation, op, names.spatial);
   block.reduce = configured(a.reduce, {1, 1}, {1, 1}, activation);
   block.spatial = configured(a.spatial, block.stride, block.dilation, activation);
+  if (block.spatial.plain.data != nullptr) {
+    drop_winograd(block.spatial.header, storage_type(a.x));
+  }
   block.expand = configured(a.expand, {1, 1}, {1, 1}, activation);
 
   block.out = geometry_of(block, block.spatial, block.in, 1, op).out;
@@ -173,7 +176,7 @@ Tensor bottleneck(const BottleneckArguments& a, int64_t groups, const WeightName
   Tensor y = empty_nhwc(block.batch, out_channels, block.out, a.x.scalar_type(), a.x);
   block.x = image_of(a.x);
   block.y = image_of(y);
-  const Microkernels& kernels = selected_microkernels();
+  const Microkernels& kernels = kernels_for(block.x.type, block.spatial);
   if (prefers_depth_first(kernels, block)) {
     const PackedLayers packed(kernels, block);
     run_depth_first(kernels, block);

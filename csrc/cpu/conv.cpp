@@ -193,7 +193,8 @@ class BandRunner {
     if (!direct_residual_) bytes_per_row += g.out.w * g.out_channels;
     bytes_per_row *= static_cast<int64_t>(sizeof(float));
     int64_t rows = level2_cache_bytes() / 2 / bytes_per_row;
-    if (on_tiles_) rows = std::min(rows, split_rows_in_cache(conv_.layer, g.out.w));
+    if (on_tiles_)
+      rows = std::min(rows, split_rows_in_cache(*kernels_.split, conv_.layer, g.out.w));
     return rows;
   }
 

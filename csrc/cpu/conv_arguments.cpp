@@ -1,6 +1,7 @@
 #include "conv_arguments.h"
 
 #include "allocate.h"
+#include "split_rows.h"
 
 namespace fastres::cpu {
 
@@ -49,7 +50,8 @@ Tensor convolve(const ConvArguments& a, const ConvWeight& weight, const char* op
   const ConvGeometry& g = conv.geometry;
   Tensor out = empty_nhwc(g.batch, g.out_channels, g.out, a.x.scalar_type(), a.x);
   conv.out = image_of(out);
-  run_conv(selected_microkernels(), conv);
+  if (conv.plain.data != nullptr) drop_winograd(conv.layer.header, conv.x.type);
+  run_conv(kernels_for(conv.x.type, conv.layer), conv);
   return out;
 }
 

@@ -152,7 +152,7 @@ Tensor convolve_and_pool(const ConvArguments& arguments, const ConvWeight& weigh
   const Tensor& x = arguments.x;
   Tensor out = empty_nhwc(g.batch, g.out_channels, pooled_size(window, g.out), x.scalar_type(), x);
   const Image pooled = image_of(out);
-  const Microkernels& kernels = selected_microkernels();
+  const Microkernels& kernels = kernels_for(conv.x.type, conv.layer);
   // Of fewer rows than threads, which can share the convolution in other ways, or of Winograd's
   // tiles, which are two rows high, the convolution comes first.
   const bool apart = weight.header.layout == PackedLayout::winograd ||

@@ -82,7 +82,8 @@ class SliceRunner {
     // Large weights are split anew for each slice: what is read once need not stay.
     const int64_t bytes = level2_cache_bytes() / (on_tiles_ && !small_weights_ ? 1 : 2);
     const int64_t rows = bytes / (floats * static_cast<int64_t>(sizeof(float)));
-    return on_tiles_ ? std::min(rows, split_rows_in_cache(layer_, g.out.w)) : rows;
+    return on_tiles_ ? std::min(rows, split_rows_in_cache(*kernels_.base.split, layer_, g.out.w))
+                     : rows;
   }
 
   bool shares_panels() const { return !small_weights_ && !conv_.winograd; }
@@ -290,7 +291,7 @@ std::tuple<Tensor, Tensor, Tensor> conv_stats(
   if (g.batch > 0) {
     Image out = image_of(y);
     join_images(g, {&conv.x, &out});
-    moments = run(selected_kernels(), conv, out);
+    moments = run(selected_kernels(conv.x.type), conv, out);
   }
   return {y, float_tensor(moments.mean(), x), float_tensor(moments.m2(), x)};
 }

@@ -156,7 +156,7 @@ Gradients conv_stats_backward(
   InputGradientSums sums(conv.geometry.in_channels);
   if (conv.geometry.batch > 0) {
     if (need_x || need_affine) input.grad_x = input_target(conv, grad_x);
-    sums = run(selected_kernels(), conv, gradient, input,
+    sums = run(selected_kernels(conv.x.type), conv, gradient, input,
                need_weight ? weight_target(conv.weight, grad_weight) : WeightView{});
   } else if (need_weight) {
     torch::stable::zero_(grad_weight);

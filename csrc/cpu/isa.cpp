@@ -31,6 +31,9 @@ bool may_use_tiles() {
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
   if (__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) == 0) return false;
   if ((edx & kAmxBfloat16) == 0 || (edx & kAmxTile) == 0) return false;
+  constexpr unsigned kAvx512Bfloat16 = 1U << 5;  // leaf 7, subleaf 1, eax
+  if (__get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) == 0) return false;
+  if ((eax & kAvx512Bfloat16) == 0) return false;
   constexpr long kRequestPermission = 0x1023, kTileData = 18;  // asm/prctl.h, since Linux 5.16
   return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 #else

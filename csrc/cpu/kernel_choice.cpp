@@ -2,15 +2,17 @@
 
 #include "conv.h"
 #include "plain_tensor.h"
+#include "split_rows.h"
 #include "winograd.h"
 
 namespace fastres::cpu {
 namespace {
 
 // Whose data is not read.
-Image dense_image(int64_t batch, int64_t channels, Extent size, float* data) {
+Image dense_image(StorageType type, int64_t batch, int64_t channels, Extent size, float* data) {
   Image image;
   image.data = data;
+  image.type = type;
   image.batch = batch;
   image.channels = channels;
   image.height = size.h;
@@ -42,16 +44,17 @@ std::string kernel_choice(const ConvShape& shape, const std::string& algorithm, 
   g.groups = shape.groups;
   set_output_size(g, kOp);
   conv.layer.header = header_of(shape.weight, shape.groups, algorithm);
+  if (live) drop_winograd(conv.layer.header, shape.type);
   conv.layer.stride = g.stride;
   conv.layer.dilation = g.dilation;
   if (live) conv.plain.data = &value;
-  conv.x = dense_image(g.batch, g.in_channels, g.in, &value);
-  conv.out = dense_image(g.batch, g.out_channels, g.out, &value);
-  return kernel_name(selected_microkernels(), conv);
+  conv.x = dense_image(shape.type, g.batch, g.in_channels, g.in, &value);
+  conv.out = dense_image(shape.type, g.batch, g.out_channels, g.out, &value);
+  return kernel_name(kernels_for(shape.type, conv.layer), conv);
 }
 
-bool prefers_direct(int64_t in_channels) {
-  return prefers_direct(selected_microkernels(), in_channels);
+bool prefers_direct(int64_t in_channels, StorageType type) {
+  return prefers_direct(selected_microkernels(type), in_channels);
 }
 
 }  // namespace fastres::cpu

@@ -159,7 +159,10 @@ struct Microkernels {
   const SplitKernels* split = nullptr;
 };
 
-const Microkernels& microkernels_for(Isa isa);
-inline const Microkernels& selected_microkernels() { return microkernels_for(selected_isa()); }
+// For operators on tensors of `type`.
+const Microkernels& microkernels_for(Isa isa, StorageType type);
+inline const Microkernels& selected_microkernels(StorageType type = StorageType::float32) {
+  return microkernels_for(selected_isa(), type);
+}
 
 }  // namespace fastres::cpu

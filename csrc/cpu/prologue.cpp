@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "scratch.h"
+#include "split_rows.h"
 
 namespace fastres::cpu {
 namespace {
@@ -50,7 +51,7 @@ TrainingConv::TrainingConv(const ConvStatsArguments& a, const char* op)
   g.groups = a.groups;
   set_output_size(g, op);
   check_training_algorithm(a.weight, a.algorithm, g, op);
-  winograd = a.algorithm == "winograd";
+  winograd = a.algorithm == "winograd" && !multiplies_bfloat16(selected_microkernels(x.type));
 
   has_affine = a.in_mean.has_value();
   check(a.in_scale.has_value() == has_affine && a.in_bias.has_value() == has_affine, op,

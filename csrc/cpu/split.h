@@ -1,4 +1,7 @@
-// Float32 convolutions on matrix tiles of bfloat16 (Intel AMX).
+// Convolutions on matrix tiles of bfloat16 (Intel AMX).
+//
+// Of bfloat16 tensors each value is one part: a product of two is exact in float32, in which tiles
+// sum them. What is not bfloat16 already, weights times a scale and inner activations, is rounded.
 //
 // A float32 is the sum of three bfloat16 parts, high + middle + low: 3 x 8 binary digits. Of the
 // nine products of two such sums the six largest are added up in float32; what is left out is below
@@ -20,7 +23,8 @@ struct ConvTile;
 // Its bits.
 using Bfloat16 = uint16_t;
 
-constexpr int64_t kSplitParts = 3;
+constexpr int64_t kFloat32Parts = 3;
+constexpr int64_t kBfloat16Parts = 1;
 // Channels that a row of a tile holds; the last ones of a plane that has fewer are zero.
 constexpr int64_t kSplitChannels = 32;
 // Values of one part of 32 input channels x 16 output channels.
@@ -32,8 +36,8 @@ constexpr int64_t kSplitPositions = 32;
   return (channels + kSplitChannels - 1) / kSplitChannels;
 }
 
-// Pixels to planes [chunk of 32 channels][part][position][16 channels][2]: a channel and the
-// sixteenth after it side by side.
+// Pixels to planes [chunk of 32 channels][part][position][32 channels]. Three parts have a channel
+// and the sixteenth after it side by side; one has the channels in order.
 struct SplitPixels {
   const float* input;
   ptrdiff_t row_stride;
@@ -49,7 +53,7 @@ struct SplitPixels {
 };
 
 // Packed weights (PackedLayout::igemm) to [tap][chunk of 32 input channels][part][block]
-// [16 input channels][16 output channels][2].
+// [16 pairs of input channels][16 output channels][2], of the pairs that the pixels have.
 struct SplitWeights {
   const float* weights;
   ptrdiff_t block_stride;
@@ -86,7 +90,8 @@ struct SplitTile {
 };
 
 struct SplitKernels {
-  // All return whether all values have parts.
+  int64_t parts;
+  // All return whether all values have parts; as one part any value has.
   bool (*split_pixels)(const SplitPixels&);
   bool (*split_weights)(const SplitWeights&);
   bool (*split_columns)(const SplitPixels&);

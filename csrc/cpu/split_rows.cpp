@@ -65,40 +65,54 @@ int64_t reduction_parts(const PackedHeader& h) {
   return h.taps() > 1 ? 1 : ceil_div(h.group_in_channels, kPartChannels);
 }
 
-int64_t panel_values(const PackedHeader& h) {
-  return h.taps() * split_chunks(h.group_in_channels) * kSplitParts * 2 * kSplitBlock;
+int64_t panel_values(const SplitKernels& kernels, const PackedHeader& h) {
+  return h.taps() * split_chunks(h.group_in_channels) * kernels.parts * 2 * kSplitBlock;
 }
 
 // Bytes of the level-2 cache for the input's parts; weights and outputs pass through the rest.
 int64_t planes_in_cache() { return level2_cache_bytes() * 3 / 10; }
 
+// In cycles of a core that does 32 fused multiply-adds or 512 of a tile's in each: from counts of
+// instructions, and a quarter more for what they wait for.
+struct Costs {
+  int64_t splitting;  // 32 channels of a position
+  int64_t scattered;  // the same of several phases: pixels apart are not foreseen
+  int64_t products;   // 32 x 32 of a position
+  int64_t finishing;  // 32 outputs of a position, beyond what register tiles take for it
+  int64_t weights;    // splitting 32 x 32
+};
+
+Costs costs(const SplitKernels& kernels) {
+  return kernels.parts == kBfloat16Parts ? Costs{8, 16, 3, 4, 300} : Costs{28, 43, 15, 0, 1300};
+}
+
 // Cycles per row of so many output pixels in which 32 x 32 weights are split, by every band.
-int64_t splitting_per_row(const ConvLayer& layer, int64_t pixels) {
-  constexpr int64_t kCycles = 1300;
+int64_t splitting_per_row(const SplitKernels& kernels, const ConvLayer& layer, int64_t pixels) {
   if (layer.outputs == 0) return 0;
   const int64_t rows = layer.outputs / pixels;
-  const int64_t bands = ceil_div(rows, std::max<int64_t>(1, split_rows_in_cache(layer, pixels)));
-  return kCycles * bands / rows;
+  const int64_t at_once = std::max<int64_t>(1, split_rows_in_cache(kernels, layer, pixels));
+  return costs(kernels).weights * ceil_div(rows, at_once) / rows;
 }
 
 }  // namespace
 
-// In cycles of a core that does 32 fused multiply-adds or 512 of a tile's in each: from counts of
-// instructions, and a quarter more for what they wait for.
 bool prefers_tiles(const Microkernels& kernels, const ConvLayer& layer, int64_t pixels) {
   const PackedHeader h = joined_columns(layer);
   if (kernels.split == nullptr || h.layout != PackedLayout::igemm) return false;
   if (h.groups > 1 && h.group_in_channels % kSplitChannels != 0) return false;
   if (h.taps() == 1) pixels = 1;  // however many rows a band has joined
   const int64_t chunks = split_chunks(h.group_in_channels);
-  if (h.taps() > 1 && 2 * panel_values(h) > planes_in_cache()) return false;
+  if (h.taps() > 1 && 2 * panel_values(*kernels.split, h) > planes_in_cache()) return false;
   const int64_t positions = positions_read(pixels, h.kernel_w, layer.dilation.w, layer.stride.w, 0);
   const int64_t phases = all_phases_read(layer);
-  const int64_t splitting = phases > 1 ? 43 : 28;  // pixels apart are not foreseen
+  const Costs cost = costs(*kernels.split);
+  const int64_t splitting = phases > 1 ? cost.scattered : cost.splitting;
   const int64_t outputs = h.group_out_channels();
   const int64_t panels = ceil_div(outputs, kernels.panel_channels);
-  const int64_t tiles = positions * chunks * (splitting * phases + 15 * h.taps() * panels) +
-                        splitting_per_row(layer, pixels) * h.taps() * chunks * panels;
+  const int64_t tiles =
+      positions * chunks * (splitting * phases + cost.products * h.taps() * panels) +
+      positions * panels * cost.finishing +
+      splitting_per_row(*kernels.split, layer, pixels) * h.taps() * chunks * panels;
   return tiles < pixels * outputs * h.taps() * h.group_in_channels / 27;
 }
 
@@ -106,13 +120,13 @@ int64_t shared_outputs(const PackedHeader& header, int64_t batch, Extent out) {
   return (header.taps() == 1 ? batch : 1) * out.h * out.w;
 }
 
-int64_t split_rows_in_cache(const ConvLayer& layer, int64_t pixels) {
+int64_t split_rows_in_cache(const SplitKernels& kernels, const ConvLayer& layer, int64_t pixels) {
   const PackedHeader h = joined_columns(layer);
   const int64_t positions = positions_read(pixels, h.kernel_w, layer.dilation.w, layer.stride.w, 0);
   const int64_t channels =
       ceil_div(h.group_in_channels, reduction_parts(h)) * split_groups_at_once(h);
   const int64_t values = all_phases_read(layer) * positions * channels;
-  return planes_in_cache() / (kSplitParts * values * int64_t{sizeof(Bfloat16)});
+  return planes_in_cache() / (kernels.parts * values * int64_t{sizeof(Bfloat16)});
 }
 
 int64_t split_groups_at_once(const PackedHeader& header) {
@@ -169,7 +183,7 @@ void SplitBand::load(const ConvBand& band, Range parts) {
   SplitPixels s{};
   s.channels = groups_.size() * (channels(parts.end - 1).end - first);
   planes_ =
-      thread_scratch().planes.bfloat16s(split_chunks(s.channels) * kSplitParts * plane_stride_);
+      thread_scratch().planes.bfloat16s(split_chunks(s.channels) * kernels_.parts * plane_stride_);
   s.plane_stride = plane_stride_;
   s.row_positions = row_positions_;
   s.row_stride = stride_.h * band.input.row_stride;
@@ -196,10 +210,10 @@ const Bfloat16* SplitBand::split_weights(const ConvTile& tile, int64_t panel, in
   w.taps = header_.taps();
   w.channels = range.size();
   if (kept_ == nullptr) {
-    w.target = thread_scratch().split_weights.bfloat16s(panel_values(header_));
+    w.target = thread_scratch().split_weights.bfloat16s(panel_values(kernels_, header_));
     return kernels_.split_weights(w) ? w.target : nullptr;
   }
-  w.target = kept_->panel(panel) + range.begin * kSplitParts * w.blocks * kChannelBlock;
+  w.target = kept_->panel(panel) + range.begin * kernels_.parts * w.blocks * kChannelBlock;
   SplitPanels::State& state = kept_->state(panel, part);
   if (state == SplitPanels::State::unknown) {
     state =
@@ -212,14 +226,14 @@ SplitTile SplitBand::tile_of(int64_t group, int64_t part, int64_t blocks) const 
   SplitTile t{};
   t.chunks = split_chunks(channels(part).size());
   const int64_t first = (channels(part).begin - channels(loaded_.begin).begin) / kSplitChannels;
-  t.input = planes_ + ((group - groups_.begin) * t.chunks + first) * kSplitParts * plane_stride_;
+  t.input = planes_ + ((group - groups_.begin) * t.chunks + first) * kernels_.parts * plane_stride_;
   t.plane_stride = plane_stride_;
   t.taps = taps_.data();
   t.tap_count = header_.taps();
   t.blocks = blocks;
   t.row_positions = row_positions_;
   t.part_stride = t.blocks * kSplitBlock;
-  t.chunk_stride = kSplitParts * t.part_stride;
+  t.chunk_stride = kernels_.parts * t.part_stride;
   t.output_block_stride = kChannelBlock;
   t.panels = 1;
   return t;
@@ -239,14 +253,14 @@ bool SplitBand::multiply_kept(const ConvTile& tile, Range panels) const {
   SplitTile t = tile_of(0, 0, 2);
   t.weights = kept_->panel(panels.begin);
   t.panels = panels.size();
-  t.panel_stride = panel_values(header_);
+  t.panel_stride = panel_values(kernels_, header_);
   kernels_.multiply(t, tile);
   return true;
 }
 
 SplitPanels::SplitPanels(const Microkernels& kernels, const ConvLayer& layer, Scratch& memory)
     : parts_(reduction_parts(joined_columns(layer))),
-      panel_values_(panel_values(joined_columns(layer))) {
+      panel_values_(panel_values(*kernels.split, joined_columns(layer))) {
   const int64_t panels = panel_count(kernels, layer);
   memory_ = memory.bfloat16s(panels * panel_values_);
   states_.resize(static_cast<size_t>(panels * parts_), State::unknown);
@@ -257,14 +271,15 @@ SplitPanels::State& SplitPanels::state(int64_t panel, int64_t part) {
 }
 
 bool fits_kept_panels(const Microkernels& kernels, const ConvLayer& layer) {
-  const int64_t values = panel_count(kernels, layer) * panel_values(joined_columns(layer));
+  const int64_t values =
+      panel_count(kernels, layer) * panel_values(*kernels.split, joined_columns(layer));
   return values * int64_t{sizeof(Bfloat16)} <= kMostKeptBytes;
 }
 
 std::optional<SplitPanels> kept_panels(const Microkernels& kernels, const ConvLayer& layer,
                                        int64_t pixels, int64_t bands, Scratch& memory) {
-  if (bands < 2 || !fits_kept_panels(kernels, layer)) return std::nullopt;
-  if (!prefers_tiles(kernels, layer, pixels)) return std::nullopt;
+  if (bands < 2 || !prefers_tiles(kernels, layer, pixels)) return std::nullopt;
+  if (!fits_kept_panels(kernels, layer)) return std::nullopt;
   return SplitPanels(kernels, layer, memory);
 }
 

@@ -11,6 +11,25 @@
 
 namespace fastres::cpu {
 
+// Whether operators on a tensor of this type multiply bfloat16 values.
+inline bool multiplies_bfloat16(const Microkernels& kernels) {
+  return kernels.split != nullptr && kernels.split->parts == kBfloat16Parts;
+}
+
+// Of a weight that is packed for one call, whose layout nobody sees: products of bfloat16 values
+// leave Winograd's algorithm nothing to gain.
+inline void drop_winograd(PackedHeader& header, StorageType type) {
+  if (header.layout != PackedLayout::winograd) return;
+  if (multiplies_bfloat16(selected_microkernels(type))) header.layout = PackedLayout::igemm;
+}
+
+// The selected kernels for a tensor of `type`. `spatial` is the only layer that may be Winograd's,
+// whose transforms need float32's digits.
+inline const Microkernels& kernels_for(StorageType type, const ConvLayer& spatial) {
+  const bool winograd = spatial.header.layout == PackedLayout::winograd;
+  return selected_microkernels(winograd ? StorageType::float32 : type);
+}
+
 // Whether the layer, with rows of so many output pixels, is faster on matrix tiles. Of the layer
 // alone, so that the bits of the results do not depend on how threads share it.
 bool prefers_tiles(const Microkernels& kernels, const ConvLayer& layer, int64_t pixels);
@@ -21,7 +40,7 @@ int64_t shared_outputs(const PackedHeader& header, int64_t batch, Extent out);
 
 // The rows of so many output pixels whose input tiles take without slowing down; more input
 // channels than some come one part after the other.
-int64_t split_rows_in_cache(const ConvLayer& layer, int64_t pixels);
+int64_t split_rows_in_cache(const SplitKernels& kernels, const ConvLayer& layer, int64_t pixels);
 
 // Groups whose input is split together: no more than one band of all their rows has room for.
 int64_t split_groups_at_once(const PackedHeader& header);

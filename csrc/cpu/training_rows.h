@@ -16,8 +16,8 @@ struct Kernels {
   const Microkernels& base;
   const TrainingKernels& training;
 };
-inline Kernels selected_kernels() {
-  return {selected_microkernels(), training_kernels_for(selected_isa())};
+inline Kernels selected_kernels(StorageType type = StorageType::float32) {
+  return {selected_microkernels(type), training_kernels_for(selected_isa())};
 }
 
 // Rows of a batch in slices of nearly equal height, none of which crosses an image. They depend on

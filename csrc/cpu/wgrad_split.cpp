@@ -62,8 +62,8 @@ class SplitSums {
         chunks_(split_chunks(tile.images * tile.rows * tile.pixels)),
         input_stride_((round_up(tile.channels, kSplitPositions) | 1) * kSplitChannels),
         grad_stride_(tile.blocks * kSplitBlock),
-        input_(thread_scratch().planes.bfloat16s(chunks_ * kSplitParts * input_stride_)),
-        grad_(thread_scratch().split_weights.bfloat16s(chunks_ * kSplitParts * grad_stride_)) {
+        input_(thread_scratch().planes.bfloat16s(chunks_ * kernels.parts * input_stride_)),
+        grad_(thread_scratch().split_weights.bfloat16s(chunks_ * kernels.parts * grad_stride_)) {
     SplitPixels s{};
     s.input = tile.grad;
     s.row_stride = tile.grad_row_stride;
@@ -110,7 +110,7 @@ class SplitSums {
     t.chunks = chunks_;
     t.row_positions = tile_.channels;
     t.part_stride = grad_stride_;
-    t.chunk_stride = kSplitParts * grad_stride_;
+    t.chunk_stride = kernels_.parts * grad_stride_;
     t.output_block_stride = tile_.sums_block_stride;
     t.panels = 1;
     ConvTile output{};
@@ -167,7 +167,7 @@ void add_split_sums(const Microkernels& kernels, const WgradTile& tile, int64_t 
                     const std::function<void(const WgradTile&)>& otherwise) {
   const int64_t channels = round_up(tile.channels, kSplitPositions);
   // Beside them are as many of the gradient's values, and the sums.
-  const int64_t in_cache = level2_cache_bytes() * 3 / 20 / (2 * kSplitParts * channels);
+  const int64_t in_cache = level2_cache_bytes() * 3 / 20 / (2 * kernels.split->parts * channels);
   const int64_t pixels =
       std::clamp(in_cache / kSplitChannels * kSplitChannels, kFewestPixels, kMostPixels);
   Upcoming left = upcoming;

@@ -174,8 +174,9 @@ void winograd_products(const Microkernels& kernels, const ConvLayer& layer,
   product.act = Activation::none;
   const int64_t tiles = input.tile_rows * input.tile_cols;
   const int64_t bytes = input.channels * int64_t{sizeof(float)};
-  const int64_t at_once = prefers_tiles(kernels, product, 1) ? split_rows_in_cache(product, 1)
-                                                             : level2_cache_bytes() / 2 / bytes;
+  const int64_t at_once = prefers_tiles(kernels, product, 1)
+                              ? split_rows_in_cache(*kernels.split, product, 1)
+                              : level2_cache_bytes() / 2 / bytes;
   const int64_t parts = 1 + tiles / at_once;
   for (int64_t position = positions.begin; position < positions.end; ++position) {
     product.weights =
@@ -201,7 +202,7 @@ void winograd_outputs(const Microkernels& kernels, const ConvLayer& layer,
 
 bool prefers_direct(const Microkernels& kernels, int64_t channels) {
   constexpr int64_t kNarrow = 160;
-  return kernels.split != nullptr && channels <= kNarrow;
+  return multiplies_bfloat16(kernels) || (kernels.split != nullptr && channels <= kNarrow);
 }
 
 int64_t winograd_rows_in_cache(const Microkernels& kernels, const ConvLayer& layer,

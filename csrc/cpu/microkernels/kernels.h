@@ -28,10 +28,15 @@ void max_pool(const PoolRow& row);
 uint64_t hash(const void* data, size_t bytes);
 double fma_burn(int64_t iterations);
 // With AVX-512 only.
+template <int kParts>
 bool split_pixels(const SplitPixels& pixels);
+template <int kParts>
 bool split_weights(const SplitWeights& weights);
+template <int kParts>
 bool split_columns(const SplitPixels& pixels);
+template <int kParts>
 bool split_transposed(const SplitPixels& pixels);
+template <int kParts>
 void split_igemm(const SplitTile& tile, const ConvTile& output);
 
 }  // namespace fastres::cpu::FASTRES_ISA_NAMESPACE

@@ -1,4 +1,5 @@
-// Float32 values into three bfloat16 parts. AVX-512 only, as are the tiles that multiply them.
+// Float32 values into three bfloat16 parts, or rounded to one. AVX-512 only, as are the tiles that
+// multiply them.
 
 #include <algorithm>
 
@@ -60,13 +61,44 @@ inline __m512i pair_up(__m512 a, __m512 b) {
   return _mm512_mask_mov_epi16(upper, 0xaaaaaaaa, _mm512_castps_si512(b));
 }
 
-// Pairs of each part, of a channel and the sixteenth after it or of two pixels.
+// Rounded to nearest, ties to even, a's before b's. Processors with tiles have the instruction; as
+// assembly, so that nothing else is compiled for it.
+inline __m512i round_both(__m512 a, __m512 b) {
+  __m512i both;
+  asm("vcvtne2ps2bf16 %2, %1, %0" : "=v"(both) : "v"(b), "v"(a));
+  return both;
+}
+
+inline __m512i interleaved(__m512i halves) {
+  alignas(64) static constexpr uint16_t kOrder[32] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,
+                                                      21, 6,  22, 7,  23, 8,  24, 9,  25, 10, 26,
+                                                      11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  return _mm512_permutexvar_epi16(_mm512_load_si512(kOrder), halves);
+}
+
+// Pairs of each part, of a channel and another or of two pixels.
+template <int kParts>
 inline void split_pair(__m512 a, __m512 b, Bfloat16* target, ptrdiff_t part_stride, Seen& seen) {
+  if constexpr (kParts == kBfloat16Parts) {
+    _mm512_store_si512(target, interleaved(round_both(a, b)));
+    return;
+  }
   const Parts x(a), y(b);
   seen.add(a, x);
   seen.add(b, y);
   store_parts(pair_up(x.high, y.high), pair_up(x.middle, y.middle), pair_up(x.low, y.low), target,
               part_stride);
+}
+
+// Thirty-two channels of a pixel, in the order of its plane.
+template <int kParts>
+inline void split_channels(__m512 a, __m512 b, Bfloat16* target, ptrdiff_t part_stride,
+                           Seen& seen) {
+  if constexpr (kParts == kBfloat16Parts) {
+    _mm512_store_si512(target, round_both(a, b));
+  } else {
+    split_pair<kParts>(a, b, target, part_stride, seen);
+  }
 }
 
 // Walks over pixels row by row, image by image.
@@ -109,12 +141,14 @@ struct PixelChunk {
     for (const float*& pixel : pixels) pixel = walk.left() > 0 ? walk.next() : nullptr;
   }
   // Channels [first, ...) of a pair of them.
+  template <int kParts>
   void split(int64_t pair, int64_t first, __mmask16 lanes, Bfloat16* target, ptrdiff_t part_stride,
              Seen& seen) const {
     const auto load = [&](const float* pixel) {
       return pixel == nullptr ? _mm512_setzero_ps() : _mm512_maskz_loadu_ps(lanes, pixel + first);
     };
-    split_pair(load(pixels[2 * pair]), load(pixels[2 * pair + 1]), target, part_stride, seen);
+    split_pair<kParts>(load(pixels[2 * pair]), load(pixels[2 * pair + 1]), target, part_stride,
+                       seen);
   }
 };
 
@@ -122,6 +156,7 @@ struct PixelChunk {
 
 // Some chunks at a time: so many planes are written that all at once would be in more pages than
 // the processor keeps the addresses of.
+template <int kParts>
 bool split_pixels(const SplitPixels& s) {
   constexpr int64_t kChunksAtOnce = 4;
   Seen seen;
@@ -135,9 +170,9 @@ bool split_pixels(const SplitPixels& s) {
         for (int64_t chunk = first; chunk < last; ++chunk) {
           const float* values = from + chunk * kSplitChannels;
           const int64_t left = s.channels - chunk * kSplitChannels;
-          split_pair(_mm512_maskz_loadu_ps(lanes_mask(left), values),
-                     _mm512_maskz_loadu_ps(lanes_mask(left - 16), values + 16),
-                     to + chunk * kSplitParts * s.plane_stride, s.plane_stride, seen);
+          split_channels<kParts>(_mm512_maskz_loadu_ps(lanes_mask(left), values),
+                                 _mm512_maskz_loadu_ps(lanes_mask(left - 16), values + 16),
+                                 to + chunk * kParts * s.plane_stride, s.plane_stride, seen);
         }
       }
     }
@@ -145,7 +180,11 @@ bool split_pixels(const SplitPixels& s) {
   return seen.finite();
 }
 
+template <int kParts>
 bool split_weights(const SplitWeights& s) {
+  // Of a chunk's channels the first of a pair, times its number, and how far the other is.
+  constexpr int64_t kStep = kParts == kBfloat16Parts ? 2 : 1;
+  constexpr int64_t kOther = kParts == kBfloat16Parts ? 1 : kPairs;
   Seen seen;
   const ptrdiff_t part_stride = s.blocks * kSplitBlock;
   for (int64_t block = 0; block < s.blocks; ++block) {
@@ -153,15 +192,15 @@ bool split_weights(const SplitWeights& s) {
     Bfloat16* to = s.target + block * kSplitBlock;
     for (int64_t tap = 0; tap < s.taps; ++tap) {
       for (int64_t left = s.channels; left > 0; left -= kSplitChannels) {
+        const auto channel = [&](int64_t c) {
+          return c < left ? _mm512_loadu_ps(from + c * 16) : _mm512_setzero_ps();
+        };
         for (int64_t pair = 0; pair < kPairs; ++pair) {
-          const __m512 a = pair < left ? _mm512_loadu_ps(from) : _mm512_setzero_ps();
-          const __m512 b =
-              pair + kPairs < left ? _mm512_loadu_ps(from + kPairs * 16) : _mm512_setzero_ps();
-          split_pair(a, b, to + pair * 32, part_stride, seen);
-          from += 16;
+          split_pair<kParts>(channel(pair * kStep), channel(pair * kStep + kOther), to + pair * 32,
+                             part_stride, seen);
         }
-        from += std::min(left, kSplitChannels) * 16 - kPairs * 16;
-        to += kSplitParts * part_stride;
+        from += std::min(left, kSplitChannels) * 16;
+        to += kParts * part_stride;
       }
       from += s.tap_stride - s.channels * 16;
     }
@@ -169,35 +208,37 @@ bool split_weights(const SplitWeights& s) {
   return seen.finite();
 }
 
+template <int kParts>
 bool split_columns(const SplitPixels& s) {
   Seen seen;
   const int64_t blocks = (s.channels + 15) / 16;
   PixelWalk walk(s);
-  for (Bfloat16* to = s.planes; walk.left() > 0; to += kSplitParts * s.plane_stride) {
+  for (Bfloat16* to = s.planes; walk.left() > 0; to += kParts * s.plane_stride) {
     const PixelChunk chunk(walk);
     for (int64_t block = 0; block < blocks; ++block) {
       const __mmask16 lanes = lanes_mask(s.channels - block * 16);
       for (int64_t pair = 0; pair < kPairs; ++pair) {
-        chunk.split(pair, block * 16, lanes, to + block * kSplitBlock + pair * 32, s.plane_stride,
-                    seen);
+        chunk.split<kParts>(pair, block * 16, lanes, to + block * kSplitBlock + pair * 32,
+                            s.plane_stride, seen);
       }
     }
   }
   return seen.finite();
 }
 
+template <int kParts>
 bool split_transposed(const SplitPixels& s) {
   Seen seen;
-  alignas(64) Bfloat16 pairs[kSplitParts][kPairs][32];
+  alignas(64) Bfloat16 pairs[kParts][kPairs][32];
   PixelWalk walk(s);
-  for (Bfloat16* to = s.planes; walk.left() > 0; to += kSplitParts * s.plane_stride) {
+  for (Bfloat16* to = s.planes; walk.left() > 0; to += kParts * s.plane_stride) {
     const PixelChunk chunk(walk);
     for (int64_t first = 0; first < s.channels; first += 16) {
       const __mmask16 lanes = lanes_mask(s.channels - first);
       for (int64_t pair = 0; pair < kPairs; ++pair) {
-        chunk.split(pair, first, lanes, pairs[0][pair], kSplitBlock, seen);
+        chunk.split<kParts>(pair, first, lanes, pairs[0][pair], kSplitBlock, seen);
       }
-      for (int64_t part = 0; part < kSplitParts; ++part) {
+      for (int64_t part = 0; part < kParts; ++part) {
         const auto* rows = reinterpret_cast<const float*>(pairs[part]);
         auto* columns =
             reinterpret_cast<float*>(to + part * s.plane_stride + first * kSplitChannels);
@@ -211,6 +252,15 @@ bool split_transposed(const SplitPixels& s) {
   }
   return seen.finite();
 }
+
+template bool split_pixels<kFloat32Parts>(const SplitPixels&);
+template bool split_pixels<kBfloat16Parts>(const SplitPixels&);
+template bool split_weights<kFloat32Parts>(const SplitWeights&);
+template bool split_weights<kBfloat16Parts>(const SplitWeights&);
+template bool split_columns<kFloat32Parts>(const SplitPixels&);
+template bool split_columns<kBfloat16Parts>(const SplitPixels&);
+template bool split_transposed<kFloat32Parts>(const SplitPixels&);
+template bool split_transposed<kBfloat16Parts>(const SplitPixels&);
 
 }  // namespace fastres::cpu::FASTRES_ISA_NAMESPACE
 

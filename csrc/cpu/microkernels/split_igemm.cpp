@@ -205,10 +205,11 @@ class Finishing {
   int64_t at_once_ = 0;
 };
 
-constexpr int64_t kStepsPerChunk = 6;
+// Products of parts that a chunk takes.
+constexpr int64_t products_per_chunk(int parts) { return parts == kBfloat16Parts ? 1 : 6; }
 
 // Thirty-two input channels of one tap. Every group of products but the last changes one operand.
-template <int kPixelTiles, int kBlocks>
+template <int kParts, int kPixelTiles, int kBlocks>
 inline void add_chunk(const SplitTile& t, const Bfloat16* pixels, const Bfloat16* weights,
                       Finishing& meanwhile) {
   constexpr bool kBoth = kPixelTiles == 2;
@@ -218,6 +219,10 @@ inline void add_chunk(const SplitTile& t, const Bfloat16* pixels, const Bfloat16
     meanwhile.step();
   };
   load_pixels(high, kBoth);
+  if constexpr (kParts == kBfloat16Parts) {
+    load_weights<kBlocks>(weights);
+    return products();
+  }
   load_weights<kBlocks>(weights + 2 * t.part_stride);
   products();
   load_weights<kBlocks>(weights + t.part_stride);
@@ -265,7 +270,7 @@ template <int kPixelTiles, int kBlocks>
   }
 }
 
-template <int kPixelTiles, int kBlocks>
+template <int kParts, int kPixelTiles, int kBlocks>
 void sum_products(const SplitTile& t, int64_t position, const Bfloat16* weights, Fetching& fetching,
                   Finishing& finishing, Sums& sums) {
   const int64_t chunks = t.tap_count * t.chunks;
@@ -287,15 +292,15 @@ void sum_products(const SplitTile& t, int64_t position, const Bfloat16* weights,
         left = at_once;
       }
       fetching.step();
-      add_chunk<kPixelTiles, kBlocks>(t, pixels, weights, finishing);
-      pixels += kSplitParts * t.plane_stride;
+      add_chunk<kParts, kPixelTiles, kBlocks>(t, pixels, weights, finishing);
+      pixels += kParts * t.plane_stride;
       weights += t.chunk_stride;
     }
   }
   finish_part();
 }
 
-template <int kBlocks>
+template <int kParts, int kBlocks>
 void all_positions(const SplitTile& t, const ConvTile& output) {
   const int64_t positions = (output.rows - 1) * t.row_positions + output.pixels;
   const int64_t chunks = t.tap_count * t.chunks;
@@ -306,12 +311,13 @@ void all_positions(const SplitTile& t, const ConvTile& output) {
   int64_t turn = 0;
   for (int64_t position = 0; position < positions; position += kSplitPositions) {
     const int64_t count = std::min(kSplitPositions, positions - position);
-    const auto sum = count > kTileRows ? sum_products<2, kBlocks> : sum_products<1, kBlocks>;
+    const auto sum =
+        count > kTileRows ? sum_products<kParts, 2, kBlocks> : sum_products<kParts, 1, kBlocks>;
     for (int64_t panel = 0; panel < t.panels; ++panel, ++turn) {
       Sums& mine = sums[turn % 2];
       sum(t, position, t.weights + panel * t.panel_stride, fetching, finishing, mine);
       finishing.end();
-      finishing.begin(mine, count, panel, kStepsPerChunk * chunks);
+      finishing.begin(mine, count, panel, products_per_chunk(kParts) * chunks);
     }
   }
   finishing.end();
@@ -319,14 +325,17 @@ void all_positions(const SplitTile& t, const ConvTile& output) {
 
 }  // namespace
 
+template <int kParts>
 void split_igemm(const SplitTile& tile, const ConvTile& output) {
   const TileRegisters registers;
   if (tile.blocks == 1) {
-    all_positions<1>(tile, output);
+    all_positions<kParts, 1>(tile, output);
   } else {
-    all_positions<2>(tile, output);
+    all_positions<kParts, 2>(tile, output);
   }
 }
+template void split_igemm<kFloat32Parts>(const SplitTile&, const ConvTile&);
+template void split_igemm<kBfloat16Parts>(const SplitTile&, const ConvTile&);
 
 }  // namespace fastres::cpu::FASTRES_ISA_NAMESPACE
 

@@ -28,11 +28,18 @@ const Microkernels& microkernels() {
 }
 
 #if defined(__AVX512BW__)
+template <int kParts>
 const SplitKernels& split_kernels() {
-  static const SplitKernels kTable{split_pixels, split_weights, split_columns, split_transposed,
-                                   split_igemm};
+  static const SplitKernels kTable{kParts,
+                                   split_pixels<kParts>,
+                                   split_weights<kParts>,
+                                   split_columns<kParts>,
+                                   split_transposed<kParts>,
+                                   split_igemm<kParts>};
   return kTable;
 }
+template const SplitKernels& split_kernels<kFloat32Parts>();
+template const SplitKernels& split_kernels<kBfloat16Parts>();
 #endif
 
 }  // namespace fastres::cpu::FASTRES_ISA_NAMESPACE
