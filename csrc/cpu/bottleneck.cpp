@@ -38,7 +38,10 @@ class BandWalker {
         inner1_row_(padded_width_ * stride1_),
         inner2_row_(block.out.w * channels2_),
         small_weights_(weights_stay_in_cache(kernels, block)),
-        direct_output_(block.y.type == StorageType::float32),
+        stored_input_(stores(block.reduce, block.in.w) && block.x.is_bfloat16_nhwc()),
+        stored_output_(stores(block.expand, block.out.w) && block.x.is_bfloat16_nhwc() &&
+                       (!block.down.has_value() || stores(*block.down, block.out.w))),
+        direct_output_(stored_output_ || block.y.type == StorageType::float32),
         kept_{kept(block.reduce, block.in.w, pairs, 0), kept(block.spatial, block.out.w, pairs, 1),
               kept(block.expand, block.out.w, pairs, 2),
               block.down.has_value() ? kept(*block.down, block.out.w, pairs, 3) : std::nullopt} {}
@@ -61,6 +64,11 @@ class BandWalker {
   }
 
  private:
+  // Whether tiles read and write bfloat16 values as they are stored.
+  bool stores(const ConvLayer& layer, int64_t pixels) const {
+    return multiplies_bfloat16(kernels_) && prefers_tiles(kernels_, layer, pixels);
+  }
+
   std::optional<SplitPanels> kept(const ConvLayer& layer, int64_t pixels, int64_t pairs,
                                   size_t i) const {
     const int64_t bands = 2 * pairs / rows_in_cache();
@@ -128,7 +136,12 @@ class BandWalker {
       ConvBand band;
       band.rows = part.size();
       band.pixels = block_.in.w;
-      band.input = input_rows(n, begin + above + part.begin, band.rows, thread_scratch().input);
+      const int64_t row = begin + above + part.begin;
+      if (stored_input_) {
+        band.input16 = direct_band16(block_.x, n, row);
+      } else {
+        band.input = input_rows(n, row, band.rows, thread_scratch().input);
+      }
       band.output = {inside + part.begin * inner1_row_ + border, inner1_row_, stride1_};
       run(reduce, 0, band);
     }
@@ -154,8 +167,14 @@ class BandWalker {
 
     ConvBand expand = spatial;
     expand.input = spatial.output;
-    expand.output = output_rows(n, row, rows);
-    expand.residual = shortcut(n, row, rows, expand.output);
+    expand.output = {};
+    if (stored_output_) {
+      expand.output16 = direct_band16(block_.y, n, row);
+      expand.residual16 = stored_shortcut(n, row, rows, expand.output16);
+    } else {
+      expand.output = output_rows(n, row, rows);
+      expand.residual = shortcut(n, row, rows, expand.output);
+    }
     const int64_t next_rows = rows * block_.stride.h;
     run(fetching_if_small(block_.expand, block_.x, n, next_row, next_row + next_rows), 2, expand);
     if (!direct_output_) {
@@ -172,6 +191,17 @@ class BandWalker {
     band.input = input_rows(n, row * block_.stride.h, (rows - 1) * block_.stride.h + 1,
                             thread_scratch().residual);
     band.output = output;
+    run(*block_.down, 3, band);
+    return output;
+  }
+
+  Bfloat16Band stored_shortcut(int64_t n, int64_t row, int64_t rows, const Bfloat16Band& output) {
+    if (!block_.down.has_value()) return direct_band16(block_.x, n, row);
+    ConvBand band;
+    band.rows = rows;
+    band.pixels = block_.out.w;
+    band.input16 = direct_band16(block_.x, n, row * block_.stride.h);
+    band.output16 = output;
     run(*block_.down, 3, band);
     return output;
   }
@@ -212,6 +242,7 @@ class BandWalker {
   const int64_t inner1_row_;
   const int64_t inner2_row_;
   const bool small_weights_;
+  const bool stored_input_, stored_output_;
   const bool direct_output_;
   std::array<std::optional<SplitPanels>, ThreadScratch::kKeptPanels> kept_;
   int64_t last_rows_offset_ = 0;

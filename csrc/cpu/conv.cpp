@@ -118,13 +118,17 @@ class BandRunner {
         panels_(panels),
         channels_(panel_channels(kernels, conv.layer, panels)),
         direct_input_(conv.x.is_band_for(conv.geometry.kernel.w) && !conv.geometry.padding.any()),
-        direct_output_(conv.out.type == StorageType::float32),
-        direct_residual_(conv.residual.data == nullptr || conv.residual.is_float32_nhwc()),
+        on_tiles_(prefers_tiles(kernels, conv.layer, conv.geometry.out.w)),
+        stored_input_(on_tiles_ && multiplies_bfloat16(kernels) && conv.x.is_bfloat16_nhwc()),
+        stored_output_(on_tiles_ && multiplies_bfloat16(kernels) && conv.out.is_bfloat16_nhwc() &&
+                       (conv.residual.data == nullptr || conv.residual.is_bfloat16_nhwc())),
+        direct_output_(stored_output_ || conv.out.type == StorageType::float32),
+        direct_residual_(stored_output_ || conv.residual.data == nullptr ||
+                         conv.residual.is_float32_nhwc()),
         fetches_output_(direct_output_ && conv.plain.data == nullptr &&
                         conv.layer.header.layout != PackedLayout::winograd &&
                         panels.size() == panel_count(kernels, conv.layer) &&
                         weight_bytes(conv.layer) <= level2_cache_bytes() / 4),
-        on_tiles_(prefers_tiles(kernels, conv.layer, conv.geometry.out.w)),
         loaded_stride_(scratch_pixel_stride(conv.layer)),
         slices_alone_(slices_in_cache(Fetching::no)),
         slices_at_once_(slices_in_cache(Fetching::yes)) {}
@@ -186,12 +190,14 @@ class BandRunner {
 
   int64_t rows_in_cache(Fetching fetching) const {
     const ConvGeometry& g = conv_.geometry;
-    int64_t bytes_per_row = g.stride.h * g.padded_width() * g.in_channels;
+    const int64_t input_bytes = stored_input_ ? sizeof(Bfloat16) : sizeof(float);
+    const int64_t output_bytes = stored_output_ ? sizeof(Bfloat16) : sizeof(float);
+    const int64_t output_row = g.out.w * g.out_channels * output_bytes;
+    int64_t bytes_per_row = g.stride.h * g.padded_width() * g.in_channels * input_bytes;
     if (fetching == Fetching::yes && !on_tiles_) bytes_per_row *= 2;
-    if (!direct_output_) bytes_per_row += g.out.w * g.out_channels;
-    if (fetches_output_) bytes_per_row += 2 * g.out.w * g.out_channels;
-    if (!direct_residual_) bytes_per_row += g.out.w * g.out_channels;
-    bytes_per_row *= static_cast<int64_t>(sizeof(float));
+    if (!direct_output_) bytes_per_row += output_row;
+    if (fetches_output_) bytes_per_row += 2 * output_row;
+    if (!direct_residual_) bytes_per_row += output_row;
     int64_t rows = level2_cache_bytes() / 2 / bytes_per_row;
     if (on_tiles_)
       rows = std::min(rows, split_rows_in_cache(*kernels_.split, conv_.layer, g.out.w));
@@ -204,10 +210,10 @@ class BandRunner {
 
   // Images that are taken at once, so that the weights are read less often.
   int64_t images_together() const {
-    if (!direct_output_ || !direct_residual_) return 1;
+    if (!direct_output_ || !direct_residual_ || on_tiles_) return 1;
     const PackedHeader& h = conv_.layer.header;
     if (h.layout == PackedLayout::winograd) return chunk_rows() / (2 * slices_per_image(conv_));
-    if (h.layout != PackedLayout::igemm || h.groups > 1 || on_tiles_) return 1;
+    if (h.layout != PackedLayout::igemm || h.groups > 1) return 1;
     const int64_t weights =
         weight_bytes(conv_.layer) * panels_.size() / panel_count(kernels_, conv_.layer);
     const ConvGeometry& g = conv_.geometry;
@@ -239,9 +245,18 @@ class BandRunner {
     ConvBand band;
     band.rows = rows;
     band.pixels = conv_.geometry.out.w;
-    band.input = input_band(n, h, rows);
-    if (conv_.residual.data != nullptr) band.residual = residual_band(n, h, rows);
-    band.output = direct_output_ ? direct_band(conv_.out, n, h) : output_scratch(rows);
+    if (stored_input_) {
+      band.input16 = stored_input_band(n, h, rows);
+    } else {
+      band.input = input_band(n, h, rows);
+    }
+    if (stored_output_) {
+      band.output16 = direct_band16(conv_.out, n, h);
+      if (conv_.residual.data != nullptr) band.residual16 = direct_band16(conv_.residual, n, h);
+    } else {
+      if (conv_.residual.data != nullptr) band.residual = residual_band(n, h, rows);
+      band.output = direct_output_ ? direct_band(conv_.out, n, h) : output_scratch(rows);
+    }
     ConvLayer layer = conv_.layer;
     if (conv_.plain.data == nullptr) {
       fetch(next, layer.upcoming);
@@ -270,11 +285,25 @@ class BandRunner {
   Band input_band(int64_t n, int64_t h, int64_t rows, int64_t place = 0, int64_t places = 1) const {
     const ConvGeometry& g = conv_.geometry;
     if (direct_input_) return direct_band(conv_.x, n, h * g.stride.h);
-    const PaddedRows what{n, h * g.stride.h - g.padding.top, g.input_rows(rows), g.padding.left,
-                          g.padding.right};
+    const PaddedRows what = padded_rows(n, h, rows);
     const int64_t floats = what.rows * g.padded_width() * loaded_stride_;
     float* target = thread_scratch().input.floats(places * floats) + place * floats;
     return load_band(kernels_, conv_.x, what, target, loaded_stride_);
+  }
+
+  Bfloat16Band stored_input_band(int64_t n, int64_t h, int64_t rows) const {
+    const ConvGeometry& g = conv_.geometry;
+    const bool adjacent = g.kernel.w == 1 || conv_.x.stride_w == conv_.x.channels;
+    if (adjacent && !g.padding.any()) return direct_band16(conv_.x, n, h * g.stride.h);
+    const PaddedRows what = padded_rows(n, h, rows);
+    const int64_t values = what.rows * g.padded_width() * g.in_channels;
+    return load_band16(conv_.x, what, thread_scratch().input.bfloat16s(values));
+  }
+
+  // What so many output rows from h on read.
+  PaddedRows padded_rows(int64_t n, int64_t h, int64_t rows) const {
+    const ConvGeometry& g = conv_.geometry;
+    return {n, h * g.stride.h - g.padding.top, g.input_rows(rows), g.padding.left, g.padding.right};
   }
 
   Band residual_band(int64_t n, int64_t h, int64_t rows) const {
@@ -296,11 +325,13 @@ class BandRunner {
   const Range panels_;
   const Range channels_;
   const bool direct_input_;
+  const bool on_tiles_;
+  // Tiles read and write bfloat16 values as they are stored.
+  const bool stored_input_, stored_output_;
   const bool direct_output_;
   const bool direct_residual_;
   // The weights leave the cache room, and tiles time, for the lines that the next band writes.
   const bool fetches_output_;
-  const bool on_tiles_;
   const int64_t loaded_stride_;  // floats between the pixels of an input that is not direct
   // Of a band after which none is fetched, and of one after which one is.
   const int64_t slices_alone_, slices_at_once_;

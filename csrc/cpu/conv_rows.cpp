@@ -13,24 +13,23 @@
 namespace fastres::cpu {
 namespace {
 
-bool continues(const Band& band, int64_t pixels, int64_t row_step, int64_t pixel_step) {
-  return band.data == nullptr ||
-         band.row_stride * row_step == pixels * band.pixel_stride * pixel_step;
+// Whether rows, every step.h-th, follow each other at the distance of every step.w-th pixel. Where
+// a row has one pixel its distance is made so.
+template <class T>
+bool continues(PixelRows<T>& band, int64_t pixels, Extent step) {
+  if (band.data == nullptr) return true;
+  if (pixels == 1) band.pixel_stride = band.row_stride * step.h / step.w;
+  return band.row_stride * step.h == pixels * band.pixel_stride * step.w;
 }
 
 // Rows that follow each other at the pixels' own distance are one long row, which leaves one
 // narrower tile at its end instead of one per row.
 void join_rows(const ConvLayer& layer, ConvBand& band) {
-  if (band.pixels == 1) {
-    band.input.pixel_stride = band.input.row_stride * layer.stride.h / layer.stride.w;
-    if (band.input.pixel_stride * layer.stride.w != band.input.row_stride * layer.stride.h) return;
-    band.residual.pixel_stride = band.residual.row_stride;
-    band.output.pixel_stride = band.output.row_stride;
-  } else if (!continues(band.input, band.pixels, layer.stride.h, layer.stride.w) ||
-             !continues(band.residual, band.pixels, 1, 1) ||
-             !continues(band.output, band.pixels, 1, 1)) {
-    return;
-  }
+  const auto joins = [&](auto& rows, Extent step) { return continues(rows, band.pixels, step); };
+  const bool all = joins(band.input, layer.stride) && joins(band.input16, layer.stride) &&
+                   joins(band.residual, {1, 1}) && joins(band.residual16, {1, 1}) &&
+                   joins(band.output, {1, 1}) && joins(band.output16, {1, 1});
+  if (!all) return;
   band.pixels *= band.rows;
   band.rows = 1;
 }
@@ -292,6 +291,14 @@ void set_outputs(ConvTile& t, const ConvLayer& layer, const ConvBand& band) {
   t.output = band.output.data;
   t.output_row_stride = band.output.row_stride;
   t.output_pixel_stride = band.output.pixel_stride;
+  if (band.output16.data != nullptr) {
+    t.residual16 = band.residual16.data;
+    t.residual_row_stride = band.residual16.row_stride;
+    t.residual_pixel_stride = band.residual16.pixel_stride;
+    t.output16 = band.output16.data;
+    t.output_row_stride = band.output16.row_stride;
+    t.output_pixel_stride = band.output16.pixel_stride;
+  }
   t.rows = band.rows;
   t.pixels = band.pixels;
   t.out_channels = layer.header.out_channels;
@@ -302,15 +309,18 @@ void set_outputs(ConvTile& t, const ConvLayer& layer, const ConvBand& band) {
 void select_outputs(ConvTile& t, Range channels) {
   t.shift += channels.begin;
   if (t.residual != nullptr) t.residual += channels.begin;
-  t.output += channels.begin;
+  if (t.output != nullptr) t.output += channels.begin;
+  if (t.residual16 != nullptr) t.residual16 += channels.begin;
+  if (t.output16 != nullptr) t.output16 += channels.begin;
   t.out_channels = channels.size();
 }
 
 void Upcoming::add_rows(const Image& image, int64_t n, int64_t begin, int64_t end) {
   end = std::min(end, image.height);
-  if (!image.is_float32_nhwc() || begin >= end) return;
+  if (!image.channels_adjacent() || begin >= end) return;
   if (image.stride_h > 2 * image.width * image.channels) return;
-  add({reinterpret_cast<const float*>(image.at(n, begin, 0)), (end - begin) * image.stride_h});
+  const int64_t bytes = (end - begin) * image.stride_h * image.element_bytes();
+  add({reinterpret_cast<const float*>(image.at(n, begin, 0)), bytes / int64_t{sizeof(float)}});
 }
 
 FetchList Upcoming::part(int64_t parts, int64_t i, int64_t count) const {

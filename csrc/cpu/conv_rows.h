@@ -89,6 +89,9 @@ struct ConvBand {
   Band input;
   Band residual;  // data is null for none; may be the output itself
   Band output;
+  // In place of those above where they have data, on matrix tiles that multiply bfloat16 values;
+  // the output and the residual together.
+  Bfloat16Band input16, residual16, output16;
   int64_t rows = 0;
   int64_t pixels = 0;
 };

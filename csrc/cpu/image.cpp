@@ -1,37 +1,30 @@
 #include "image.h"
 
 #include <algorithm>
-#include <cstring>
+#include <bit>
 
 namespace fastres::cpu {
 namespace {
 
+float to_float(float value) { return value; }
+float to_float(Bfloat16 bits) { return std::bit_cast<float>(uint32_t{bits} << 16); }
+
 // Some planes side by side: kPlanes channels of each pixel.
-template <int kPlanes>
-void interleave(const float* planes, const Image& image, float* target, int64_t pixel_stride) {
+template <int kPlanes, class T>
+void interleave(const T* planes, const Image& image, float* target, int64_t pixel_stride) {
   for (int64_t w = 0; w < image.width; ++w) {
 #pragma GCC unroll 4
     for (int c = 0; c < kPlanes; ++c) {
-      target[w * pixel_stride + c] = planes[c * image.stride_c + w * image.stride_w];
+      target[w * pixel_stride + c] = to_float(planes[c * image.stride_c + w * image.stride_w]);
     }
   }
 }
 
-// One row of pixels whose channels are not adjacent (NCHW). A few planes at a time: pixel by pixel
-// through many of them every value would be in a cache line of its own.
-void load_row_by_channel(const Microkernels& kernels, const Image& image, const char* source,
-                         float* target, int64_t pixel_stride) {
-  if (image.type != StorageType::float32) {
-    for (int64_t c = 0; c < image.channels; ++c) {
-      for (int64_t w = 0; w < image.width; ++w) {
-        const int64_t offset = c * image.stride_c + w * image.stride_w;
-        kernels.widen(source + offset * image.element_bytes(), image.type,
-                      target + w * pixel_stride + c, 1);
-      }
-    }
-    return;
-  }
-  const auto* planes = reinterpret_cast<const float*>(source);
+// All planes, a few at a time: pixel by pixel through many of them every value would be in a cache
+// line of its own.
+template <class T>
+void interleave_all(const char* source, const Image& image, float* target, int64_t pixel_stride) {
+  const auto* planes = reinterpret_cast<const T*>(source);
   int64_t left = image.channels;
   for (; left >= 4; left -= 4, planes += 4 * image.stride_c, target += 4) {
     interleave<4>(planes, image, target, pixel_stride);
@@ -39,6 +32,24 @@ void load_row_by_channel(const Microkernels& kernels, const Image& image, const 
   if (left == 3) interleave<3>(planes, image, target, pixel_stride);
   if (left == 2) interleave<2>(planes, image, target, pixel_stride);
   if (left == 1) interleave<1>(planes, image, target, pixel_stride);
+}
+
+// One row of pixels whose channels are not adjacent (NCHW).
+void load_row_by_channel(const Microkernels& kernels, const Image& image, const char* source,
+                         float* target, int64_t pixel_stride) {
+  if (image.type == StorageType::float32) {
+    interleave_all<float>(source, image, target, pixel_stride);
+  } else if (image.type == StorageType::bfloat16) {
+    interleave_all<Bfloat16>(source, image, target, pixel_stride);
+  } else {
+    for (int64_t c = 0; c < image.channels; ++c) {
+      for (int64_t w = 0; w < image.width; ++w) {
+        const int64_t offset = c * image.stride_c + w * image.stride_w;
+        kernels.widen(source + offset * image.element_bytes(), image.type,
+                      target + w * pixel_stride + c, 1);
+      }
+    }
+  }
 }
 
 void load_row(const Microkernels& kernels, const Image& image, int64_t n, int64_t h, float* target,
@@ -81,18 +92,24 @@ void join_images(ConvGeometry& g, std::vector<Image*> images) {
   g.batch = 1;
 }
 
-void clear_pixels(float* target, int64_t pixels, int64_t stride, int64_t channels) {
-  if (stride == channels) {
-    std::fill_n(target, pixels * channels, 0.0F);
-    return;
-  }
-  for (int64_t i = 0; i < pixels; ++i) std::fill_n(target + i * stride, channels, 0.0F);
-}
-
 Band load_band(const Microkernels& kernels, const Image& image, const PaddedRows& what,
                float* target, int64_t pixel_stride) {
   return padded_band(image, what, image.channels, target, pixel_stride, [&](int64_t h, float* row) {
     load_row(kernels, image, what.n, h, row, pixel_stride);
+  });
+}
+
+Bfloat16Band load_band16(const Image& image, const PaddedRows& what, Bfloat16* target) {
+  const int64_t channels = image.channels;
+  return padded_band(image, what, channels, target, channels, [&](int64_t h, Bfloat16* row) {
+    const auto* source = reinterpret_cast<const Bfloat16*>(image.at(what.n, h, 0));
+    if (image.stride_w == channels) {
+      std::copy_n(source, image.width * channels, row);
+      return;
+    }
+    for (int64_t w = 0; w < image.width; ++w) {
+      std::copy_n(source + w * image.stride_w, channels, row + w * channels);
+    }
   });
 }
 

@@ -2,6 +2,7 @@
 
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
@@ -10,6 +11,7 @@
 #include "../packed_weight.h"
 #include "microkernels.h"
 #include "parallel.h"
+#include "split.h"
 
 namespace fastres::cpu {
 
@@ -32,6 +34,7 @@ struct Image {
            (batch == 1 || stride_n == height * width * stride_w);
   }
   bool is_float32_nhwc() const { return type == StorageType::float32 && channels_adjacent(); }
+  bool is_bfloat16_nhwc() const { return type == StorageType::bfloat16 && channels_adjacent(); }
   // Whether a kernel of so many columns reads it as it lies: those of several have to be adjacent,
   // where they are taken for one of more channels.
   bool is_band_for(int64_t columns) const {
@@ -46,16 +49,23 @@ Image strided_image(Image image, Extent step);
 // `images` are those of the convolution's input and output; those without data are left out.
 void join_images(ConvGeometry& geometry, std::vector<Image*> images);
 
-// Rows of float32 pixels whose channels are adjacent.
-struct Band {
-  float* data = nullptr;
+// Rows of pixels whose channels are adjacent.
+template <class T>
+struct PixelRows {
+  T* data = nullptr;
   ptrdiff_t row_stride = 0;
   ptrdiff_t pixel_stride = 0;
 };
+using Band = PixelRows<float>;
+using Bfloat16Band = PixelRows<Bfloat16>;
 
 // Rows [row, ...) of an image of float32 pixels, where they lie.
 inline Band direct_band(const Image& image, int64_t n, int64_t row) {
   return {reinterpret_cast<float*>(image.at(n, row, 0)), image.stride_h, image.stride_w};
+}
+// The same of bfloat16 pixels.
+inline Bfloat16Band direct_band16(const Image& image, int64_t n, int64_t row) {
+  return {reinterpret_cast<Bfloat16*>(image.at(n, row, 0)), image.stride_h, image.stride_w};
 }
 
 // Floats between the pixels of a band in scratch memory. Pixels of many channels a power of two
@@ -77,26 +87,33 @@ struct PaddedRows {
   int64_t right = 0;
 };
 
-// Zeroes the channels of `pixels` pixels that are `stride` floats apart.
-void clear_pixels(float* target, int64_t pixels, int64_t stride, int64_t channels);
+// Zeroes the channels of `pixels` pixels that are `stride` values apart.
+template <class T>
+void clear_pixels(T* target, int64_t pixels, int64_t stride, int64_t channels) {
+  if (stride == channels) {
+    std::fill_n(target, pixels * channels, T{});
+    return;
+  }
+  for (int64_t i = 0; i < pixels; ++i) std::fill_n(target + i * stride, channels, T{});
+}
 
-// A float32 band at `target`, whose pixels are `pixel_stride` floats apart: load_row(h, to) brings
-// the rows of the image, `channels` of each pixel; what is outside the image is zero.
-template <class LoadRow>
-Band padded_band(const Image& image, const PaddedRows& what, int64_t channels, float* target,
-                 int64_t pixel_stride, const LoadRow& load_row) {
+// A band at `target`, whose pixels are `pixel_stride` values apart: load_row(h, to) brings the rows
+// of the image, `channels` of each pixel; what is outside the image is zero.
+template <class T, class LoadRow>
+PixelRows<T> padded_band(const Image& image, const PaddedRows& what, int64_t channels, T* target,
+                         int64_t pixel_stride, const LoadRow& load_row) {
   const int64_t width = what.left + image.width + what.right;
-  const auto clear = [&](float* at, int64_t pixels) {
+  const auto clear = [&](T* at, int64_t pixels) {
     clear_pixels(at, pixels, pixel_stride, channels);
   };
   for (int64_t i = 0; i < what.rows; ++i) {
-    float* row = target + i * width * pixel_stride;
+    T* row = target + i * width * pixel_stride;
     const int64_t h = what.row + i;
     if (h < 0 || h >= image.height) {
       clear(row, width);
       continue;
     }
-    float* inside = row + what.left * pixel_stride;
+    T* inside = row + what.left * pixel_stride;
     clear(row, what.left);
     load_row(h, inside);
     clear(inside + image.width * pixel_stride, what.right);
@@ -107,6 +124,9 @@ Band padded_band(const Image& image, const PaddedRows& what, int64_t channels, f
 // All channels of the image, as such a band.
 Band load_band(const Microkernels& kernels, const Image& image, const PaddedRows& what,
                float* target, int64_t pixel_stride);
+
+// The same of an image of bfloat16 pixels, as dense ones.
+Bfloat16Band load_band16(const Image& image, const PaddedRows& what, Bfloat16* target);
 
 // Rows of an image as float32 pixels whose channels are adjacent: where they lie, or converted into
 // `scratch`.

@@ -57,6 +57,11 @@ struct ConvTile {
   ptrdiff_t output_row_stride;
   ptrdiff_t output_pixel_stride;
 
+  // In place of `residual` and `output`, with their strides, bfloat16 values; null where those are
+  // used. Of matrix tiles that multiply bfloat16 values.
+  const uint16_t* residual16;
+  uint16_t* output16;
+
   int64_t rows;
   int64_t pixels;
   int64_t out_channels;  // of this panel; lanes: all that are left

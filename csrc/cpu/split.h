@@ -40,6 +40,7 @@ constexpr int64_t kSplitPositions = 32;
 // and the sixteenth after it side by side; one has the channels in order.
 struct SplitPixels {
   const float* input;
+  const Bfloat16* input16;  // in place of `input`, to one part; null where that is used
   ptrdiff_t row_stride;
   ptrdiff_t pixel_stride;
   ptrdiff_t image_stride;

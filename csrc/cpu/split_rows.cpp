@@ -61,8 +61,10 @@ int64_t all_phases_read(const ConvLayer& layer) {
          phases_read(h.kernel_w, layer.dilation.w, layer.stride.w);
 }
 
-int64_t reduction_parts(const PackedHeader& h) {
-  return h.taps() > 1 ? 1 : ceil_div(h.group_in_channels, kPartChannels);
+// Outputs of bfloat16 could not take sums in between.
+int64_t reduction_parts(const SplitKernels& kernels, const PackedHeader& h) {
+  if (h.taps() > 1 || kernels.parts == kBfloat16Parts) return 1;
+  return ceil_div(h.group_in_channels, kPartChannels);
 }
 
 int64_t panel_values(const SplitKernels& kernels, const PackedHeader& h) {
@@ -124,7 +126,7 @@ int64_t split_rows_in_cache(const SplitKernels& kernels, const ConvLayer& layer,
   const PackedHeader h = joined_columns(layer);
   const int64_t positions = positions_read(pixels, h.kernel_w, layer.dilation.w, layer.stride.w, 0);
   const int64_t channels =
-      ceil_div(h.group_in_channels, reduction_parts(h)) * split_groups_at_once(h);
+      ceil_div(h.group_in_channels, reduction_parts(kernels, h)) * split_groups_at_once(h);
   const int64_t values = all_phases_read(layer) * positions * channels;
   return planes_in_cache() / (kernels.parts * values * int64_t{sizeof(Bfloat16)});
 }
@@ -143,7 +145,7 @@ SplitBand::SplitBand(const Microkernels& kernels, const ConvLayer& layer, const 
       row_positions_(positions_read(band.pixels, header_.kernel_w, dilation_.w, stride_.w, 0)),
       phase_positions_(row_positions_ *
                        positions_read(band.rows, header_.kernel_h, dilation_.h, stride_.h, 0)),
-      parts_(reduction_parts(header_)),
+      parts_(reduction_parts(kernels_, header_)),
       kept_(layer.split_panels) {
   find_phases();
   const int64_t positions = std::ssize(phases_) * phase_positions_ + kSplitPositions;
@@ -186,13 +188,21 @@ void SplitBand::load(const ConvBand& band, Range parts) {
       thread_scratch().planes.bfloat16s(split_chunks(s.channels) * kernels_.parts * plane_stride_);
   s.plane_stride = plane_stride_;
   s.row_positions = row_positions_;
-  s.row_stride = stride_.h * band.input.row_stride;
-  s.pixel_stride = stride_.w * band.input.pixel_stride;
-  const float* input = band.input.data + groups_.begin * header_.group_in_channels + first;
+  const bool stored = band.input16.data != nullptr;
+  const ptrdiff_t row = stored ? band.input16.row_stride : band.input.row_stride;
+  const ptrdiff_t pixel = stored ? band.input16.pixel_stride : band.input.pixel_stride;
+  s.row_stride = stride_.h * row;
+  s.pixel_stride = stride_.w * pixel;
   finite_ = true;
   for (size_t i = 0; i < phases_.size(); ++i) {
     const auto [h, w] = phases_[i];
-    s.input = input + h * band.input.row_stride + w * band.input.pixel_stride;
+    const ptrdiff_t offset =
+        groups_.begin * header_.group_in_channels + first + h * row + w * pixel;
+    if (stored) {
+      s.input16 = band.input16.data + offset;
+    } else {
+      s.input = band.input.data + offset;
+    }
     s.rows = positions_read(band.rows, header_.kernel_h, dilation_.h, stride_.h, h);
     s.pixels = positions_read(band.pixels, header_.kernel_w, dilation_.w, stride_.w, w);
     s.planes = planes_ + static_cast<int64_t>(i) * phase_positions_ * kSplitChannels;
@@ -259,7 +269,7 @@ bool SplitBand::multiply_kept(const ConvTile& tile, Range panels) const {
 }
 
 SplitPanels::SplitPanels(const Microkernels& kernels, const ConvLayer& layer, Scratch& memory)
-    : parts_(reduction_parts(joined_columns(layer))),
+    : parts_(reduction_parts(*kernels.split, joined_columns(layer))),
       panel_values_(panel_values(*kernels.split, joined_columns(layer))) {
   const int64_t panels = panel_count(kernels, layer);
   memory_ = memory.bfloat16s(panels * panel_values_);

@@ -154,10 +154,26 @@ struct PixelChunk {
 
 }  // namespace
 
+namespace {
+
+// Thirty-two channels of which `left` are there.
+template <int kParts>
+inline void load_channels(const float* values, int64_t left, Bfloat16* to, ptrdiff_t part_stride,
+                          Seen& seen) {
+  split_channels<kParts>(_mm512_maskz_loadu_ps(lanes_mask(left), values),
+                         _mm512_maskz_loadu_ps(lanes_mask(left - 16), values + 16), to, part_stride,
+                         seen);
+}
+template <int kParts>
+inline void load_channels(const Bfloat16* values, int64_t left, Bfloat16* to, ptrdiff_t, Seen&) {
+  const auto mask = static_cast<__mmask32>(left >= 32 ? ~0U : (1U << left) - 1U);
+  _mm512_store_si512(to, _mm512_maskz_loadu_epi16(mask, values));
+}
+
 // Some chunks at a time: so many planes are written that all at once would be in more pages than
 // the processor keeps the addresses of.
-template <int kParts>
-bool split_pixels(const SplitPixels& s) {
+template <int kParts, class T>
+bool load_pixels(const SplitPixels& s, const T* input) {
   constexpr int64_t kChunksAtOnce = 4;
   Seen seen;
   const int64_t chunks = split_chunks(s.channels);
@@ -165,19 +181,26 @@ bool split_pixels(const SplitPixels& s) {
     const int64_t last = std::min(first + kChunksAtOnce, chunks);
     for (int64_t row = 0; row < s.rows; ++row) {
       for (int64_t pixel = 0; pixel < s.pixels; ++pixel) {
-        const float* from = s.input + row * s.row_stride + pixel * s.pixel_stride;
+        const T* from = input + row * s.row_stride + pixel * s.pixel_stride;
         Bfloat16* to = s.planes + (row * s.row_positions + pixel) * kSplitChannels;
         for (int64_t chunk = first; chunk < last; ++chunk) {
-          const float* values = from + chunk * kSplitChannels;
-          const int64_t left = s.channels - chunk * kSplitChannels;
-          split_channels<kParts>(_mm512_maskz_loadu_ps(lanes_mask(left), values),
-                                 _mm512_maskz_loadu_ps(lanes_mask(left - 16), values + 16),
-                                 to + chunk * kParts * s.plane_stride, s.plane_stride, seen);
+          load_channels<kParts>(from + chunk * kSplitChannels, s.channels - chunk * kSplitChannels,
+                                to + chunk * kParts * s.plane_stride, s.plane_stride, seen);
         }
       }
     }
   }
   return seen.finite();
+}
+
+}  // namespace
+
+template <int kParts>
+bool split_pixels(const SplitPixels& s) {
+  if constexpr (kParts == kBfloat16Parts) {
+    if (s.input16 != nullptr) return load_pixels<kParts>(s, s.input16);
+  }
+  return load_pixels<kParts>(s, s.input);
 }
 
 template <int kParts>

@@ -2,6 +2,7 @@
 // four tiles of sums, two tiles of either operand's parts beside them.
 
 #include <algorithm>
+#include <type_traits>
 
 #include "activation.h"
 #include "fetching.h"
@@ -89,22 +90,42 @@ struct Sums {
   alignas(64) float values[2][kSplitPositions][16];
 };
 
+inline __mmask16 lanes_mask(int64_t count) {
+  return static_cast<__mmask16>(count >= 16 ? 0xffff : (1 << count) - 1);
+}
+
+// The first of sixteen values, `count` of them.
+inline Vec load_values(const float* from, int64_t count) {
+  return count >= 16 ? load(from) : load_partial(from, count);
+}
+inline Vec load_values(const Bfloat16* from, int64_t count) {
+  const __m256i bits = _mm256_maskz_loadu_epi16(lanes_mask(count), from);
+  return (Vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16);
+}
+inline void store_values(float* to, Vec values, int64_t count) {
+  count >= 16 ? store(to, values) : store_partial(to, values, count);
+}
+inline void store_values(Bfloat16* to, Vec values, int64_t count) {
+  __m256i bits;
+  asm("vcvtneps2bf16 %1, %0" : "=v"(bits) : "v"(values));
+  _mm256_mask_storeu_epi16(to, lanes_mask(count), bits);
+}
+
 // One pixel's shift, residual and activation, of some of sixteen output channels.
-inline void finish(const ConvTile& t, const float* sums, const float* shift, const float* residual,
-                   float* output, int64_t channels) {
-  if (channels >= 16) {
-    Vec v = load(sums) + load(shift);
-    if (residual != nullptr) v += load(residual);
-    return store(output, activate(v, t.act, t.act_slope));
-  }
-  Vec v = load(sums) + load_partial(shift, channels);
-  if (residual != nullptr) v += load_partial(residual, channels);
-  store_partial(output, activate(v, t.act, t.act_slope), channels);
+template <class T>
+inline void finish(const ConvTile& t, const float* sums, const float* shift, const T* residual,
+                   T* output, int64_t channels) {
+  Vec v = load(sums) + load_values(shift, channels);
+  if (residual != nullptr) v += load_values(residual, channels);
+  store_values(output, activate(v, t.act, t.act_slope), channels);
 }
 
 // Makes outputs of the sums before while the next ones are computed, a few pixels between any two
 // groups of products. All at once they would fill the processor's window of instructions, and the
 // tiles would run dry: with 64 input channels that takes 1.4 times as long.
+//
+// T is what outputs and residuals are stored as.
+template <class T>
 class Finishing {
  public:
   Finishing(const SplitTile& tile, const ConvTile& output)
@@ -114,7 +135,7 @@ class Finishing {
         simple_(output.out_channels % kPanel == 0 &&
                 (output.act == Activation::relu || output.act == Activation::none)),
         bound_(broadcast(output.act == Activation::relu ? 0.0F : -__builtin_inff())),
-        at_{output.output, output.residual, 0},
+        at_(first_place(output)),
         first_(at_) {}
 
   // The next `count` positions, or the same for another panel than the first, are to be finished
@@ -165,8 +186,8 @@ class Finishing {
   [[gnu::always_inline]] void finish_simple(int block) const {
     const ptrdiff_t channel = channel_ + block * block_stride_;
     Vec v = load(sums_ + block * kBlockSums) + load(t_.shift + channel_ + block * 16);
-    if (at_.residual != nullptr) v += load(at_.residual + channel);
-    store(at_.output + channel, at_least(v, bound_));
+    if (at_.residual != nullptr) v += load_values(at_.residual + channel, 16);
+    store_values(at_.output + channel, at_least(v, bound_), 16);
   }
 
   [[gnu::noinline]] void finish_any() const {
@@ -187,10 +208,18 @@ class Finishing {
   }
 
   struct Place {
-    float* output;
-    const float* residual;
+    T* output;
+    const T* residual;
     int64_t column;
   };
+
+  static Place first_place(const ConvTile& output) {
+    if constexpr (std::is_same_v<T, float>) {
+      return {output.output, output.residual, 0};
+    } else {
+      return {output.output16, output.residual16, 0};
+    }
+  }
 
   const ConvTile& t_;
   const int64_t row_positions_;
@@ -209,9 +238,9 @@ class Finishing {
 constexpr int64_t products_per_chunk(int parts) { return parts == kBfloat16Parts ? 1 : 6; }
 
 // Thirty-two input channels of one tap. Every group of products but the last changes one operand.
-template <int kParts, int kPixelTiles, int kBlocks>
+template <int kParts, int kPixelTiles, int kBlocks, class T>
 inline void add_chunk(const SplitTile& t, const Bfloat16* pixels, const Bfloat16* weights,
-                      Finishing& meanwhile) {
+                      Finishing<T>& meanwhile) {
   constexpr bool kBoth = kPixelTiles == 2;
   const Bfloat16 *high = pixels, *middle = high + t.plane_stride, *low = middle + t.plane_stride;
   const auto products = [&meanwhile] {
@@ -270,9 +299,9 @@ template <int kPixelTiles, int kBlocks>
   }
 }
 
-template <int kParts, int kPixelTiles, int kBlocks>
+template <int kParts, int kPixelTiles, int kBlocks, class T>
 void sum_products(const SplitTile& t, int64_t position, const Bfloat16* weights, Fetching& fetching,
-                  Finishing& finishing, Sums& sums) {
+                  Finishing<T>& finishing, Sums& sums) {
   const int64_t chunks = t.tap_count * t.chunks;
   const int64_t parts = (chunks + kChunksPerSum - 1) / kChunksPerSum;
   const int64_t at_once = (chunks + parts - 1) / parts;
@@ -300,19 +329,19 @@ void sum_products(const SplitTile& t, int64_t position, const Bfloat16* weights,
   finish_part();
 }
 
-template <int kParts, int kBlocks>
+template <int kParts, int kBlocks, class T>
 void all_positions(const SplitTile& t, const ConvTile& output) {
   const int64_t positions = (output.rows - 1) * t.row_positions + output.pixels;
   const int64_t chunks = t.tap_count * t.chunks;
   const int64_t blocks = (positions + kSplitPositions - 1) / kSplitPositions;
   Fetching fetching(output.upcoming, blocks * t.panels * chunks);
-  Finishing finishing(t, output);
+  Finishing<T> finishing(t, output);
   Sums sums[2];
   int64_t turn = 0;
   for (int64_t position = 0; position < positions; position += kSplitPositions) {
     const int64_t count = std::min(kSplitPositions, positions - position);
-    const auto sum =
-        count > kTileRows ? sum_products<kParts, 2, kBlocks> : sum_products<kParts, 1, kBlocks>;
+    const auto sum = count > kTileRows ? sum_products<kParts, 2, kBlocks, T>
+                                       : sum_products<kParts, 1, kBlocks, T>;
     for (int64_t panel = 0; panel < t.panels; ++panel, ++turn) {
       Sums& mine = sums[turn % 2];
       sum(t, position, t.weights + panel * t.panel_stride, fetching, finishing, mine);
@@ -323,16 +352,24 @@ void all_positions(const SplitTile& t, const ConvTile& output) {
   finishing.end();
 }
 
+template <int kParts, class T>
+void multiply(const SplitTile& tile, const ConvTile& output) {
+  const TileRegisters registers;
+  if (tile.blocks == 1) {
+    all_positions<kParts, 1, T>(tile, output);
+  } else {
+    all_positions<kParts, 2, T>(tile, output);
+  }
+}
+
 }  // namespace
 
 template <int kParts>
 void split_igemm(const SplitTile& tile, const ConvTile& output) {
-  const TileRegisters registers;
-  if (tile.blocks == 1) {
-    all_positions<kParts, 1>(tile, output);
-  } else {
-    all_positions<kParts, 2>(tile, output);
+  if constexpr (kParts == kBfloat16Parts) {
+    if (output.output16 != nullptr) return multiply<kParts, Bfloat16>(tile, output);
   }
+  multiply<kParts, float>(tile, output);
 }
 template void split_igemm<kFloat32Parts>(const SplitTile&, const ConvTile&);
 template void split_igemm<kBfloat16Parts>(const SplitTile&, const ConvTile&);
