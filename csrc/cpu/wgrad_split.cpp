@@ -157,8 +157,13 @@ void for_each_tap(const WgradTile& tile, const Part& part) {
 bool prefers_split_sums(const Microkernels& kernels, int64_t channels, int64_t out_channels,
                         int64_t taps) {
   if (kernels.split == nullptr) return false;
-  const int64_t products = round_up(channels, kSplitPositions) * round_up(out_channels, 32);
-  const int64_t tiles = 60 * channels + 25 * out_channels / taps + products * 15 / 32;
+  struct Costs {
+    int64_t input, gradient, products;  // of a channel, of one, of 32 of either
+  };
+  const auto [input, gradient, product] =
+      kernels.split->parts == kBfloat16Parts ? Costs{22, 9, 128} : Costs{60, 25, 480};
+  const int64_t pairs = round_up(channels, kSplitPositions) * round_up(out_channels, 32) / 1024;
+  const int64_t tiles = input * channels + gradient * out_channels / taps + pairs * product;
   return tiles < channels * out_channels * 32 / 27;
 }
 
