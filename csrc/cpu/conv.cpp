@@ -359,14 +359,14 @@ void set_packed(const Microkernels& kernels, const PlainWeight& weight, float* p
 const char* kernel_name(const Microkernels& kernels, Conv conv) {
   prepare(conv);
   if (prefers_pixel_lanes(conv)) return "pixel lanes";
+  if (prefers_tiles(kernels, conv.layer, conv.geometry.out.w)) return "matrix tiles";
   switch (conv.layer.header.layout) {
     case PackedLayout::winograd:
       return "Winograd";
     case PackedLayout::lanes:
       return conv.layer.header.group_in_channels >= 4 ? "grouped lanes" : "channel lanes";
     default:
-      return prefers_tiles(kernels, conv.layer, conv.geometry.out.w) ? "matrix tiles"
-                                                                     : "register tiles";
+      return "register tiles";
   }
 }
 

@@ -55,6 +55,10 @@ struct SplitPixels {
 
 // Packed weights (PackedLayout::igemm) to [tap][chunk of 32 input channels][part][block]
 // [16 pairs of input channels][16 output channels][2], of the pairs that the pixels have.
+//
+// A block of narrow groups has as many input channels as output channels, sixteen, and zeros
+// between channels of different groups. It fills one half of its chunk, two blocks one each; the
+// other one is zero.
 struct SplitWeights {
   const float* weights;
   ptrdiff_t block_stride;
@@ -62,6 +66,8 @@ struct SplitWeights {
   int64_t blocks;  // 1 or 2, of 16 output channels
   int64_t taps;
   int64_t channels;
+  int64_t group_width;  // of narrow groups, to one part: [tap][group_width][16]; 0 for others
+  int64_t half;         // the one that the first block fills
   Bfloat16* target;
 };
 

@@ -27,10 +27,17 @@ int64_t positions_read(int64_t outputs, int64_t taps, int64_t dilation, int64_t 
   return ((outputs - 1) * stride + (taps - 1) * dilation - phase) / stride + 1;
 }
 
-// What tiles convolve: a kernel's columns of so few channels that those of all fit in one row of a
-// tile are one column of more channels. Packed weights have them in this order.
-PackedHeader joined_columns(const ConvLayer& layer) {
+// What tiles convolve. Narrow groups are taken sixteen channels at a time. Else a kernel's columns
+// of so few channels that those of all fit in one row of a tile are one column of more channels.
+// Packed weights have them in this order.
+PackedHeader tiled_header(const ConvLayer& layer) {
   PackedHeader h = layer.header;
+  if (has_narrow_groups(h)) {
+    h.layout = PackedLayout::igemm;
+    h.groups = h.out_channels / static_cast<int32_t>(kChannelBlock);
+    h.group_in_channels = static_cast<int32_t>(kChannelBlock);
+    return h;
+  }
   const int64_t values = int64_t{h.kernel_w} * h.group_in_channels;
   if (h.groups > 1 || h.kernel_w == 1 || layer.dilation.w > 1 || values > kSplitChannels) return h;
   h.group_in_channels = static_cast<int32_t>(values);
@@ -56,7 +63,7 @@ int64_t phases_read(int64_t taps, int64_t dilation, int64_t stride) {
 }
 
 int64_t all_phases_read(const ConvLayer& layer) {
-  const PackedHeader h = joined_columns(layer);
+  const PackedHeader h = tiled_header(layer);
   return phases_read(h.kernel_h, layer.dilation.h, layer.stride.h) *
          phases_read(h.kernel_w, layer.dilation.w, layer.stride.w);
 }
@@ -99,7 +106,8 @@ int64_t splitting_per_row(const SplitKernels& kernels, const ConvLayer& layer, i
 }  // namespace
 
 bool prefers_tiles(const Microkernels& kernels, const ConvLayer& layer, int64_t pixels) {
-  const PackedHeader h = joined_columns(layer);
+  if (has_narrow_groups(layer.header)) return multiplies_bfloat16(kernels);
+  const PackedHeader h = tiled_header(layer);
   if (kernels.split == nullptr || h.layout != PackedLayout::igemm) return false;
   if (h.groups > 1 && h.group_in_channels % kSplitChannels != 0) return false;
   if (h.taps() == 1) pixels = 1;  // however many rows a band has joined
@@ -123,12 +131,18 @@ int64_t shared_outputs(const PackedHeader& header, int64_t batch, Extent out) {
 }
 
 int64_t split_rows_in_cache(const SplitKernels& kernels, const ConvLayer& layer, int64_t pixels) {
-  const PackedHeader h = joined_columns(layer);
+  const PackedHeader h = tiled_header(layer);
   const int64_t positions = positions_read(pixels, h.kernel_w, layer.dilation.w, layer.stride.w, 0);
   const int64_t channels =
       ceil_div(h.group_in_channels, reduction_parts(kernels, h)) * split_groups_at_once(h);
   const int64_t values = all_phases_read(layer) * positions * channels;
   return planes_in_cache() / (kernels.parts * values * int64_t{sizeof(Bfloat16)});
+}
+
+bool has_narrow_groups(const PackedHeader& h) {
+  const int64_t width = h.group_in_channels;
+  return h.groups > 1 && width == h.group_out_channels() && width >= 4 && width <= kChannelBlock &&
+         kChannelBlock % width == 0 && h.out_channels % kSplitChannels == 0;
 }
 
 int64_t split_groups_at_once(const PackedHeader& header) {
@@ -138,7 +152,8 @@ int64_t split_groups_at_once(const PackedHeader& header) {
 SplitBand::SplitBand(const Microkernels& kernels, const ConvLayer& layer, const ConvBand& band,
                      Range groups)
     : kernels_(*kernels.split),
-      header_(joined_columns(layer)),
+      header_(tiled_header(layer)),
+      narrow_width_(has_narrow_groups(layer.header) ? layer.header.group_in_channels : 0),
       stride_(layer.stride),
       dilation_(layer.dilation),
       groups_(groups),
@@ -219,6 +234,10 @@ const Bfloat16* SplitBand::split_weights(const ConvTile& tile, int64_t panel, in
   w.blocks = ceil_div(tile.out_channels, kChannelBlock);
   w.taps = header_.taps();
   w.channels = range.size();
+  if (narrow_width_ > 0) {
+    w.group_width = narrow_width_;
+    w.half = panel % 2;
+  }
   if (kept_ == nullptr) {
     w.target = thread_scratch().split_weights.bfloat16s(panel_values(kernels_, header_));
     return kernels_.split_weights(w) ? w.target : nullptr;
@@ -236,7 +255,9 @@ SplitTile SplitBand::tile_of(int64_t group, int64_t part, int64_t blocks) const 
   SplitTile t{};
   t.chunks = split_chunks(channels(part).size());
   const int64_t first = (channels(part).begin - channels(loaded_.begin).begin) / kSplitChannels;
-  t.input = planes_ + ((group - groups_.begin) * t.chunks + first) * kernels_.parts * plane_stride_;
+  int64_t chunk = (group - groups_.begin) * t.chunks + first;
+  if (narrow_width_ > 0) chunk /= 2;
+  t.input = planes_ + chunk * kernels_.parts * plane_stride_;
   t.plane_stride = plane_stride_;
   t.taps = taps_.data();
   t.tap_count = header_.taps();
@@ -269,8 +290,8 @@ bool SplitBand::multiply_kept(const ConvTile& tile, Range panels) const {
 }
 
 SplitPanels::SplitPanels(const Microkernels& kernels, const ConvLayer& layer, Scratch& memory)
-    : parts_(reduction_parts(*kernels.split, joined_columns(layer))),
-      panel_values_(panel_values(*kernels.split, joined_columns(layer))) {
+    : parts_(reduction_parts(*kernels.split, tiled_header(layer))),
+      panel_values_(panel_values(*kernels.split, tiled_header(layer))) {
   const int64_t panels = panel_count(kernels, layer);
   memory_ = memory.bfloat16s(panels * panel_values_);
   states_.resize(static_cast<size_t>(panels * parts_), State::unknown);
@@ -282,13 +303,14 @@ SplitPanels::State& SplitPanels::state(int64_t panel, int64_t part) {
 
 bool fits_kept_panels(const Microkernels& kernels, const ConvLayer& layer) {
   const int64_t values =
-      panel_count(kernels, layer) * panel_values(*kernels.split, joined_columns(layer));
+      panel_count(kernels, layer) * panel_values(*kernels.split, tiled_header(layer));
   return values * int64_t{sizeof(Bfloat16)} <= kMostKeptBytes;
 }
 
 std::optional<SplitPanels> kept_panels(const Microkernels& kernels, const ConvLayer& layer,
                                        int64_t pixels, int64_t bands, Scratch& memory) {
   if (bands < 2 || !prefers_tiles(kernels, layer, pixels)) return std::nullopt;
+  if (has_narrow_groups(layer.header)) return std::nullopt;  // which have few
   if (!fits_kept_panels(kernels, layer)) return std::nullopt;
   return SplitPanels(kernels, layer, memory);
 }

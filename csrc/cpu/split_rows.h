@@ -34,6 +34,10 @@ inline const Microkernels& kernels_for(StorageType type, const ConvLayer& spatia
 // alone, so that the bits of the results do not depend on how threads share it.
 bool prefers_tiles(const Microkernels& kernels, const ConvLayer& layer, int64_t pixels);
 
+// Groups of few channels: products of bfloat16 values are so cheap that tiles take two blocks of
+// them at a time and multiply with the zeros between.
+bool has_narrow_groups(const PackedHeader& header);
+
 // A layer's `outputs`: a 1x1 goes through all images as through one. Of the layer alone, too: a
 // bottleneck's layers have the same ones band by band and each on its own.
 int64_t shared_outputs(const PackedHeader& header, int64_t batch, Extent out);
@@ -42,7 +46,8 @@ int64_t shared_outputs(const PackedHeader& header, int64_t batch, Extent out);
 // channels than some come one part after the other.
 int64_t split_rows_in_cache(const SplitKernels& kernels, const ConvLayer& layer, int64_t pixels);
 
-// Groups whose input is split together: no more than one band of all their rows has room for.
+// Groups, narrow ones sixteen channels of them, whose input is split together: no more than one
+// band of all their rows has room for.
 int64_t split_groups_at_once(const PackedHeader& header);
 
 // A layer's weights in bfloat16 parts, kept by one thread from one band to the next.
@@ -107,6 +112,7 @@ class SplitBand {
 
   const SplitKernels& kernels_;
   const PackedHeader header_;
+  const int64_t narrow_width_;  // channels of a narrow group; 0 for others
   const Extent stride_, dilation_;
   const Range groups_;
   const int64_t row_positions_;

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "kernels.h"
+#include "round.h"
 #include "transpose.h"
 
 #if defined(__AVX512BW__)
@@ -59,14 +60,6 @@ inline __mmask16 lanes_mask(int64_t count) {
 inline __m512i pair_up(__m512 a, __m512 b) {
   const __m512i upper = _mm512_srli_epi32(_mm512_castps_si512(a), 16);
   return _mm512_mask_mov_epi16(upper, 0xaaaaaaaa, _mm512_castps_si512(b));
-}
-
-// Rounded to nearest, ties to even, a's before b's. Processors with tiles have the instruction; as
-// assembly, so that nothing else is compiled for it.
-inline __m512i round_both(__m512 a, __m512 b) {
-  __m512i both;
-  asm("vcvtne2ps2bf16 %2, %1, %0" : "=v"(both) : "v"(b), "v"(a));
-  return both;
 }
 
 inline __m512i interleaved(__m512i halves) {
@@ -203,8 +196,36 @@ bool split_pixels(const SplitPixels& s) {
   return load_pixels<kParts>(s, s.input);
 }
 
+namespace {
+
+void split_narrow_block(const SplitWeights& s, int64_t block) {
+  const int64_t width = s.group_width;
+  for (int64_t tap = 0; tap < s.taps; ++tap) {
+    const float* from = s.weights + block * s.block_stride + tap * width * 16;
+    Bfloat16* to = s.target + (tap * s.blocks + block) * kSplitBlock;
+    std::fill_n(to, kSplitBlock, Bfloat16{0});
+    to += (s.half + block) * kSplitBlock / 2;
+    const auto channel = [&](int64_t c) {
+      const int64_t first = c / width * width;
+      const auto group = static_cast<__mmask16>(((1U << width) - 1U) << first);
+      return _mm512_maskz_loadu_ps(group, from + (c - first) * 16);
+    };
+    for (int64_t c = 0; c < 16; c += 2) {
+      _mm512_store_si512(to + c * 16, interleaved(round_both(channel(c), channel(c + 1))));
+    }
+  }
+}
+
+}  // namespace
+
 template <int kParts>
 bool split_weights(const SplitWeights& s) {
+  if constexpr (kParts == kBfloat16Parts) {
+    if (s.group_width > 0) {
+      for (int64_t block = 0; block < s.blocks; ++block) split_narrow_block(s, block);
+      return true;
+    }
+  }
   // Of a chunk's channels the first of a pair, times its number, and how far the other is.
   constexpr int64_t kStep = kParts == kBfloat16Parts ? 2 : 1;
   constexpr int64_t kOther = kParts == kBfloat16Parts ? 1 : kPairs;

@@ -7,6 +7,7 @@
 #include "activation.h"
 #include "fetching.h"
 #include "kernels.h"
+#include "round.h"
 
 #if defined(__AVX512BW__)
 
@@ -106,9 +107,7 @@ inline void store_values(float* to, Vec values, int64_t count) {
   count >= 16 ? store(to, values) : store_partial(to, values, count);
 }
 inline void store_values(Bfloat16* to, Vec values, int64_t count) {
-  __m256i bits;
-  asm("vcvtneps2bf16 %1, %0" : "=v"(bits) : "v"(values));
-  _mm256_mask_storeu_epi16(to, lanes_mask(count), bits);
+  _mm256_mask_storeu_epi16(to, lanes_mask(count), round_one(values));
 }
 
 // One pixel's shift, residual and activation, of some of sixteen output channels.
@@ -132,7 +131,8 @@ class Finishing {
       : t_(output),
         row_positions_(tile.row_positions),
         block_stride_(tile.output_block_stride),
-        simple_(output.out_channels % kPanel == 0 &&
+        blocks_(tile.blocks),
+        simple_(output.out_channels % (16 * tile.blocks) == 0 &&
                 (output.act == Activation::relu || output.act == Activation::none)),
         bound_(broadcast(output.act == Activation::relu ? 0.0F : -__builtin_inff())),
         at_(first_place(output)),
@@ -163,40 +163,72 @@ class Finishing {
   static constexpr ptrdiff_t kBlockSums = kSplitPositions * 16;
 
   // Of a row's positions the first ones are pixels, the others belong to no output.
-  [[gnu::always_inline]] void finish_positions(int64_t count) {
+  [[gnu::noinline]] void finish_positions(int64_t count) {
     left_ -= count;
-    for (; count > 0; --count) {
-      if (at_.column < t_.pixels) finish_pixel();
-      sums_ += 16;
-      if (++at_.column == row_positions_) next_row();
+    while (count > 0) {
+      const bool outputs = at_.column < t_.pixels;
+      const int64_t run = std::min(count, (outputs ? t_.pixels : row_positions_) - at_.column);
+      if (outputs) finish_pixels(run);
+      sums_ += run * 16;
+      at_.column += run;
+      if (at_.column == row_positions_) next_row();
+      count -= run;
     }
   }
 
-  [[gnu::always_inline]] void finish_pixel() {
-    if (simple_) {
-      finish_simple(0);
-      finish_simple(1);
+  void finish_pixels(int64_t count) {
+    if (!simple_) {
+      finish_any(count);
+    } else if (blocks_ == 1) {
+      at_.residual == nullptr ? finish_simple<1, false>(count) : finish_simple<1, true>(count);
     } else {
-      finish_any();
+      at_.residual == nullptr ? finish_simple<2, false>(count) : finish_simple<2, true>(count);
     }
-    at_.output += t_.output_pixel_stride;
-    if (at_.residual != nullptr) at_.residual += t_.residual_pixel_stride;
+    at_.output += count * t_.output_pixel_stride;
+    if (at_.residual != nullptr) at_.residual += count * t_.residual_pixel_stride;
   }
 
-  [[gnu::always_inline]] void finish_simple(int block) const {
-    const ptrdiff_t channel = channel_ + block * block_stride_;
-    Vec v = load(sums_ + block * kBlockSums) + load(t_.shift + channel_ + block * 16);
-    if (at_.residual != nullptr) v += load_values(at_.residual + channel, 16);
-    store_values(at_.output + channel, at_least(v, bound_), 16);
+  template <int kBlocks, bool kResidual>
+  void finish_simple(int64_t count) const {
+    Vec shift[kBlocks];
+    for (int block = 0; block < kBlocks; ++block) {
+      shift[block] = load(t_.shift + channel_ + block * 16);
+    }
+    const float* sums = sums_;
+    T* output = at_.output + channel_;
+    const T* residual = at_.residual + (kResidual ? channel_ : 0);
+    for (; count > 0; --count) {
+      Vec values[kBlocks];
+      for (int block = 0; block < kBlocks; ++block) {
+        Vec v = load(sums + block * kBlockSums) + shift[block];
+        if constexpr (kResidual) v += load_values(residual + block * block_stride_, 16);
+        values[block] = at_least(v, bound_);
+      }
+      if constexpr (kBlocks == 2 && !std::is_same_v<T, float>) {
+        _mm512_storeu_si512(output, round_both((__m512)values[0], (__m512)values[1]));
+      } else {
+        for (int block = 0; block < kBlocks; ++block) {
+          store_values(output + block * block_stride_, values[block], 16);
+        }
+      }
+      sums += 16;
+      output += t_.output_pixel_stride;
+      if constexpr (kResidual) residual += t_.residual_pixel_stride;
+    }
   }
 
-  [[gnu::noinline]] void finish_any() const {
+  void finish_any(int64_t count) const {
     const int64_t channels = std::min(kPanel, t_.out_channels - channel_);
-    for (int64_t first = 0; first < channels; first += 16) {
-      const ptrdiff_t block = first / 16, channel = channel_ + block * block_stride_;
-      finish(t_, sums_ + block * kBlockSums, t_.shift + channel_ + first,
-             at_.residual == nullptr ? nullptr : at_.residual + channel, at_.output + channel,
-             channels - first);
+    for (int64_t pixel = 0; pixel < count; ++pixel) {
+      const T* residual =
+          at_.residual == nullptr ? nullptr : at_.residual + pixel * t_.residual_pixel_stride;
+      T* output = at_.output + pixel * t_.output_pixel_stride;
+      for (int64_t first = 0; first < channels; first += 16) {
+        const ptrdiff_t block = first / 16, channel = channel_ + block * block_stride_;
+        finish(t_, sums_ + pixel * 16 + block * kBlockSums, t_.shift + channel_ + first,
+               residual == nullptr ? nullptr : residual + channel, output + channel,
+               channels - first);
+      }
     }
   }
 
@@ -224,6 +256,7 @@ class Finishing {
   const ConvTile& t_;
   const int64_t row_positions_;
   const ptrdiff_t block_stride_;
+  const int64_t blocks_;
   const bool simple_;
   const Vec bound_;
   Place at_;
