@@ -41,6 +41,8 @@ class BandWalker {
         stored_input_(stores(block.reduce, block.in.w) && block.x.is_bfloat16_nhwc()),
         stored_output_(stores(block.expand, block.out.w) && block.x.is_bfloat16_nhwc() &&
                        (!block.down.has_value() || stores(*block.down, block.out.w))),
+        stored_inner1_(stores(block.reduce, block.in.w) && stores(block.spatial, block.out.w)),
+        stored_inner2_(stores(block.spatial, block.out.w) && stores(block.expand, block.out.w)),
         direct_output_(stored_output_ || block.y.type == StorageType::float32),
         kept_{kept(block.reduce, block.in.w, pairs, 0), kept(block.spatial, block.out.w, pairs, 1),
               kept(block.expand, block.out.w, pairs, 2),
@@ -92,8 +94,36 @@ class BandWalker {
     return std::clamp<int64_t>((floats - halo) / per_row, 2, block_.out.h + 1);
   }
 
-  float* inner1() const {
-    return thread_scratch().inner1.floats(inner_rows(rows_in_cache()) * inner1_row_);
+  // An inner activation in scratch memory: bfloat16 values where tiles write and read it.
+  struct Inner {
+    char* data;
+    bool stored;
+
+    int64_t bytes(int64_t values) const {
+      return values * static_cast<int64_t>(stored ? sizeof(Bfloat16) : sizeof(float));
+    }
+    Inner from(int64_t value) const { return {data + bytes(value), stored}; }
+    void clear(int64_t first, int64_t values) const {
+      std::memset(data + bytes(first), 0, static_cast<size_t>(bytes(values)));
+    }
+    void set(Band& band, Bfloat16Band& band16, int64_t row_stride, int64_t pixel_stride) const {
+      if (stored) {
+        band = {};
+        band16 = {reinterpret_cast<Bfloat16*>(data), row_stride, pixel_stride};
+      } else {
+        band = {reinterpret_cast<float*>(data), row_stride, pixel_stride};
+        band16 = {};
+      }
+    }
+  };
+
+  Inner inner1() const {
+    float* data = thread_scratch().inner1.floats(inner_rows(rows_in_cache()) * inner1_row_);
+    return {reinterpret_cast<char*>(data), stored_inner1_};
+  }
+  Inner inner2() const {
+    float* data = thread_scratch().inner2.floats(rows_in_cache() * inner2_row_);
+    return {reinterpret_cast<char*>(data), stored_inner2_};
   }
 
   // Brings the first activation to the rows that output rows [row, row + rows) need: the rows that
@@ -102,33 +132,33 @@ class BandWalker {
   int64_t advance(int64_t n, int64_t row, int64_t rows, int64_t computed) {
     const int64_t begin = row * block_.stride.h - block_.dilation.h;
     const int64_t end = begin + inner_rows(rows);
-    float* buffer = inner1();
+    const Inner buffer = inner1();
     const int64_t kept = std::max<int64_t>(0, computed - begin);
     if (kept > 0) {
-      std::memmove(buffer, buffer + last_rows_offset_ - kept * inner1_row_,
-                   static_cast<size_t>(kept * inner1_row_) * sizeof(float));
+      std::memmove(buffer.data, buffer.from(last_rows_offset_ - kept * inner1_row_).data,
+                   static_cast<size_t>(buffer.bytes(kept * inner1_row_)));
     }
     last_rows_offset_ = (end - begin) * inner1_row_;
     const ConvLayer reduce = fetching_if_small(block_.reduce, block_.y, n, row, row + rows);
-    fill_inner1(reduce, n, std::max(begin, computed), end, buffer + kept * inner1_row_);
+    fill_inner1(reduce, n, std::max(begin, computed), end, buffer.from(kept * inner1_row_));
     return end;
   }
 
   // Inner rows [begin, end) to `target`; those outside the image are padding.
-  void fill_inner1(const ConvLayer& reduce, int64_t n, int64_t begin, int64_t end, float* target) {
+  void fill_inner1(const ConvLayer& reduce, int64_t n, int64_t begin, int64_t end,
+                   const Inner& target) {
     // Of these rows, [above, below) are inside the image; either end may be all there is.
     const int64_t rows = end - begin;
     const int64_t above = std::clamp<int64_t>(-begin, 0, rows);
     const int64_t below = std::clamp<int64_t>(block_.in.h - begin, above, rows);
-    float* inside = target + above * inner1_row_;
-    std::fill_n(target, above * inner1_row_, 0.0F);
-    std::fill_n(target + below * inner1_row_, (rows - below) * inner1_row_, 0.0F);
+    const Inner inside = target.from(above * inner1_row_);
+    target.clear(0, above * inner1_row_);
+    target.clear(below * inner1_row_, (rows - below) * inner1_row_);
     if (above == below) return;
     const int64_t border = block_.dilation.w * stride1_;
     for (int64_t h = 0; h < below - above; ++h) {
-      float* row = inside + h * inner1_row_;
-      std::fill_n(row, border, 0.0F);
-      std::fill_n(row + inner1_row_ - border, border, 0.0F);
+      inside.clear(h * inner1_row_, border);
+      inside.clear((h + 1) * inner1_row_ - border, border);
     }
     const int64_t bands = reduce_bands(below - above);
     for (int64_t i = 0; i < bands; ++i) {
@@ -142,7 +172,8 @@ class BandWalker {
       } else {
         band.input = input_rows(n, row, band.rows, thread_scratch().input);
       }
-      band.output = {inside + part.begin * inner1_row_ + border, inner1_row_, stride1_};
+      inside.from(part.begin * inner1_row_ + border)
+          .set(band.output, band.output16, inner1_row_, stride1_);
       run(reduce, 0, band);
     }
   }
@@ -160,14 +191,15 @@ class BandWalker {
     ConvBand spatial;
     spatial.rows = rows;
     spatial.pixels = block_.out.w;
-    spatial.input = {inner1(), inner1_row_, stride1_};
-    spatial.output = {thread_scratch().inner2.floats(rows_in_cache() * inner2_row_), inner2_row_,
-                      channels2_};
+    inner1().set(spatial.input, spatial.input16, inner1_row_, stride1_);
+    inner2().set(spatial.output, spatial.output16, inner2_row_, channels2_);
     run(spatial_, 1, spatial);
 
-    ConvBand expand = spatial;
+    ConvBand expand;
+    expand.rows = rows;
+    expand.pixels = block_.out.w;
     expand.input = spatial.output;
-    expand.output = {};
+    expand.input16 = spatial.output16;
     if (stored_output_) {
       expand.output16 = direct_band16(block_.y, n, row);
       expand.residual16 = stored_shortcut(n, row, rows, expand.output16);
@@ -242,7 +274,7 @@ class BandWalker {
   const int64_t inner1_row_;
   const int64_t inner2_row_;
   const bool small_weights_;
-  const bool stored_input_, stored_output_;
+  const bool stored_input_, stored_output_, stored_inner1_, stored_inner2_;
   const bool direct_output_;
   std::array<std::optional<SplitPanels>, ThreadScratch::kKeptPanels> kept_;
   int64_t last_rows_offset_ = 0;

@@ -43,21 +43,25 @@ class LayerByLayer {
       : kernels_(kernels), block_(block), x_(x), op_(op) {}
 
   void run() const {
-    Tensor inner1 = inner(block_.reduce, block_.in);
+    Tensor inner1 = inner(block_.reduce, block_.in, block_.spatial);
     run(block_.reduce, block_.x, block_.in, image_of(inner1), {});
-    Tensor inner2 = inner(block_.spatial, block_.out);
+    Tensor inner2 = inner(block_.spatial, block_.out, block_.expand);
     run(block_.spatial, image_of(inner1), block_.in, image_of(inner2), {});
     if (!block_.down.has_value()) {
       return run(block_.expand, image_of(inner2), block_.out, block_.y, block_.x);
     }
-    Tensor shortcut = inner(*block_.down, block_.out);
+    Tensor shortcut = inner(*block_.down, block_.out, block_.expand);
     run(*block_.down, block_.x, block_.in, image_of(shortcut), {});
     run(block_.expand, image_of(inner2), block_.out, block_.y, image_of(shortcut));
   }
 
  private:
-  Tensor inner(const ConvLayer& layer, Extent size) const {
-    return empty_nhwc(block_.batch, layer.header.out_channels, size, ScalarType::Float, x_);
+  // Float32, or bfloat16 where tiles write and read it.
+  Tensor inner(const ConvLayer& layer, Extent size, const ConvLayer& next) const {
+    const bool stored = multiplies_bfloat16(kernels_) && prefers_tiles(kernels_, layer, size.w) &&
+                        prefers_tiles(kernels_, next, block_.out.w);
+    return empty_nhwc(block_.batch, layer.header.out_channels, size,
+                      stored ? ScalarType::BFloat16 : ScalarType::Float, x_);
   }
 
   void run(const BottleneckLayer& layer, const Image& in, Extent in_size, const Image& out,
