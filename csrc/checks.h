@@ -180,7 +180,17 @@ inline void check_algorithm_name(const Tensor& weight, int64_t groups, const std
         groups, " groups");
 }
 
-// The arguments of pack_conv_weight.
+// pack_conv_weight's algorithm for bfloat16 inputs: direct, with rounded weights.
+constexpr const char* kBfloat16Algorithm = "bfloat16";
+
+inline void check_suits_bfloat16(const Tensor& weight, int64_t groups, const char* op) {
+  const int64_t out = weight.size(0) / groups, in = weight.size(1);
+  check(out % kBfloat16Channels == 0 && in % kBfloat16Channels == 0, op,
+        ": algorithm 'bfloat16' needs multiples of 32 channels in each group, got shape ",
+        ShapeOf{weight}, " with ", groups, " groups");
+}
+
+// The weight and the groups of pack_conv_weight, or of an operator that packs.
 inline void check_weight_to_pack(const Tensor& weight, int64_t groups, const std::string& algorithm,
                                  const char* op, const char* name = "weight") {
   check(weight.dim() == 4, op, ": ", name, " must be 4-D [K, C/groups, R, S], got shape ",

@@ -31,7 +31,14 @@ enum class PackedLayout : int32_t {
   // that is, autocast decides at every call. The tail gives it a size that no other layout has, and
   // so tells it from them where the header cannot be read, on a GPU.
   krsc = 4,
+  // [groups][Kg/32][R][S][Cg/32][2][16][16][2], bfloat16: of 32 output channels and 32 input
+  // channels what a matrix tile takes, blocks of 16 output channels, in which every row has two
+  // input channels of each.
+  bfloat16 = 5,
 };
+
+// What both numbers of channels of a group are multiples of in PackedLayout::bfloat16.
+constexpr int64_t kBfloat16Channels = 32;
 
 // Multiplications of one 4x4 tile of F(2x2, 3x3).
 constexpr int64_t kWinogradPositions = 16;
@@ -78,11 +85,16 @@ struct PackedHeader {
 
   int64_t payload_bytes() const {
     if (layout == PackedLayout::krsc) return 8 * krsc_values() + kKrscTail;
+    if (layout == PackedLayout::bfloat16) return 2 * all_values();
     return static_cast<int64_t>(sizeof(float)) * payload_floats();
   }
 
+  int64_t all_values() const { return int64_t{out_channels} * group_in_channels * taps(); }
+
+  // As many as take the payload's bytes.
   int64_t payload_floats() const {
-    if (layout == PackedLayout::plain) return int64_t{out_channels} * group_in_channels * taps();
+    if (layout == PackedLayout::plain) return all_values();
+    if (layout == PackedLayout::bfloat16) return all_values() / 2;
     const int64_t copies = layout == PackedLayout::lanes      ? 1
                            : layout == PackedLayout::winograd ? kWinogradPositions
                                                               : groups;

@@ -81,6 +81,9 @@ PYBIND11_MODULE(_diagnostics, m) {
       "What computes a convolution of these shapes, padding (top, bottom, left, right), on the "
       "selected instruction set. Raises RuntimeError where it has no output.");
   m.def(
+      "multiplies_bfloat16", [] { return fastres::cpu::multiplies_bfloat16(); },
+      "Whether bfloat16 tensors are multiplied as such on the selected instruction set.");
+  m.def(
       "prefers_direct",
       [](int64_t in_channels, bool bfloat16) {
         return fastres::cpu::prefers_direct(in_channels, storage_type(bfloat16));

@@ -7,6 +7,12 @@ import torch
 from . import _library
 
 
+def multiplies_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16 values by the instruction set that is used."""
+    native = _library.diagnostics()
+    return native is not None and bool(native.multiplies_bfloat16())
+
+
 def for_output(algorithm: str, in_channels: int, dtype: torch.dtype = torch.float32) -> str:
     """What to compute an output by where ``algorithm`` may be used: csrc/cpu/winograd.h has why.
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ._packed import WINOGRAD, read_header
+from ._packed import WINOGRAD, read_header, suits_bfloat16
 
 ACTIVATIONS = ("none", "relu", "relu6", "silu", "leaky_relu")
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -475,6 +475,14 @@ def _pooled_shape(
     return n, c, oh, ow
 
 
+def _require_suits_bfloat16(op: str, weight: Tensor, groups: int) -> None:
+    if not suits_bfloat16(tuple(weight.shape), groups):
+        raise ValueError(
+            f"{op}: algorithm 'bfloat16' needs multiples of 32 channels in each group, got shape "
+            f"{_shape(weight)} with {groups} groups"
+        )
+
+
 def require_algorithm(op: str, weight: Tensor, groups: int, algorithm: str) -> None:
     """Checks by which algorithm a weight is to be convolved.
 
@@ -514,7 +522,10 @@ def pack_conv_weight_check(
     if groups < 1:
         raise ValueError(f"{op}: groups must be positive, got {groups}")
     _require_groups(op, "output", weight.shape[0], groups)
-    require_algorithm(op, weight, groups, algorithm)
+    if algorithm == "bfloat16" and op == "pack_conv_weight":
+        _require_suits_bfloat16(op, weight, groups)
+    else:
+        require_algorithm(op, weight, groups, algorithm)
     if scale is None:
         return
     if scale.dim() != 1 or scale.shape[0] != weight.shape[0]:

@@ -11,10 +11,11 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 # Layouts of the payload.
-PLAIN, IGEMM, LANES, WINOGRAD, KRSC = 0, 1, 2, 3, 4
+PLAIN, IGEMM, LANES, WINOGRAD, KRSC, BFLOAT16 = 0, 1, 2, 3, 4, 5
 CHANNEL_BLOCK = 16  # output channels in one block of IGEMM, LANES and WINOGRAD
 KRSC_COPIES = (torch.float32, torch.bfloat16, torch.float16)  # one after the other
 KRSC_TAIL = 16  # bytes after them
+BFLOAT16_CHANNELS = 32  # of which both numbers of channels of a group are multiples in BFLOAT16
 
 _MAGIC = 0x53525446  # "FTRS"
 _VERSION = 1
@@ -52,6 +53,9 @@ class PackedHeader(NamedTuple):
             return (-(-k // CHANNEL_BLOCK), r, s, cg, CHANNEL_BLOCK)
         if self.layout == WINOGRAD:
             return (4, 4, -(-k // CHANNEL_BLOCK), cg, CHANNEL_BLOCK)
+        if self.layout == BFLOAT16:
+            wide = BFLOAT16_CHANNELS
+            return (self.groups, k // self.groups // wide, r, s, cg // wide, 2, 16, 16, 2)
         if self.layout == KRSC:  # one of the copies
             return (k, -(-r * s * cg // 8) * 8)
         return (k, cg, r, s)
@@ -61,7 +65,16 @@ class PackedHeader(NamedTuple):
         values = math.prod(self.payload_shape())
         if self.layout == KRSC:
             return HEADER_BYTES + values * sum(d.itemsize for d in KRSC_COPIES) + KRSC_TAIL
-        return HEADER_BYTES + values * self.dtype.itemsize
+        return HEADER_BYTES + values * self.payload_dtype().itemsize
+
+    def payload_dtype(self) -> torch.dtype:
+        """What the payload's values are stored as; of KRSC, its first copy's."""
+        return torch.bfloat16 if self.layout == BFLOAT16 else self.dtype
+
+
+def suits_bfloat16(shape: tuple[int, ...], groups: int) -> bool:
+    """Whether a weight [K, C/groups, R, S] can be packed in BFLOAT16."""
+    return all(count % BFLOAT16_CHANNELS == 0 for count in (shape[0] // groups, shape[1]))
 
 
 def uses_lanes_layout(group_out: int, group_in: int, groups: int) -> bool:
@@ -71,8 +84,8 @@ def uses_lanes_layout(group_out: int, group_in: int, groups: int) -> bool:
 
 def native_layout(shape: tuple[int, ...], groups: int, algorithm: str) -> int:
     """The layout that kernels want for a weight [K, C/groups, R, S]."""
-    if algorithm == "winograd":
-        return WINOGRAD
+    if algorithm in ("winograd", "bfloat16"):
+        return WINOGRAD if algorithm == "winograd" else BFLOAT16
     return LANES if uses_lanes_layout(shape[0] // groups, shape[1], groups) else IGEMM
 
 
@@ -108,7 +121,7 @@ def read_header(packed: Tensor, name: str = "packed") -> PackedHeader:
         raise ValueError(f"{name} was not made by pack_conv_weight: it has no valid header")
     if version != _VERSION:
         raise ValueError(f"{name} has packing version {version}, expected {_VERSION}: pack again")
-    known = layout in (PLAIN, IGEMM, LANES, WINOGRAD, KRSC) and dtype in (0, 1)
+    known = layout in (PLAIN, IGEMM, LANES, WINOGRAD, KRSC, BFLOAT16) and dtype in (0, 1)
     if not known or min(k, cg, r, s, groups) < 1 or k % groups:
         raise ValueError(f"{name} has a corrupt header")
     header = PackedHeader(layout, _PAYLOAD_DTYPES[dtype], k, cg, r, s, groups)

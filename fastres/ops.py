@@ -79,13 +79,15 @@ def pack_conv_weight(
         groups: the convolution's groups; divides K.
         algorithm: "direct", or "winograd" for a dense 3x3 that will be used with stride and
             dilation 1: Winograd's F(2x2, 3x3) (Lavin and Gray, arXiv:1509.09308), 2.25 times fewer
-            multiplications.
+            multiplications; or "bfloat16", for bfloat16 inputs and multiples of 32 channels in each
+            group: the weight, times the scale, is rounded to bfloat16, in half the bytes. AMX
+            multiplies it as it is packed, other kernels widen it at each call.
 
     Returns:
-        1-D uint8 tensor, a constant for ``conv_bn_act`` and ``grouped_bottleneck``. It holds
-        float32 whatever the weight's dtype (float64 for float64), and the same bytes serve every
-        instruction set. Of cuDNN or the CUDA kernels it also holds bfloat16 and float16 copies, and
-        serves those two alone.
+        1-D uint8 tensor, a constant for ``conv_bn_act`` and ``grouped_bottleneck``. But for
+        "bfloat16" it holds float32 whatever the weight's dtype (float64 for float64); the same
+        bytes serve every instruction set. Of cuDNN or the CUDA kernels it also holds bfloat16 and
+        float16 copies, and serves those two alone.
 
     Raises:
         ValueError: shapes that do not fit, or a weight or scale that would need a gradient.

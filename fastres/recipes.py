@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from . import ops as _ops  # noqa: F401  (defines torch.ops.fastres)
-from ._algorithm import for_output
+from ._algorithm import for_output, multiplies_bfloat16
 from ._numerics import get_numerics
+from ._packed import suits_bfloat16
 from .fx.expressions import Expression, Factor
 from .fx.readings import Affine, Conv, Norm
 from .fx.sources import Source
@@ -203,13 +204,17 @@ class Recipe:
     def algorithm(self, images: int | None = None, dtype: torch.dtype = torch.float32) -> str:
         """What ``pack_conv_weight`` calls the algorithm to use, as numerics allow.
 
-        Winograd wherever it suits and pays, but for the wide weights: they see so few pixels that
+        A bfloat16 weight is packed as one where the processor multiplies it so. Else Winograd
+        wherever it suits and pays, but for the wide weights: they see so few pixels that
         transforming them takes what a small batch would gain.
 
         Args:
             images: how many images a weight is packed for; None for any number.
             dtype: of the weight.
         """
+        suits = dtype == torch.bfloat16 and suits_bfloat16(self.weight_shape, self.groups)
+        if suits and multiplies_bfloat16():
+            return "bfloat16"
         if not self.suits_winograd or get_numerics() != "fast":
             return "direct"
         out_channels, in_channels, *_ = self.weight_shape

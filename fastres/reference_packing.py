@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from . import _checks
 from ._chain import joined_bytes
 from ._packed import (
+    BFLOAT16,
     CHANNEL_BLOCK,
     HEADER_BYTES,
     IGEMM,
@@ -41,10 +42,11 @@ def pack_conv_weight(
         scale: [K], float32 (float64 for a float64 weight), or None for 1.
         groups: the convolution's groups.
         algorithm: checked, and otherwise ignored: the reference convolves directly.
-        layout: PLAIN, IGEMM, LANES, WINOGRAD or KRSC.
+        layout: PLAIN, IGEMM, LANES, WINOGRAD, KRSC or BFLOAT16.
 
     Returns:
-        1-D uint8 tensor: a 64-byte header, then float32 values (float64 for a float64 weight).
+        1-D uint8 tensor: a 64-byte header, then float32 values (float64 for a float64 weight;
+        bfloat16 in BFLOAT16).
 
     Raises:
         ValueError: the arguments do not fit together.
@@ -57,12 +59,12 @@ def pack_conv_weight(
         scaled = scaled * scale.detach().to(scaled.dtype)[:, None, None, None]
     payload = _arrange(scaled, groups, layout).to(dtype).contiguous()
     k, cg, r, s = weight.shape
-    header = PackedHeader(layout, dtype, k, cg, r, s, groups).to_bytes()
-    head = torch.frombuffer(bytearray(header), dtype=torch.uint8).to(weight.device)
+    header = PackedHeader(layout, dtype, k, cg, r, s, groups)
+    head = torch.frombuffer(bytearray(header.to_bytes()), dtype=torch.uint8).to(weight.device)
     if layout == KRSC:
         copies = [payload.to(copy).view(-1).view(torch.uint8) for copy in KRSC_COPIES]
         return torch.cat([head, *copies, head.new_zeros(KRSC_TAIL)])
-    return torch.cat([head, payload.view(-1).view(torch.uint8)])
+    return torch.cat([head, payload.to(header.payload_dtype()).view(-1).view(torch.uint8)])
 
 
 def _arrange(weight: Tensor, groups: int, layout: int) -> Tensor:
@@ -80,7 +82,10 @@ def _arrange(weight: Tensor, groups: int, layout: int) -> Tensor:
     if layout == KRSC:
         rows = weight.permute(0, 2, 3, 1).flatten(1)
         return F.pad(rows, (0, -rows.shape[1] % 8))
-    raise ValueError(f"pack_conv_weight: layout must be 0, 1, 2, 3 or 4, got {layout}")
+    if layout == BFLOAT16:
+        panels = weight.unflatten(1, (-1, 16, 2)).unflatten(0, (groups, -1, 2, CHANNEL_BLOCK))
+        return panels.permute(0, 1, 7, 8, 4, 2, 5, 3, 6)
+    raise ValueError(f"pack_conv_weight: layout must be 0, 1, 2, 3, 4 or 5, got {layout}")
 
 
 def _blocks(weight: Tensor, axis: int) -> Tensor:
@@ -105,7 +110,7 @@ def _winograd_axis_inverse(tile: Tensor, axis: int) -> Tensor:
 def unpack_conv_weight(packed: Tensor) -> Tensor:
     """The weight in a packed tensor of any layout, as [K, C/groups, R, S].
 
-    Exact but for WINOGRAD, whose transform rounds.
+    Exact but for WINOGRAD, whose transform rounds, and BFLOAT16.
 
     Raises:
         ValueError: ``packed`` was not made by pack_conv_weight.
@@ -117,7 +122,7 @@ def unpack_conv_weight(packed: Tensor) -> Tensor:
         first_copy = packed[: HEADER_BYTES + size]
     # clone: a slice of a byte tensor may start where a float must not.
     payload = first_copy[HEADER_BYTES:].clone(memory_format=torch.contiguous_format)
-    values = payload.view(header.dtype).view(header.payload_shape())
+    values = payload.view(header.payload_dtype()).view(header.payload_shape()).to(header.dtype)
     if header.layout == IGEMM:
         by_group = values.permute(0, 1, 5, 4, 2, 3).flatten(1, 2)
         values = by_group[:, : header.out_channels // header.groups].flatten(0, 1)
@@ -126,6 +131,9 @@ def unpack_conv_weight(packed: Tensor) -> Tensor:
     elif header.layout == WINOGRAD:
         tiles = values.permute(2, 4, 3, 0, 1).flatten(0, 1)[: header.out_channels]
         values = _winograd_axis_inverse(_winograd_axis_inverse(tiles, 2), 3)
+    elif header.layout == BFLOAT16:
+        channels = values.permute(0, 1, 5, 7, 4, 6, 8, 2, 3)
+        values = channels.flatten(0, 3).flatten(1, 3)
     elif header.layout == KRSC:
         k, cg, r, s = header.weight_shape()
         values = values[:, : r * s * cg].view(k, r, s, cg).permute(0, 3, 1, 2)

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "allocate.h"
+#include "bfloat16_weight.h"
 #include "cache.h"
 #include "conv.h"
 #include "split_rows.h"
@@ -92,10 +93,14 @@ bool prefers_depth_first(const Microkernels& kernels, const Bottleneck& block) {
   return rows_per_thread >= 6.0 * halo_rows && block.out.h * block.out.w >= 196;
 }
 
-// Room for what is not packed yet, and the packing of it.
+// Room for what is not packed yet, or not as its kernel reads it, and the packing of it.
 class PackedLayers {
  public:
   PackedLayers(const Microkernels& kernels, Bottleneck& block) {
+    widen_weight(kernels, block.reduce, block.in.w, wide_[0]);
+    widen_weight(kernels, block.spatial, block.out.w, wide_[1]);
+    widen_weight(kernels, block.expand, block.out.w, wide_[2]);
+    if (block.down.has_value()) widen_weight(kernels, *block.down, block.out.w, wide_[3]);
     std::vector<BottleneckLayer*> layers = {&block.reduce, &block.spatial, &block.expand};
     if (block.down.has_value()) layers.push_back(&*block.down);
     std::erase_if(layers, [](const auto* layer) { return layer->plain.data == nullptr; });
@@ -110,6 +115,7 @@ class PackedLayers {
   }
 
  private:
+  std::array<std::optional<PooledFloats>, 4> wide_;
   std::optional<PooledFloats> memory_;
   std::array<std::optional<PackOnUse>, 4> packing_;
 };

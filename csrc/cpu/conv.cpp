@@ -4,6 +4,7 @@
 #include <optional>
 #include <vector>
 
+#include "bfloat16_weight.h"
 #include "cache.h"
 #include "pixel_lanes.h"
 #include "scratch.h"
@@ -382,6 +383,7 @@ void run_conv(const Microkernels& kernels, Conv conv) {
     set_packed(kernels, conv.plain, packed->data(), conv.layer, packing);
     conv.plain = {};
   }
+  widen_weight(kernels, conv.layer, conv.geometry.out.w, packed);
   parallel_parts(partition.parts(), [&](int64_t i) {
     const Share share = partition.share(i);
     Conv part = conv;

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "allocate.h"
+#include "bfloat16_weight.h"
 #include "cache.h"
 #include "conv_arguments.h"
 #include "plain_tensor.h"
@@ -123,6 +124,7 @@ void run(const Microkernels& kernels, Conv conv, const PoolWindow& window) {
     packed.emplace(conv.layer.header.payload_floats());
     set_packed(kernels, conv.plain, packed->data(), conv.layer, packing);
   }
+  widen_weight(kernels, conv.layer, conv.geometry.out.w, packed);
   const int64_t per_image = conv.out.height;
   const int64_t rows = conv.out.batch * per_image;
   const int64_t parts = std::min(thread_count(), rows);

@@ -60,7 +60,13 @@ int64_t panels_per_group(const Microkernels& kernels, const ConvLayer& layer) {
   return (layer.header.group_out_channels() + kernels.panel_channels - 1) / kernels.panel_channels;
 }
 
+// Floats that take as many bytes as a panel packed in bfloat16.
+int64_t bfloat16_panel_floats(const PackedHeader& h) { return h.block_stride(); }
+
 const float* panel_weights(const Microkernels& kernels, const ConvLayer& layer, int64_t panel) {
+  if (layer.header.layout == PackedLayout::bfloat16) {
+    return layer.weights + panel * bfloat16_panel_floats(layer.header);
+  }
   const int64_t channel = panel % panels_per_group(kernels, layer) * kernels.panel_channels;
   const int64_t block = panel_blocks(kernels, layer, panel).begin - layer.first_block;
   return layer.weights + block * layer.header.block_stride() + channel % kChannelBlock;
@@ -403,6 +409,9 @@ Range panel_blocks(const Microkernels& kernels, const ConvLayer& layer, int64_t 
 FloatSpan panel_floats(const Microkernels& kernels, const ConvLayer& layer, int64_t panel) {
   const int64_t stride = layer.header.block_stride();
   if (layer.header.layout == PackedLayout::lanes) return {layer.weights + panel * stride, stride};
+  if (layer.header.layout == PackedLayout::bfloat16) {
+    return {panel_weights(kernels, layer, panel), bfloat16_panel_floats(layer.header)};
+  }
   return {panel_weights(kernels, layer, panel),
           panel_blocks(kernels, layer, panel).size() * stride};
 }

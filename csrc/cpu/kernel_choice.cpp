@@ -53,6 +53,10 @@ std::string kernel_choice(const ConvShape& shape, const std::string& algorithm, 
   return kernel_name(kernels_for(shape.type, conv.layer), conv);
 }
 
+bool multiplies_bfloat16() {
+  return multiplies_bfloat16(selected_microkernels(StorageType::bfloat16));
+}
+
 bool prefers_direct(int64_t in_channels, StorageType type) {
   return prefers_direct(selected_microkernels(type), in_channels);
 }

@@ -25,6 +25,9 @@ struct ConvShape {
 FASTRES_PUBLIC std::string kernel_choice(const ConvShape& shape, const std::string& algorithm,
                                          bool live);
 
+// Whether bfloat16 tensors are multiplied as such on the selected instruction set.
+FASTRES_PUBLIC bool multiplies_bfloat16();
+
 // Whether a dense 3x3 of so many input channels is better convolved directly than by Winograd's
 // algorithm, on the selected instruction set.
 FASTRES_PUBLIC bool prefers_direct(int64_t in_channels, StorageType type);

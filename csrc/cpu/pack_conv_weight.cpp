@@ -7,6 +7,7 @@
 #include <string>
 
 #include "allocate.h"
+#include "bfloat16_weight.h"
 #include "plain_tensor.h"
 
 namespace fastres::cpu {
@@ -14,15 +15,24 @@ namespace {
 
 Tensor pack_conv_weight(const Tensor& weight, const std::optional<Tensor>& scale, int64_t groups,
                         const std::string& algorithm) {
-  const CheckedWeight source = checked_weight(weight, scale, groups, algorithm, "pack_conv_weight");
-  const PackedHeader& header = source.header;
-  const int64_t bytes = static_cast<int64_t>(sizeof(PackedHeader)) +
-                        static_cast<int64_t>(sizeof(float)) * header.payload_floats();
-  Tensor packed = empty_packed(bytes, weight);
+  constexpr const char* kOp = "pack_conv_weight";
+  const bool rounds = algorithm == kBfloat16Algorithm;
+  CheckedWeight source = checked_weight(weight, scale, groups, rounds ? "direct" : algorithm, kOp);
+  PackedHeader& header = source.header;
+  if (rounds) {
+    check_suits_bfloat16(weight, groups, kOp);
+    header.layout = PackedLayout::bfloat16;
+  }
+  Tensor packed =
+      empty_packed(static_cast<int64_t>(sizeof(PackedHeader)) + header.payload_bytes(), weight);
   auto* data = static_cast<char*>(packed.mutable_data_ptr());
   std::memcpy(data, &header, sizeof(header));
-  pack_payload(selected_microkernels(), header, source.plain,
-               reinterpret_cast<float*>(data + sizeof(header)));
+  void* payload = data + sizeof(header);
+  if (rounds) {
+    pack_bfloat16(selected_microkernels(), header, source.plain, static_cast<Bfloat16*>(payload));
+  } else {
+    pack_payload(selected_microkernels(), header, source.plain, static_cast<float*>(payload));
+  }
   return packed;
 }
 

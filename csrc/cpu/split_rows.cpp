@@ -32,6 +32,10 @@ int64_t positions_read(int64_t outputs, int64_t taps, int64_t dilation, int64_t 
 // Packed weights have them in this order.
 PackedHeader tiled_header(const ConvLayer& layer) {
   PackedHeader h = layer.header;
+  if (h.layout == PackedLayout::bfloat16) {
+    h.layout = PackedLayout::igemm;
+    return h;
+  }
   if (has_narrow_groups(h)) {
     h.layout = PackedLayout::igemm;
     h.groups = h.out_channels / static_cast<int32_t>(kChannelBlock);
@@ -106,6 +110,8 @@ int64_t splitting_per_row(const SplitKernels& kernels, const ConvLayer& layer, i
 }  // namespace
 
 bool prefers_tiles(const Microkernels& kernels, const ConvLayer& layer, int64_t pixels) {
+  const bool packed = layer.header.layout == PackedLayout::bfloat16;
+  if (packed && !multiplies_bfloat16(kernels)) return false;
   if (has_narrow_groups(layer.header)) return multiplies_bfloat16(kernels);
   const PackedHeader h = tiled_header(layer);
   if (kernels.split == nullptr || h.layout != PackedLayout::igemm) return false;
@@ -122,7 +128,7 @@ bool prefers_tiles(const Microkernels& kernels, const ConvLayer& layer, int64_t 
   const int64_t tiles =
       positions * chunks * (splitting * phases + cost.products * h.taps() * panels) +
       positions * panels * cost.finishing +
-      splitting_per_row(*kernels.split, layer, pixels) * h.taps() * chunks * panels;
+      (packed ? 0 : splitting_per_row(*kernels.split, layer, pixels) * h.taps() * chunks * panels);
   return tiles < pixels * outputs * h.taps() * h.group_in_channels / 27;
 }
 
@@ -161,6 +167,11 @@ SplitBand::SplitBand(const Microkernels& kernels, const ConvLayer& layer, const 
       phase_positions_(row_positions_ *
                        positions_read(band.rows, header_.kernel_h, dilation_.h, stride_.h, 0)),
       parts_(reduction_parts(kernels_, header_)),
+      packed_(layer.header.layout == PackedLayout::bfloat16
+                  ? reinterpret_cast<const Bfloat16*>(layer.weights)
+                  : nullptr),
+      keeps_panels_(parts_ == 1 && (layer.split_panels != nullptr ||
+                                    (packed_ != nullptr && fits_kept_panels(kernels, layer)))),
       kept_(layer.split_panels) {
   find_phases();
   const int64_t positions = std::ssize(phases_) * phase_positions_ + kSplitPositions;
@@ -226,6 +237,7 @@ void SplitBand::load(const ConvBand& band, Range parts) {
 }
 
 const Bfloat16* SplitBand::split_weights(const ConvTile& tile, int64_t panel, int64_t part) const {
+  if (packed_ != nullptr) return packed_ + panel * panel_values(kernels_, header_);
   const Range range = channels(part);
   SplitWeights w{};
   w.weights = tile.weights;
@@ -263,7 +275,7 @@ SplitTile SplitBand::tile_of(int64_t group, int64_t part, int64_t blocks) const 
   t.tap_count = header_.taps();
   t.blocks = blocks;
   t.row_positions = row_positions_;
-  t.part_stride = t.blocks * kSplitBlock;
+  t.part_stride = (packed_ != nullptr ? 2 : t.blocks) * kSplitBlock;
   t.chunk_stride = kernels_.parts * t.part_stride;
   t.output_block_stride = kChannelBlock;
   t.panels = 1;
@@ -282,7 +294,8 @@ bool SplitBand::multiply(const ConvTile& tile, int64_t panel, int64_t group, int
 bool SplitBand::multiply_kept(const ConvTile& tile, Range panels) const {
   if (!finite_) return false;
   SplitTile t = tile_of(0, 0, 2);
-  t.weights = kept_->panel(panels.begin);
+  t.weights = packed_ != nullptr ? packed_ + panels.begin * panel_values(kernels_, header_)
+                                 : kept_->panel(panels.begin);
   t.panels = panels.size();
   t.panel_stride = panel_values(kernels_, header_);
   kernels_.multiply(t, tile);
@@ -311,6 +324,7 @@ std::optional<SplitPanels> kept_panels(const Microkernels& kernels, const ConvLa
                                        int64_t pixels, int64_t bands, Scratch& memory) {
   if (bands < 2 || !prefers_tiles(kernels, layer, pixels)) return std::nullopt;
   if (has_narrow_groups(layer.header)) return std::nullopt;  // which have few
+  if (layer.header.layout == PackedLayout::bfloat16) return std::nullopt;
   if (!fits_kept_panels(kernels, layer)) return std::nullopt;
   return SplitPanels(kernels, layer, memory);
 }

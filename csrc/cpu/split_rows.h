@@ -96,7 +96,7 @@ class SplitBand {
   bool multiply(const ConvTile& tile, int64_t panel, int64_t group, int64_t part) const;
 
   // Whether several panels can be multiplied side by side: their weights are kept, in one part.
-  bool keeps_panels() const { return kept_ != nullptr && parts_ == 1; }
+  bool keeps_panels() const { return keeps_panels_; }
   // Splits a panel's weights, of which `tile` is, to be kept. False where one has no parts.
   bool split(const ConvTile& tile, int64_t panel) const {
     return split_weights(tile, panel, 0) != nullptr;
@@ -121,6 +121,8 @@ class SplitBand {
   std::vector<Extent> phases_;  // that a tap reads
   std::vector<ptrdiff_t> taps_;
   ptrdiff_t plane_stride_;
+  const Bfloat16* const packed_;  // all panels, where they are packed so; null for not
+  const bool keeps_panels_;
   SplitPanels* const kept_;
   Range loaded_{0, 0};   // parts
   bool finite_ = false;  // all values that are loaded

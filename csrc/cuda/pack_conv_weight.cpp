@@ -17,7 +17,9 @@ constexpr const char* kOp = "pack_conv_weight";
 // `algorithm` is a hint: tensor cores convolve 3x3 directly.
 Tensor pack(const Tensor& weight, const std::optional<Tensor>& scale, int64_t groups,
             const std::string& algorithm) {
-  check_weight_to_pack(weight, groups, algorithm, kOp);
+  const bool rounds = algorithm == kBfloat16Algorithm;
+  check_weight_to_pack(weight, groups, rounds ? "direct" : algorithm, kOp);
+  if (rounds) check_suits_bfloat16(weight, groups, kOp);
   Operands operands(weight, kOp, "weight");
   ConvGeometry g;
   g.batch = 1;
