@@ -16,7 +16,8 @@ ACTIVATIONS = ("none", "relu", "relu6", "silu", "leaky_relu")
 LAYOUTS = ("nchw", "channels_last", "sliced", "channel_sliced", "transposed", "expanded")
 SLOPE = 0.2
 FEW = 256  # errors of fewer elements than this do not average out
-FACTORS = {"direct": 2.0, "winograd": 4.0}  # the contract's, times eager's error
+# The contract's, times eager's error.
+FACTORS = {"direct": 2.0, "winograd": 4.0, "bfloat16": 2.0}
 
 
 class ConvCase(NamedTuple):
@@ -83,6 +84,9 @@ PATHS: dict[str, ConvCase] = {
     "3x3 groups of 32": same(96, 96, groups=3),
     "3x3 groups of 32, /2": same(64, 64, 3, 2, 2),
     "3x3 groups of 64": same(128, 128, groups=2),
+    "3x3 groups of 4, two blocks": same(96, 96, groups=24),
+    "3x3 groups of 8, two blocks": same(160, 160, groups=20, n=1),
+    "3x3 groups of 16, two blocks": same(96, 96, groups=6),
     "7x7/2 stem": same(3, 64, 7, 2, h=33, w=29),
     "7x7/2 stem, 17 channels": same(3, 17, 7, 2, h=17, w=13),
     "5x5": same(5, 17, 5),
@@ -104,6 +108,19 @@ PATHS: dict[str, ConvCase] = {
     "asymmetric padding": ConvCase(5, 17, padding=(0, 2, 3, 1)),
     "asymmetric padding, groups of 4": ConvCase(12, 12, padding=(2, 0, 1, 3), groups=3),
     "padding beyond the kernel": ConvCase(3, 5, (2, 2), padding=(3, 3, 3, 3), h=2, w=1),
+}
+
+# Of bfloat16, packed as such.
+BFLOAT16: dict[str, ConvCase] = {
+    "1x1": same(64, 96, 1, algorithm="bfloat16"),
+    "1x1/2": same(64, 32, 1, 2, algorithm="bfloat16"),
+    "1x1 of 640": same(640, 64, 1, h=5, w=9, algorithm="bfloat16"),
+    "1x1 of more than is kept": same(2048, 512, 1, h=7, w=7, n=1, algorithm="bfloat16"),
+    "3x3": same(64, 64, algorithm="bfloat16"),
+    "3x3 of more than tiles take": same(1536, 32, h=3, w=5, n=1, algorithm="bfloat16"),
+    "3x3 of 96, /2": same(96, 160, 3, 2, algorithm="bfloat16"),
+    "3x3 dilated": ConvCase(64, 96, padding=(2, 2, 3, 3), dilation=(2, 3), algorithm="bfloat16"),
+    "3x3 groups of 32": same(96, 96, groups=3, algorithm="bfloat16"),
 }
 
 # Rows too long for the level-2 cache to hold all of them.

@@ -9,6 +9,7 @@ import torch
 from conv_case import (
     ACTIVATIONS,
     BANDS,
+    BFLOAT16,
     DTYPES,
     FEW,
     LAYOUTS,
@@ -17,6 +18,7 @@ from conv_case import (
     Inputs,
     check_case,
     eager,
+    exact,
     fused,
     make_inputs,
     same,
@@ -54,6 +56,24 @@ def test_paths_match_eager(assert_accurate, case, dtype):
         inputs = make_inputs(case, dtype, layout, residual_layout=layout)
         check_case(assert_accurate, case, inputs, "relu")
         check_case(assert_accurate, case, inputs._replace(residual=None))
+
+
+@pytest.mark.parametrize("case", BFLOAT16.values(), ids=BFLOAT16.keys())
+def test_weights_packed_as_bfloat16(assert_accurate, case):
+    for layout in ("nchw", "channels_last"):
+        inputs = make_inputs(case, torch.bfloat16, layout, residual_layout=layout)
+        check_case(assert_accurate, case, inputs, "relu")
+        check_case(assert_accurate, case, inputs._replace(residual=None), "silu")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_weights_packed_as_bfloat16_are_rounded_ones(dtype):
+    """Whose products with an input of any type are those of the same weights, packed directly."""
+    for case in BFLOAT16.values():
+        inputs = make_inputs(case, dtype)
+        rounded = inputs._replace(weight=inputs.weight.bfloat16(), scale=torch.ones(case.k))
+        out = fused(case, rounded)
+        torch.testing.assert_close(out, fused(case._replace(algorithm="direct"), rounded))
 
 
 @pytest.mark.parametrize("case", BANDS.values(), ids=BANDS.keys())
@@ -149,6 +169,17 @@ def test_not_finite_values_stay_where_eager_has_them(assert_accurate, case, valu
         inputs.x[n - 1, c // 2, h // 2, w // 2] = value
         inputs.x[0, c - 1, h - 1, 0] = value
         check_case(assert_accurate, case, inputs, act)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")], ids=str)
+def test_not_finite_bfloat16_values_stay_in_their_group(value):
+    """Tiles have groups side by side, with zeros between; eager spreads some groups' values."""
+    for name, case in DIRECT.items():
+        for residual_layout in (None, "channels_last") if "groups" in name else (None,):
+            inputs = make_inputs(case, torch.bfloat16, residual_layout=residual_layout)
+            inputs.x[case.n - 1, case.c // 2, case.h // 2, case.w // 2] = value
+            out, expected = fused(case, inputs, "relu").double(), exact(case, inputs, "relu")
+            torch.testing.assert_close(out, expected, rtol=0.05, atol=0.1, equal_nan=True)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("-inf")], ids=str)

@@ -55,6 +55,29 @@ def test_winograd_packs_the_transformed_weight(kernels, shape):
     torch.testing.assert_close(reference.unpack_conv_weight(packed), expected)
 
 
+@pytest.mark.parametrize(
+    ("shape", "groups"), [((64, 32, 1, 1), 1), ((96, 64, 3, 3), 1), ((128, 32, 3, 2), 4)]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_bfloat16_packs_the_rounded_weight(kernels, shape, groups, dtype):
+    weight, scale = torch.randn(shape).to(dtype), torch.randn(shape[0])
+    layout = _packed.PLAIN if kernels == "reference" else _packed.BFLOAT16
+    packed = ops.pack_conv_weight(weight, scale, groups, "bfloat16")
+    assert torch.equal(packed, reference.pack_conv_weight(weight, scale, groups, layout=layout))
+    if layout == _packed.BFLOAT16:
+        expected = (weight.float() * scale[:, None, None, None]).bfloat16().float()
+        assert torch.equal(reference.unpack_conv_weight(packed), expected)
+        assert len(packed) == 64 + 2 * weight.numel()
+
+
+@pytest.mark.parametrize(("shape", "groups"), [((64, 33, 1, 1), 1), ((64, 32, 3, 3), 4)])
+def test_bfloat16_takes_whole_tiles_alone(kernels, shape, groups):
+    with pytest.raises(
+        (ValueError, RuntimeError), match="multiples of 32 channels in each group, got shape"
+    ):
+        ops.pack_conv_weight(torch.randn(shape), None, groups, "bfloat16")
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_holds_reduced_dtypes_as_float32(kernels, dtype):
     weight, scale = torch.randn(17, 5, 3, 3).to(dtype), torch.randn(17)

@@ -16,9 +16,7 @@ PackedHeader float_header(PackedHeader header) {
   return header;
 }
 
-int64_t panels_of(const PackedHeader& h) {
-  return h.out_channels / (kPanelBlocks * kChannelBlock);
-}
+int64_t panels_of(const PackedHeader& h) { return h.out_channels / (kPanelBlocks * kChannelBlock); }
 
 int64_t panel_size(const PackedHeader& h) { return kPanelBlocks * h.block_stride(); }
 

@@ -4,6 +4,7 @@
 #include <span>
 
 #include "cache.h"
+#include "narrow_tiles.h"
 #include "pack_on_use.h"
 #include "plain_weight.h"
 #include "scratch.h"
@@ -241,39 +242,6 @@ void tile_panels(const Microkernels& kernels, ConvLayer layer, const ConvBand& b
   }
 }
 
-// The packed weights of some blocks of narrow groups.
-const float* narrow_weights(const Microkernels& kernels, const ConvLayer& layer, Range blocks) {
-  const int64_t stride = layer.header.block_stride();
-  if (layer.plain != nullptr) {
-    float* packed = thread_scratch().weights.floats(blocks.size() * stride);
-    pack_blocks(kernels, layer.header, *layer.plain, blocks, packed);
-    return packed;
-  }
-  if (layer.packing != nullptr) layer.packing->prepare(blocks);
-  return layer.weights + (blocks.begin - layer.first_block) * stride;
-}
-
-// Narrow groups on matrix tiles: panels of sixteen channels, of which every two share their input.
-void narrow_tile_panels(const Microkernels& kernels, const ConvLayer& layer, const ConvBand& band,
-                        Range panels) {
-  constexpr int64_t kAtOnce = 8;
-  const ConvTile tile = tile_of(layer, band);
-  for (int64_t first = panels.begin; first < panels.end;) {
-    const Range some{first, std::min(panels.end, (first / kAtOnce + 1) * kAtOnce)};
-    SplitBand split(kernels, layer, band, {some.begin / 2 * 2, (some.end + 1) / 2 * 2});
-    split.load(band, {0, 1});
-    for (Range pair{some.begin, 0}; pair.begin < some.end; pair.begin = pair.end) {
-      pair.end = std::min(some.end, pair.begin / 2 * 2 + 2);
-      ConvTile t = tile;
-      t.weights = narrow_weights(kernels, layer, pair);
-      select_outputs(t, {pair.begin * kChannelBlock, pair.end * kChannelBlock});
-      t.upcoming = layer.upcoming.part(panels.size(), pair.begin - panels.begin, pair.size());
-      split.multiply(t, pair.begin, pair.begin, 0);
-    }
-    first = some.end;
-  }
-}
-
 // On register tiles, a panel for all bands before the next.
 void register_panels(const Microkernels& kernels, const ConvLayer& layer,
                      std::span<const ConvBand> bands, Range panels) {
@@ -294,15 +262,14 @@ void register_panels(const Microkernels& kernels, const ConvLayer& layer,
   }
 }
 
-bool takes_arranged_weights(const Microkernels& kernels, const PackedHeader& h) {
-  if (h.layout != PackedLayout::lanes || h.group_in_channels < 4) return false;
-  return !(multiplies_bfloat16(kernels) && has_narrow_groups(h));
+bool takes_arranged_weights(const PackedHeader& h) {
+  return h.layout == PackedLayout::lanes && h.group_in_channels >= 4;
 }
 
 void lanes_panels(const Microkernels& kernels, const ConvLayer& layer, ConvTile t, Range panels) {
   const PackedHeader& h = layer.header;
   const Range channels = panel_channels(kernels, layer, panels);
-  const bool grouped = takes_arranged_weights(kernels, h);
+  const bool grouped = takes_arranged_weights(h);
   t.input += channels.begin;
   t.weights = (grouped ? layer.arranged : layer.weights) + panels.begin * t.weight_block_stride;
   select_outputs(t, channels);
@@ -310,17 +277,23 @@ void lanes_panels(const Microkernels& kernels, const ConvLayer& layer, ConvTile 
   (grouped ? kernels.grouped : kernels.lanes)(t, h.group_in_channels);
 }
 
-}  // namespace
-
-ConvLayer arranged(const Microkernels& kernels, ConvLayer layer, Range panels) {
+// The layer with the weights of `panels` arranged.
+ConvLayer arrange(const Microkernels& kernels, ConvLayer layer, Range panels) {
   const PackedHeader& h = layer.header;
-  if (!takes_arranged_weights(kernels, h) || layer.arranged != nullptr) return layer;
   float* target = thread_scratch().arranged.floats(h.payload_floats());
   const int64_t first = panels.begin * h.block_stride();
   kernels.arrange_grouped(layer.weights + first, panels.size(), h.taps(), h.group_in_channels,
                           target + first);
   layer.arranged = target;
   return layer;
+}
+
+}  // namespace
+
+ConvLayer arranged(const Microkernels& kernels, ConvLayer layer, Range panels) {
+  const PackedHeader& h = layer.header;
+  if (!takes_arranged_weights(h) || layer.arranged != nullptr) return layer;
+  return multiplies_narrow_groups(kernels, h) ? layer : arrange(kernels, layer, panels);
 }
 
 void set_outputs(ConvTile& t, const ConvLayer& layer, const ConvBand& band) {
@@ -421,7 +394,7 @@ void conv_rows(const Microkernels& kernels, const ConvLayer& layer, ConvBand ban
     return winograd_rows(kernels, layer, {}, band, panels);
   }
   if (layer.header.taps() == 1) join_rows(layer, band);
-  if (has_narrow_groups(layer.header) && multiplies_bfloat16(kernels)) {
+  if (multiplies_narrow_groups(kernels, layer.header)) {
     return narrow_tile_panels(kernels, layer, band, panels);
   }
   if (layer.header.layout == PackedLayout::lanes) {

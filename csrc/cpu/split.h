@@ -41,6 +41,7 @@ constexpr int64_t kSplitPositions = 32;
 struct SplitPixels {
   const float* input;
   const Bfloat16* input16;  // in place of `input`, to one part; null where that is used
+  bool must_be_finite;      // to one part: an infinity times a zero weight is none
   ptrdiff_t row_stride;
   ptrdiff_t pixel_stride;
   ptrdiff_t image_stride;
@@ -98,7 +99,8 @@ struct SplitTile {
 
 struct SplitKernels {
   int64_t parts;
-  // All return whether all values have parts; as one part any value has.
+  // All return whether all values have parts; as one part any value has, but for pixels that must
+  // be finite.
   bool (*split_pixels)(const SplitPixels&);
   bool (*split_weights)(const SplitWeights&);
   bool (*split_columns)(const SplitPixels&);

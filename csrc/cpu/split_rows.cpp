@@ -219,6 +219,7 @@ void SplitBand::load(const ConvBand& band, Range parts) {
   const ptrdiff_t pixel = stored ? band.input16.pixel_stride : band.input.pixel_stride;
   s.row_stride = stride_.h * row;
   s.pixel_stride = stride_.w * pixel;
+  s.must_be_finite = narrow_width_ > 0;
   finite_ = true;
   for (size_t i = 0; i < phases_.size(); ++i) {
     const auto [h, w] = phases_[i];

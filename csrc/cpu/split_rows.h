@@ -91,6 +91,9 @@ class SplitBand {
   Range channels(int64_t part) const;
   void load(const ConvBand& band, Range parts);
 
+  // Whether all loaded values have parts or, with narrow groups, are finite.
+  bool finite() const { return finite_; }
+
   // A loaded part for one panel of output channels, of which `tile` has weights and outputs.
   // False, and nothing is written, where a value has no bfloat16 parts.
   bool multiply(const ConvTile& tile, int64_t panel, int64_t group, int64_t part) const;

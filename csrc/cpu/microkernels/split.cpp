@@ -149,6 +149,20 @@ struct PixelChunk {
 
 namespace {
 
+// Whether everything that was seen is finite: no exponent has all its bits.
+class SeenBits {
+ public:
+  void add(const Bfloat16* values) {
+    const __m512i exponent = _mm512_set1_epi16(0x7f80);
+    const __m512i bits = _mm512_and_si512(_mm512_load_si512(values), exponent);
+    found_ |= _mm512_cmpeq_epi16_mask(bits, exponent);
+  }
+  bool finite() const { return found_ == 0; }
+
+ private:
+  __mmask32 found_ = 0;
+};
+
 // Thirty-two channels of which `left` are there.
 template <int kParts>
 inline void load_channels(const float* values, int64_t left, Bfloat16* to, ptrdiff_t part_stride,
@@ -165,10 +179,11 @@ inline void load_channels(const Bfloat16* values, int64_t left, Bfloat16* to, pt
 
 // Some chunks at a time: so many planes are written that all at once would be in more pages than
 // the processor keeps the addresses of.
-template <int kParts, class T>
+template <int kParts, bool kFinite, class T>
 bool load_pixels(const SplitPixels& s, const T* input) {
   constexpr int64_t kChunksAtOnce = 4;
   Seen seen;
+  SeenBits bits;
   const int64_t chunks = split_chunks(s.channels);
   for (int64_t first = 0; first < chunks; first += kChunksAtOnce) {
     const int64_t last = std::min(first + kChunksAtOnce, chunks);
@@ -179,11 +194,19 @@ bool load_pixels(const SplitPixels& s, const T* input) {
         for (int64_t chunk = first; chunk < last; ++chunk) {
           load_channels<kParts>(from + chunk * kSplitChannels, s.channels - chunk * kSplitChannels,
                                 to + chunk * kParts * s.plane_stride, s.plane_stride, seen);
+          if constexpr (kFinite) bits.add(to + chunk * s.plane_stride);
         }
       }
     }
   }
-  return seen.finite();
+  return seen.finite() && bits.finite();
+}
+
+template <class T>
+bool load_one_part(const SplitPixels& s, const T* input) {
+  constexpr int kParts = kBfloat16Parts;
+  return s.must_be_finite ? load_pixels<kParts, true>(s, input)
+                          : load_pixels<kParts, false>(s, input);
 }
 
 }  // namespace
@@ -191,9 +214,10 @@ bool load_pixels(const SplitPixels& s, const T* input) {
 template <int kParts>
 bool split_pixels(const SplitPixels& s) {
   if constexpr (kParts == kBfloat16Parts) {
-    if (s.input16 != nullptr) return load_pixels<kParts>(s, s.input16);
+    return s.input16 != nullptr ? load_one_part(s, s.input16) : load_one_part(s, s.input);
+  } else {
+    return load_pixels<kParts, false>(s, s.input);
   }
-  return load_pixels<kParts>(s, s.input);
 }
 
 namespace {
