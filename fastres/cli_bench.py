@@ -27,6 +27,7 @@ _EAGER = "eager"
 _EAGER_CHANNELS_LAST = "eager channels_last"
 _FASTRES = "fastres"
 _CONTESTANTS = (_EAGER, _EAGER_CHANNELS_LAST, _FASTRES)
+_DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
 _LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 #: Timed calls per layout with which `--layout best` chooses.
 _TRIALS = 3
@@ -94,6 +95,9 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument(
         "--rounds", type=positive_int, default=10, help="timed calls of each (%(default)s)"
     )
+    parser.add_argument(
+        "--dtype", choices=_DTYPES, default="float32", help="of parameters and photos (%(default)s)"
+    )
     parser.add_argument("--threads", type=positive_int, help="(default: torch's own choice)")
     parser.add_argument(
         "--layout",
@@ -118,7 +122,8 @@ def run(args: argparse.Namespace) -> int:
     target = load_model(args.model, args.weights)
     images = photo_batch(photos, max(*args.batch, _CALIBRATION_BATCH), args.size)
     make_ready(target, images[:_CALIBRATION_BATCH])
-    contenders = Contenders.of(target.model)
+    dtype = _DTYPES[args.dtype]
+    contenders, images = Contenders.of(target.model.to(dtype)), images.to(dtype)
     print(_headline(target, args), flush=True)
     with Progress(len(args.batch) * args.rounds * len(_CONTESTANTS)) as progress:
         results = [
@@ -129,7 +134,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json is not None:
         args.json.write_text(json.dumps(_report(target, args, results), indent=2) + "\n")
     if args.plot is not None:
-        _plot(args.plot, target.name, results)
+        _plot(args.plot, target.name, args.dtype, results)
     return 0 if all(result.within_contract for result in results) else 1
 
 
@@ -187,7 +192,7 @@ def _headline(target: Target, args: argparse.Namespace) -> str:
     versions = ", ".join(f"{name} {value}" for name, value in _environment().items())
     return (
         f"{target.name} (weights: {target.weights})\n"
-        f"{photos} at {args.size}x{args.size}, float32; {versions}\n"
+        f"{photos} at {args.size}x{args.size}, {args.dtype}; {versions}\n"
         f"medians of {args.rounds} rounds, in turn\n"
     )
 
@@ -233,13 +238,14 @@ def _report(
         "weights": target.weights,
         "image": args.image,
         "size": args.size,
+        "dtype": args.dtype,
         "rounds": args.rounds,
         **_environment(),
         "batches": [result.to_dict() for result in results],
     }
 
 
-def _plot(path: Path, name: str, results: Sequence[BatchResult]) -> None:
+def _plot(path: Path, name: str, dtype: str, results: Sequence[BatchResult]) -> None:
     series = {
         contestant: [result.images_per_second[contestant] for result in results]
         for contestant in _CONTESTANTS
@@ -251,7 +257,7 @@ def _plot(path: Path, name: str, results: Sequence[BatchResult]) -> None:
     ]
     _plots.grouped_bars(
         path,
-        title=f"{name}: images per second ({torch.get_num_threads()} threads, float32)",
+        title=f"{name}: images per second ({torch.get_num_threads()} threads, {dtype})",
         groups=[f"batch {result.batch}" for result in results],
         series=series,
         labels=labels,

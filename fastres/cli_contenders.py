@@ -46,9 +46,10 @@ def channels_last(x: Tensor) -> Tensor:
 
 
 def _algorithm(model: nn.Module) -> str:
+    dtype = next((p.dtype for p in model.parameters()), torch.float32)
     fusions = (fusion for _, fusion in walk(eval_view(model)) if isinstance(fusion, Fusion))
     recipes = (recipe for fusion in fusions for recipe in fusion.result.recipes)
-    algorithms = {recipe.algorithm() for recipe in recipes if isinstance(recipe, Recipe)}
+    algorithms = {recipe.algorithm(dtype=dtype) for recipe in recipes if isinstance(recipe, Recipe)}
     return "winograd" if "winograd" in algorithms else "direct"
 
 

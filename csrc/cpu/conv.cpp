@@ -247,7 +247,7 @@ class BandRunner {
     band.rows = rows;
     band.pixels = conv_.geometry.out.w;
     if (stored_input_) {
-      band.input16 = stored_input_band(n, h, rows);
+      band.input16 = bfloat16_rows(conv_.x, conv_.geometry, n, h, rows, thread_scratch().input);
     } else {
       band.input = input_band(n, h, rows);
     }
@@ -286,25 +286,10 @@ class BandRunner {
   Band input_band(int64_t n, int64_t h, int64_t rows, int64_t place = 0, int64_t places = 1) const {
     const ConvGeometry& g = conv_.geometry;
     if (direct_input_) return direct_band(conv_.x, n, h * g.stride.h);
-    const PaddedRows what = padded_rows(n, h, rows);
+    const PaddedRows what = padded_rows(g, n, h, rows);
     const int64_t floats = what.rows * g.padded_width() * loaded_stride_;
     float* target = thread_scratch().input.floats(places * floats) + place * floats;
     return load_band(kernels_, conv_.x, what, target, loaded_stride_);
-  }
-
-  Bfloat16Band stored_input_band(int64_t n, int64_t h, int64_t rows) const {
-    const ConvGeometry& g = conv_.geometry;
-    const bool adjacent = g.kernel.w == 1 || conv_.x.stride_w == conv_.x.channels;
-    if (adjacent && !g.padding.any()) return direct_band16(conv_.x, n, h * g.stride.h);
-    const PaddedRows what = padded_rows(n, h, rows);
-    const int64_t values = what.rows * g.padded_width() * g.in_channels;
-    return load_band16(conv_.x, what, thread_scratch().input.bfloat16s(values));
-  }
-
-  // What so many output rows from h on read.
-  PaddedRows padded_rows(int64_t n, int64_t h, int64_t rows) const {
-    const ConvGeometry& g = conv_.geometry;
-    return {n, h * g.stride.h - g.padding.top, g.input_rows(rows), g.padding.left, g.padding.right};
   }
 
   Band residual_band(int64_t n, int64_t h, int64_t rows) const {

@@ -91,8 +91,7 @@ class PooledRows {
     ConvBand band;
     band.rows = rows.size();
     band.pixels = g.out.w;
-    const PaddedRows what{n, rows.begin * g.stride.h - g.padding.top, g.input_rows(rows.size()),
-                          g.padding.left, g.padding.right};
+    const PaddedRows what = padded_rows(g, n, rows.begin, rows.size());
     band.input = load_band(
         kernels_, conv_.x, what,
         thread_scratch().input.floats(what.rows * g.padded_width() * g.in_channels), g.in_channels);

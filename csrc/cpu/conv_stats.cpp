@@ -41,6 +41,8 @@ class SliceRunner {
         y_(y),
         panels_(panel_count(kernels.base, layer)),
         on_tiles_(!conv.winograd && prefers_tiles(kernels.base, layer, conv.geometry.out.w)),
+        stored_input_(on_tiles_ && multiplies_bfloat16(kernels.base) && !conv.has_prologue &&
+                      conv.x.is_bfloat16_nhwc()),
         small_weights_(weight_bytes(layer) <= level2_cache_bytes() / 4),
         direct_input_(!conv.has_prologue && conv.x.is_band_for(conv.geometry.kernel.w) &&
                       !conv.geometry.padding.any()),
@@ -95,7 +97,12 @@ class SliceRunner {
     ConvBand band;
     band.rows = slice.rows;
     band.pixels = g.out.w;
-    band.input = input_band(slice);
+    if (stored_input_) {
+      band.input16 =
+          bfloat16_rows(conv_.x, g, slice.image, slice.row, slice.rows, thread_scratch().input);
+    } else {
+      band.input = input_band(slice);
+    }
     const OutputRows output(kernels_, y_, slice.image, slice.row, slice.rows);
     band.output = output.band();
     if (layer.header.layout != PackedLayout::igemm) {
@@ -164,8 +171,7 @@ class SliceRunner {
   Band input_band(const Slices::Slice& slice) const {
     const ConvGeometry& g = conv_.geometry;
     if (direct_input_) return direct_band(conv_.x, slice.image, slice.row * g.stride.h);
-    const PaddedRows what{slice.image, slice.row * g.stride.h - g.padding.top,
-                          g.input_rows(slice.rows), g.padding.left, g.padding.right};
+    const PaddedRows what = padded_rows(g, slice.image, slice.row, slice.rows);
     const int64_t floats = band_floats(what.rows * g.padded_width(), g.in_channels);
     return load_activated(kernels_, conv_, what, {0, g.in_channels},
                           thread_scratch().input.floats(floats));
@@ -177,6 +183,7 @@ class SliceRunner {
   const Image& y_;
   const int64_t panels_;
   const bool on_tiles_;
+  const bool stored_input_;
   const bool small_weights_;  // which leave the cache room
   const bool direct_input_;
   const bool direct_output_;
@@ -211,8 +218,7 @@ void run_batch(const Kernels& kernels, const TrainingConv& conv, const ConvLayer
   const Slices slices = tile_slices(images, g.out, g.padded_width() * g.in_channels);
   parallel_parts(slices.count(), [&](int64_t i) {
     const Slices::Slice slice = slices[i];
-    const PaddedRows what{first + slice.image, slice.row - g.padding.top, g.input_rows(slice.rows),
-                          g.padding.left, g.padding.right};
+    const PaddedRows what = padded_rows(g, first + slice.image, slice.row, slice.rows);
     const int64_t floats = band_floats(what.rows * g.padded_width(), g.in_channels);
     const Band band = load_activated(kernels, conv, what, {0, g.in_channels},
                                      thread_scratch().input.floats(floats));

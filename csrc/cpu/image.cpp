@@ -99,8 +99,14 @@ Band load_band(const Microkernels& kernels, const Image& image, const PaddedRows
   });
 }
 
-Bfloat16Band load_band16(const Image& image, const PaddedRows& what, Bfloat16* target) {
+Bfloat16Band bfloat16_rows(const Image& image, const ConvGeometry& g, int64_t n, int64_t row,
+                           int64_t rows, Scratch& scratch) {
+  if (image.is_band_for(g.kernel.w, StorageType::bfloat16) && !g.padding.any()) {
+    return direct_band16(image, n, row * g.stride.h);
+  }
+  const PaddedRows what = padded_rows(g, n, row, rows);
   const int64_t channels = image.channels;
+  Bfloat16* target = scratch.bfloat16s(what.rows * g.padded_width() * channels);
   return padded_band(image, what, channels, target, channels, [&](int64_t h, Bfloat16* row) {
     const auto* source = reinterpret_cast<const Bfloat16*>(image.at(what.n, h, 0));
     if (image.stride_w == channels) {

@@ -35,10 +35,10 @@ struct Image {
   }
   bool is_float32_nhwc() const { return type == StorageType::float32 && channels_adjacent(); }
   bool is_bfloat16_nhwc() const { return type == StorageType::bfloat16 && channels_adjacent(); }
-  // Whether a kernel of so many columns reads it as it lies: those of several have to be adjacent,
-  // where they are taken for one of more channels.
-  bool is_band_for(int64_t columns) const {
-    return is_float32_nhwc() && (columns == 1 || stride_w == channels);
+  // Whether a kernel of so many columns that takes values of `stored` reads it as it lies: those of
+  // several have to be adjacent, where they are taken for one of more channels.
+  bool is_band_for(int64_t columns, StorageType stored = StorageType::float32) const {
+    return type == stored && channels_adjacent() && (columns == 1 || stride_w == channels);
   }
 };
 
@@ -87,6 +87,11 @@ struct PaddedRows {
   int64_t right = 0;
 };
 
+// What output rows [row, row + rows) of image n read.
+inline PaddedRows padded_rows(const ConvGeometry& g, int64_t n, int64_t row, int64_t rows) {
+  return {n, row * g.stride.h - g.padding.top, g.input_rows(rows), g.padding.left, g.padding.right};
+}
+
 // Zeroes the channels of `pixels` pixels that are `stride` values apart.
 template <class T>
 void clear_pixels(T* target, int64_t pixels, int64_t stride, int64_t channels) {
@@ -125,8 +130,10 @@ PixelRows<T> padded_band(const Image& image, const PaddedRows& what, int64_t cha
 Band load_band(const Microkernels& kernels, const Image& image, const PaddedRows& what,
                float* target, int64_t pixel_stride);
 
-// The same of an image of bfloat16 pixels, as dense ones.
-Bfloat16Band load_band16(const Image& image, const PaddedRows& what, Bfloat16* target);
+// What those output rows read of an image of bfloat16 pixels: where it lies or, padded or brought
+// together, in `scratch`.
+Bfloat16Band bfloat16_rows(const Image& image, const ConvGeometry& geometry, int64_t n, int64_t row,
+                           int64_t rows, Scratch& scratch);
 
 // Rows of an image as float32 pixels whose channels are adjacent: where they lie, or converted into
 // `scratch`.

@@ -111,8 +111,7 @@ class WeightGradient {
       bands.input_image_stride = conv_.x.stride_n;
       return;
     }
-    PaddedRows rows{block.image, block.row * g.stride.h - g.padding.top, g.input_rows(block.rows),
-                    g.padding.left, g.padding.right};
+    PaddedRows rows = padded_rows(g, block.image, block.row, block.rows);
     bands.input_image_stride = rows.rows * g.padded_width() * band_pixel_stride(channels.size());
     float* target =
         thread_scratch().input.floats(block.images * bands.input_image_stride + kChannelBlock);

@@ -105,8 +105,7 @@ class WinogradWeightGradient {
   void load(int64_t n, int64_t row, const Slices::Slice& place, const TileBuffer& input,
             const TileBuffer& gradient) const {
     const ConvGeometry& g = conv_.geometry;
-    const PaddedRows what{n, row - g.padding.top, g.input_rows(place.rows), g.padding.left,
-                          g.padding.right};
+    const PaddedRows what = padded_rows(g, n, row, place.rows);
     const Band x = load_activated(
         kernels_, conv_, what, {0, g.in_channels},
         thread_scratch().input.floats(band_floats(what.rows * g.padded_width(), g.in_channels)));
