@@ -39,6 +39,8 @@ enum class PackedLayout : int32_t {
 
 // What both numbers of channels of a group are multiples of in PackedLayout::bfloat16.
 constexpr int64_t kBfloat16Channels = 32;
+// Blocks of so many output channels.
+constexpr int64_t kBfloat16PanelBlocks = kBfloat16Channels / kChannelBlock;
 
 // Multiplications of one 4x4 tile of F(2x2, 3x3).
 constexpr int64_t kWinogradPositions = 16;
@@ -59,6 +61,10 @@ struct PackedHeader {
   int32_t reserved[7] = {};
 
   int64_t group_out_channels() const { return out_channels / groups; }
+  bool suits_bfloat16() const {
+    return group_out_channels() % kBfloat16Channels == 0 &&
+           group_in_channels % kBfloat16Channels == 0;
+  }
   int64_t taps() const { return int64_t{kernel_h} * kernel_w; }
 
   // Blocks of output channels that one group has (igemm) or that the whole tensor has (lanes).

@@ -9,16 +9,16 @@
 namespace fastres::cpu {
 namespace {
 
-constexpr int64_t kPanelBlocks = 2;
-
 PackedHeader float_header(PackedHeader header) {
   header.layout = PackedLayout::igemm;
   return header;
 }
 
-int64_t panels_of(const PackedHeader& h) { return h.out_channels / (kPanelBlocks * kChannelBlock); }
+int64_t panels_of(const PackedHeader& h) {
+  return h.out_channels / (kBfloat16PanelBlocks * kChannelBlock);
+}
 
-int64_t panel_size(const PackedHeader& h) { return kPanelBlocks * h.block_stride(); }
+int64_t panel_size(const PackedHeader& h) { return kBfloat16PanelBlocks * h.block_stride(); }
 
 // Calls use(i, j) for the values of a panel of packed blocks, one after the other, and of the same
 // panel in this layout.
@@ -28,7 +28,7 @@ void for_each_value(const PackedHeader& h, const Use& use) {
   const int64_t chunks = h.group_in_channels / kSplitChannels;
   int64_t to = 0;
   for (int64_t chunk = 0; chunk < h.taps() * chunks; ++chunk) {
-    for (int64_t block = 0; block < kPanelBlocks; ++block) {
+    for (int64_t block = 0; block < kBfloat16PanelBlocks; ++block) {
       const int64_t from = block * h.block_stride() + chunk * kSplitBlock;
       for (int64_t pair = 0; pair < kPairs; ++pair) {
         for (int64_t lane = 0; lane < kChannelBlock; ++lane, to += 2) {
@@ -57,7 +57,7 @@ void pack_bfloat16(const Microkernels& kernels, const PackedHeader& header,
   const int64_t values = panel_size(header);
   parallel_panels(header, [&](int64_t panel) {
     float* packed = thread_scratch().weights.floats(values);
-    const Range blocks{panel * kPanelBlocks, (panel + 1) * kPanelBlocks};
+    const Range blocks{panel * kBfloat16PanelBlocks, (panel + 1) * kBfloat16PanelBlocks};
     pack_blocks(kernels, float_header(header), weight, blocks, packed);
     Bfloat16* rounded = thread_scratch().split_weights.bfloat16s(values);
     kernels.narrow(packed, StorageType::bfloat16, rounded, values);
@@ -66,11 +66,12 @@ void pack_bfloat16(const Microkernels& kernels, const PackedHeader& header,
   });
 }
 
-void widen_weight(const Microkernels& kernels, ConvLayer& layer, int64_t pixels,
-                  std::optional<PooledFloats>& memory) {
+void widen_weight(const Microkernels& kernels, ConvLayer& layer, const PlainWeight& plain,
+                  int64_t pixels, std::optional<PooledFloats>& memory) {
   const PackedHeader header = layer.header;
   if (header.layout != PackedLayout::bfloat16 || prefers_tiles(kernels, layer, pixels)) return;
   layer.header = float_header(header);
+  if (plain.data != nullptr) return;
   float* payload = memory.emplace(layer.header.payload_floats()).data();
   const auto* packed = reinterpret_cast<const Bfloat16*>(layer.weights);
   const int64_t values = panel_size(header);

@@ -11,13 +11,14 @@
 
 namespace fastres::cpu {
 
-// Packs the whole weight on all threads.
+// Packs the whole weight on all threads, to the same bytes on all processors.
 void pack_bfloat16(const Microkernels& kernels, const PackedHeader& header,
                    const PlainWeight& weight, Bfloat16* payload);
 
-// Gives a layer with such a weight, and rows of so many output pixels, a float32 copy in `memory`
-// where it is not multiplied on tiles: on other processors, and for inputs of other types.
-void widen_weight(const Microkernels& kernels, ConvLayer& layer, int64_t pixels,
-                  std::optional<PooledFloats>& memory);
+// Where a layer with rows of so many output pixels is not multiplied on tiles, on other processors
+// and for inputs of other types, gives it a float32 copy of such a weight in `memory`; of `plain`,
+// if it has data, it is packed as float32 values later.
+void widen_weight(const Microkernels& kernels, ConvLayer& layer, const PlainWeight& plain,
+                  int64_t pixels, std::optional<PooledFloats>& memory);
 
 }  // namespace fastres::cpu

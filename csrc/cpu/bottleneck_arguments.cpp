@@ -97,10 +97,13 @@ bool prefers_depth_first(const Microkernels& kernels, const Bottleneck& block) {
 class PackedLayers {
  public:
   PackedLayers(const Microkernels& kernels, Bottleneck& block) {
-    widen_weight(kernels, block.reduce, block.in.w, wide_[0]);
-    widen_weight(kernels, block.spatial, block.out.w, wide_[1]);
-    widen_weight(kernels, block.expand, block.out.w, wide_[2]);
-    if (block.down.has_value()) widen_weight(kernels, *block.down, block.out.w, wide_[3]);
+    const auto widen = [&](BottleneckLayer& layer, int64_t pixels, size_t i) {
+      widen_weight(kernels, layer, layer.plain, pixels, wide_[i]);
+    };
+    widen(block.reduce, block.in.w, 0);
+    widen(block.spatial, block.out.w, 1);
+    widen(block.expand, block.out.w, 2);
+    if (block.down.has_value()) widen(*block.down, block.out.w, 3);
     std::vector<BottleneckLayer*> layers = {&block.reduce, &block.spatial, &block.expand};
     if (block.down.has_value()) layers.push_back(&*block.down);
     std::erase_if(layers, [](const auto* layer) { return layer->plain.data == nullptr; });
@@ -157,10 +160,10 @@ Tensor bottleneck(const BottleneckArguments& a, int64_t groups, const WeightName
   check_algorithm(a.spatial.layer.header, block.stride, block.dilation, op, names.spatial);
   block.reduce = configured(a.reduce, {1, 1}, {1, 1}, activation);
   block.spatial = configured(a.spatial, block.stride, block.dilation, activation);
-  if (block.spatial.plain.data != nullptr) {
-    drop_winograd(block.spatial.header, storage_type(a.x));
-  }
   block.expand = configured(a.expand, {1, 1}, {1, 1}, activation);
+  for (BottleneckLayer* layer : {&block.reduce, &block.spatial, &block.expand}) {
+    if (layer->plain.data != nullptr) set_live_layout(layer->header, storage_type(a.x));
+  }
 
   block.out = geometry_of(block, block.spatial, block.in, 1, op).out;
   const int64_t out_channels = block.expand.header.out_channels;
@@ -170,6 +173,9 @@ Tensor bottleneck(const BottleneckArguments& a, int64_t groups, const WeightName
           " must have the ", out_channels, " output channels of ", names.expand, ", got ",
           a.down->layer.header.out_channels);
     block.down = configured(*a.down, block.stride, {1, 1}, Activation::none);
+    if (block.down->plain.data != nullptr) {
+      set_live_layout(block.down->header, storage_type(a.x));
+    }
   } else {
     check(out_channels == a.x.size(1) && block.out.h == block.in.h && block.out.w == block.in.w, op,
           ": without ", names.down, " the output [", block.batch, ", ", out_channels, ", ",

@@ -363,12 +363,12 @@ void run_conv(const Microkernels& kernels, Conv conv) {
   const Partition partition(kernels, conv, thread_count());
   std::optional<PooledFloats> packed;
   std::optional<PackOnUse> packing;
+  widen_weight(kernels, conv.layer, conv.plain, conv.geometry.out.w, packed);
   if (conv.plain.data != nullptr && !packs_by_panel(kernels, conv, partition)) {
     packed.emplace(conv.layer.header.payload_floats());
     set_packed(kernels, conv.plain, packed->data(), conv.layer, packing);
     conv.plain = {};
   }
-  widen_weight(kernels, conv.layer, conv.geometry.out.w, packed);
   parallel_parts(partition.parts(), [&](int64_t i) {
     const Share share = partition.share(i);
     Conv part = conv;

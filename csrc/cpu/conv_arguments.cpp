@@ -50,7 +50,7 @@ Tensor convolve(const ConvArguments& a, const ConvWeight& weight, const char* op
   const ConvGeometry& g = conv.geometry;
   Tensor out = empty_nhwc(g.batch, g.out_channels, g.out, a.x.scalar_type(), a.x);
   conv.out = image_of(out);
-  if (conv.plain.data != nullptr) drop_winograd(conv.layer.header, conv.x.type);
+  if (conv.plain.data != nullptr) set_live_layout(conv.layer.header, conv.x.type);
   run_conv(kernels_for(conv.x.type, conv.layer), conv);
   return out;
 }

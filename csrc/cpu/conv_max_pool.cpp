@@ -119,11 +119,11 @@ void run(const Microkernels& kernels, Conv conv, const PoolWindow& window) {
   conv.layer.outputs = shared_outputs(conv.layer.header, conv.geometry.batch, conv.geometry.out);
   std::optional<PooledFloats> packed;
   std::optional<PackOnUse> packing;
+  widen_weight(kernels, conv.layer, conv.plain, conv.geometry.out.w, packed);
   if (conv.plain.data != nullptr) {
     packed.emplace(conv.layer.header.payload_floats());
     set_packed(kernels, conv.plain, packed->data(), conv.layer, packing);
   }
-  widen_weight(kernels, conv.layer, conv.geometry.out.w, packed);
   const int64_t per_image = conv.out.height;
   const int64_t rows = conv.out.batch * per_image;
   const int64_t parts = std::min(thread_count(), rows);

@@ -66,7 +66,8 @@ int64_t bfloat16_panel_floats(const PackedHeader& h) { return h.block_stride(); 
 
 const float* panel_weights(const Microkernels& kernels, const ConvLayer& layer, int64_t panel) {
   if (layer.header.layout == PackedLayout::bfloat16) {
-    return layer.weights + panel * bfloat16_panel_floats(layer.header);
+    const int64_t first_panel = layer.first_block / kBfloat16PanelBlocks;
+    return layer.weights + (panel - first_panel) * bfloat16_panel_floats(layer.header);
   }
   const int64_t channel = panel % panels_per_group(kernels, layer) * kernels.panel_channels;
   const int64_t block = panel_blocks(kernels, layer, panel).begin - layer.first_block;
@@ -77,7 +78,12 @@ const float* panel_weights(const Microkernels& kernels, const ConvLayer& layer, 
 ConvLayer packed_panel(const Microkernels& kernels, ConvLayer layer, int64_t panel) {
   const Range blocks = panel_blocks(kernels, layer, panel);
   float* packed = thread_scratch().weights.floats(blocks.size() * layer.header.block_stride());
-  pack_blocks(kernels, layer.header, *layer.plain, blocks, packed);
+  if (layer.header.layout == PackedLayout::bfloat16) {
+    pack_bfloat16_panels(kernels, layer.header, *layer.plain, {panel, panel + 1},
+                         reinterpret_cast<Bfloat16*>(packed));
+  } else {
+    pack_blocks(kernels, layer.header, *layer.plain, blocks, packed);
+  }
   layer.weights = packed;
   layer.first_block = blocks.begin;
   return layer;

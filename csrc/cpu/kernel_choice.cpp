@@ -44,7 +44,7 @@ std::string kernel_choice(const ConvShape& shape, const std::string& algorithm, 
   g.groups = shape.groups;
   set_output_size(g, kOp);
   conv.layer.header = header_of(shape.weight, shape.groups, algorithm);
-  if (live) drop_winograd(conv.layer.header, shape.type);
+  if (live) set_live_layout(conv.layer.header, shape.type);
   conv.layer.stride = g.stride;
   conv.layer.dilation = g.dilation;
   if (live) conv.plain.data = &value;

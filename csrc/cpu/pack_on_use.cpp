@@ -47,6 +47,7 @@ void PackOnUse::pack(int64_t block, std::atomic<State>& state) {
 }
 
 void PackOnUse::pack(int64_t block) {
+  if (header_.layout == PackedLayout::bfloat16) return pack_panel(block);
   float* target = payload_ + block * header_.block_stride();
   const Range blocks{block, block + 1};
   if (header_.layout == PackedLayout::winograd) {
@@ -55,6 +56,14 @@ void PackOnUse::pack(int64_t block) {
   } else {
     pack_blocks(kernels_, header_, weight_, blocks, target);
   }
+}
+
+// Blocks are prepared in order, so that others come with the first of their panel.
+void PackOnUse::pack_panel(int64_t block) {
+  if (block % kBfloat16PanelBlocks != 0) return;
+  const int64_t panel = block / kBfloat16PanelBlocks;
+  auto* target = reinterpret_cast<Bfloat16*>(payload_) + block * header_.block_stride();
+  pack_bfloat16_panels(kernels_, header_, weight_, {panel, panel + 1}, target);
 }
 
 }  // namespace fastres::cpu

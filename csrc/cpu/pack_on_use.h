@@ -17,7 +17,8 @@ namespace fastres::cpu {
 
 class PackOnUse {
  public:
-  // Of the layouts igemm and winograd, into `payload`, header.payload_floats() floats.
+  // Of the layouts igemm, winograd and bfloat16, whose blocks are prepared by panels, into
+  // `payload`, header.payload_floats() floats.
   PackOnUse(const Microkernels& kernels, const PackedHeader& header, const PlainWeight& weight,
             float* payload);
 
@@ -33,6 +34,7 @@ class PackOnUse {
   // Where memory runs out the others must not wait for ever: they try, too.
   void pack(int64_t block, std::atomic<State>& state);
   void pack(int64_t block);
+  void pack_panel(int64_t block);
 
   const Microkernels& kernels_;
   const PackedHeader header_;

@@ -35,6 +35,12 @@ const float* float_channels(const Microkernels& kernels, const PackedHeader& h,
   return target;
 }
 
+// The scale of a block's output channels, or 1.
+void set_factors(const PlainWeight& weight, Range channels, float* factors) {
+  std::fill_n(factors, kChannelBlock, 1.0F);
+  if (weight.scale != nullptr) std::copy_n(weight.scale + channels.begin, channels.size(), factors);
+}
+
 // Where the weights of one block of sixteen output channels are.
 PackSource block_source(const Microkernels& kernels, const PackedHeader& h,
                         const PlainWeight& weight, int64_t block, float* factors) {
@@ -46,16 +52,40 @@ PackSource block_source(const Microkernels& kernels, const PackedHeader& h,
   source.channels = h.group_in_channels;
   source.taps = h.taps();
   source.taps_outside = weight.channels_last;
-  std::fill_n(factors, kChannelBlock, 1.0F);
-  if (weight.scale != nullptr) std::copy_n(weight.scale + channels.begin, source.lanes, factors);
+  set_factors(weight, channels, factors);
   source.scale = factors;
   return source;
+}
+
+// A panel of a weight whose input channels are adjacent.
+void round_panel(const Microkernels& kernels, const PackedHeader& h, const PlainWeight& weight,
+                 int64_t panel, Bfloat16* target) {
+  const int64_t taps = h.taps(), channels = h.group_in_channels;
+  float factors[kChannelBlock];
+  WeightRows rows{};
+  rows.type = weight.type;
+  rows.row_stride = taps * channels;
+  rows.channels = channels;
+  rows.scale = factors;
+  rows.chunk_stride = kBfloat16PanelBlocks * kSplitBlock;
+  for (int64_t i = 0; i < kBfloat16PanelBlocks; ++i) {
+    const Range outputs = block_channels(h, panel * kBfloat16PanelBlocks + i);
+    set_factors(weight, outputs, factors);
+    for (int64_t tap = 0; tap < taps; ++tap) {
+      rows.rows =
+          channel_data(h, weight, outputs.begin) + tap * channels * element_bytes(weight.type);
+      rows.target =
+          target + (tap * channels / kSplitChannels * kBfloat16PanelBlocks + i) * kSplitBlock;
+      kernels.split->round_weight_rows(rows);
+    }
+  }
 }
 
 }  // namespace
 
 int64_t block_count(const PackedHeader& h) {
-  return h.layout == PackedLayout::igemm ? h.groups * h.blocks() : h.blocks();
+  const bool by_group = h.layout == PackedLayout::igemm || h.layout == PackedLayout::bfloat16;
+  return by_group ? h.groups * h.blocks() : h.blocks();
 }
 
 FloatSpan plain_values(const PackedHeader& h, const PlainWeight& weight, Range blocks) {
@@ -70,6 +100,31 @@ void pack_blocks(const Microkernels& kernels, const PackedHeader& h, const Plain
     float factors[kChannelBlock];
     kernels.pack_direct(block_source(kernels, h, weight, block, factors), target);
     target += h.block_stride();
+  }
+}
+
+void pack_bfloat16_panels(const Microkernels& kernels, const PackedHeader& h,
+                          const PlainWeight& weight, Range panels, Bfloat16* target) {
+  const int64_t values = kBfloat16PanelBlocks * h.block_stride();
+  if (h.taps() == 1 || weight.channels_last) {
+    for (int64_t panel = panels.begin; panel < panels.end; ++panel, target += values) {
+      round_panel(kernels, h, weight, panel, target);
+    }
+    return;
+  }
+  SplitWeights split{};
+  split.block_stride = h.block_stride();
+  split.tap_stride = h.group_in_channels * kChannelBlock;
+  split.blocks = kBfloat16PanelBlocks;
+  split.taps = h.taps();
+  split.channels = h.group_in_channels;
+  float* packed = thread_scratch().split_weights.floats(values);
+  for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
+    const int64_t first = panel * kBfloat16PanelBlocks;
+    pack_blocks(kernels, h, weight, {first, first + kBfloat16PanelBlocks}, packed);
+    split.weights = packed;
+    split.target = target + (panel - panels.begin) * values;
+    kernels.split->split_weights(split);
   }
 }
 

@@ -7,6 +7,7 @@
 #include "../packed_weight.h"
 #include "microkernels.h"
 #include "parallel.h"
+#include "split.h"
 
 namespace fastres::cpu {
 
@@ -27,6 +28,10 @@ FloatSpan plain_values(const PackedHeader& header, const PlainWeight& weight, Ra
 // Packs blocks of the direct layouts, one after the other from `target` on.
 void pack_blocks(const Microkernels& kernels, const PackedHeader& header, const PlainWeight& weight,
                  Range blocks, float* target);
+
+// The same of panels of PackedLayout::bfloat16, for tiles that multiply bfloat16 values.
+void pack_bfloat16_panels(const Microkernels& kernels, const PackedHeader& header,
+                          const PlainWeight& weight, Range panels, Bfloat16* target);
 
 // The same of Winograd's layout: blocks follow each other within each of the sixteen positions, and
 // positions are `position_stride` floats apart.

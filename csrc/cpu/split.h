@@ -19,6 +19,7 @@
 namespace fastres::cpu {
 
 struct ConvTile;
+enum class StorageType;
 
 // Its bits.
 using Bfloat16 = uint16_t;
@@ -72,6 +73,18 @@ struct SplitWeights {
   Bfloat16* target;
 };
 
+// Sixteen output channels of a weight that is not packed, whose input channels, a multiple of
+// thirty-two, are adjacent: to one part, a block of each chunk of them.
+struct WeightRows {
+  const void* rows;
+  StorageType type;
+  ptrdiff_t row_stride;  // values from one output channel to the next
+  int64_t channels;
+  const float* scale;  // sixteen
+  Bfloat16* target;
+  ptrdiff_t chunk_stride;  // values from one chunk's block to the next
+};
+
 // A weight's gradient sums products over pixels, which then are what input channels are to a
 // convolution: thirty-two at a time. The gradient of the output takes the weights' place, in planes
 // [chunk of 32 pixels][part][block of 16 channels][pair of pixels][16 channels][2], and the input
@@ -103,6 +116,7 @@ struct SplitKernels {
   // be finite.
   bool (*split_pixels)(const SplitPixels&);
   bool (*split_weights)(const SplitWeights&);
+  void (*round_weight_rows)(const WeightRows&);  // null with three parts
   bool (*split_columns)(const SplitPixels&);
   bool (*split_transposed)(const SplitPixels&);
   // `output` says what is made of the products; its input and weights are not read.

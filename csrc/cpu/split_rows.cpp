@@ -167,11 +167,10 @@ SplitBand::SplitBand(const Microkernels& kernels, const ConvLayer& layer, const 
       phase_positions_(row_positions_ *
                        positions_read(band.rows, header_.kernel_h, dilation_.h, stride_.h, 0)),
       parts_(reduction_parts(kernels_, header_)),
-      packed_(layer.header.layout == PackedLayout::bfloat16
-                  ? reinterpret_cast<const Bfloat16*>(layer.weights)
-                  : nullptr),
-      keeps_panels_(parts_ == 1 && (layer.split_panels != nullptr ||
-                                    (packed_ != nullptr && fits_kept_panels(kernels, layer)))),
+      packed_(layer.header.layout == PackedLayout::bfloat16),
+      packed_panels_(packed_ && layer.plain == nullptr && fits_kept_panels(kernels, layer)
+                         ? reinterpret_cast<const Bfloat16*>(layer.weights)
+                         : nullptr),
       kept_(layer.split_panels) {
   find_phases();
   const int64_t positions = std::ssize(phases_) * phase_positions_ + kSplitPositions;
@@ -238,7 +237,7 @@ void SplitBand::load(const ConvBand& band, Range parts) {
 }
 
 const Bfloat16* SplitBand::split_weights(const ConvTile& tile, int64_t panel, int64_t part) const {
-  if (packed_ != nullptr) return packed_ + panel * panel_values(kernels_, header_);
+  if (packed_) return reinterpret_cast<const Bfloat16*>(tile.weights);
   const Range range = channels(part);
   SplitWeights w{};
   w.weights = tile.weights;
@@ -276,7 +275,7 @@ SplitTile SplitBand::tile_of(int64_t group, int64_t part, int64_t blocks) const 
   t.tap_count = header_.taps();
   t.blocks = blocks;
   t.row_positions = row_positions_;
-  t.part_stride = (packed_ != nullptr ? 2 : t.blocks) * kSplitBlock;
+  t.part_stride = (packed_ ? kBfloat16PanelBlocks : t.blocks) * kSplitBlock;
   t.chunk_stride = kernels_.parts * t.part_stride;
   t.output_block_stride = kChannelBlock;
   t.panels = 1;
@@ -295,8 +294,9 @@ bool SplitBand::multiply(const ConvTile& tile, int64_t panel, int64_t group, int
 bool SplitBand::multiply_kept(const ConvTile& tile, Range panels) const {
   if (!finite_) return false;
   SplitTile t = tile_of(0, 0, 2);
-  t.weights = packed_ != nullptr ? packed_ + panels.begin * panel_values(kernels_, header_)
-                                 : kept_->panel(panels.begin);
+  t.weights = packed_panels_ != nullptr
+                  ? packed_panels_ + panels.begin * panel_values(kernels_, header_)
+                  : kept_->panel(panels.begin);
   t.panels = panels.size();
   t.panel_stride = panel_values(kernels_, header_);
   kernels_.multiply(t, tile);

@@ -16,11 +16,12 @@ inline bool multiplies_bfloat16(const Microkernels& kernels) {
   return kernels.split != nullptr && kernels.split->parts == kBfloat16Parts;
 }
 
-// Of a weight that is packed for one call, whose layout nobody sees: products of bfloat16 values
-// leave Winograd's algorithm nothing to gain.
-inline void drop_winograd(PackedHeader& header, StorageType type) {
-  if (header.layout != PackedLayout::winograd) return;
-  if (multiplies_bfloat16(selected_microkernels(type))) header.layout = PackedLayout::igemm;
+// The layout of a weight that is packed for one call on a tensor of `type`. Products of bfloat16
+// values leave Winograd's algorithm nothing to gain.
+inline void set_live_layout(PackedHeader& header, StorageType type) {
+  if (!multiplies_bfloat16(selected_microkernels(type))) return;
+  if (header.layout == PackedLayout::winograd) header.layout = PackedLayout::igemm;
+  if (header.suits_bfloat16()) header.layout = PackedLayout::bfloat16;
 }
 
 // The selected kernels for a tensor of `type`. `spatial` is the only layer that may be Winograd's,
@@ -99,7 +100,9 @@ class SplitBand {
   bool multiply(const ConvTile& tile, int64_t panel, int64_t group, int64_t part) const;
 
   // Whether several panels can be multiplied side by side: their weights are kept, in one part.
-  bool keeps_panels() const { return keeps_panels_; }
+  bool keeps_panels() const {
+    return packed_panels_ != nullptr || (kept_ != nullptr && parts_ == 1);
+  }
   // Splits a panel's weights, of which `tile` is, to be kept. False where one has no parts.
   bool split(const ConvTile& tile, int64_t panel) const {
     return split_weights(tile, panel, 0) != nullptr;
@@ -124,8 +127,8 @@ class SplitBand {
   std::vector<Extent> phases_;  // that a tap reads
   std::vector<ptrdiff_t> taps_;
   ptrdiff_t plane_stride_;
-  const Bfloat16* const packed_;  // all panels, where they are packed so; null for not
-  const bool keeps_panels_;
+  const bool packed_;                    // weights, as tiles take them
+  const Bfloat16* const packed_panels_;  // all of them, where they are few enough; null for not
   SplitPanels* const kept_;
   Range loaded_{0, 0};   // parts
   bool finite_ = false;  // all values that are loaded

@@ -32,6 +32,7 @@ template <int kParts>
 bool split_pixels(const SplitPixels& pixels);
 template <int kParts>
 bool split_weights(const SplitWeights& weights);
+void round_weight_rows(const WeightRows& weight);
 template <int kParts>
 bool split_columns(const SplitPixels& pixels);
 template <int kParts>

@@ -276,6 +276,60 @@ bool split_weights(const SplitWeights& s) {
   return seen.finite();
 }
 
+namespace {
+
+// Pairs of the columns of sixteen rows of thirty-two values side by side.
+void store_column_pairs(const Bfloat16 (*rows)[kSplitChannels], Bfloat16* target) {
+  const auto* pairs = reinterpret_cast<const float*>(rows);
+  auto* columns = reinterpret_cast<float*>(target);
+  for (int64_t column = 0; column < 16; column += kQuad) {
+    Vec four[kQuad];
+    transpose(pairs + column, 16, four);
+    for (int i = 0; i < kQuad; ++i) store(columns + (column + i) * 16, four[i]);
+  }
+}
+
+inline __m512 load_sixteen(const float* values) { return _mm512_loadu_ps(values); }
+inline __m512 load_sixteen(const Bfloat16* values) {
+  const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(values));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+}
+struct Float16 {
+  uint16_t bits;
+};
+inline __m512 load_sixteen(const Float16* values) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(values)));
+}
+
+template <class T>
+void round_rows(const WeightRows& w, const T* rows) {
+  alignas(64) Bfloat16 rounded[16][kSplitChannels];
+  Bfloat16* target = w.target;
+  for (int64_t first = 0; first < w.channels; first += kSplitChannels) {
+    for (int row = 0; row < 16; ++row) {
+      const T* values = rows + row * w.row_stride + first;
+      const __m512 scale = _mm512_set1_ps(w.scale[row]);
+      _mm512_store_si512(rounded[row], round_both(_mm512_mul_ps(load_sixteen(values), scale),
+                                                  _mm512_mul_ps(load_sixteen(values + 16), scale)));
+    }
+    store_column_pairs(rounded, target);
+    target += w.chunk_stride;
+  }
+}
+
+}  // namespace
+
+void round_weight_rows(const WeightRows& w) {
+  switch (w.type) {
+    case StorageType::float32:
+      return round_rows(w, static_cast<const float*>(w.rows));
+    case StorageType::bfloat16:
+      return round_rows(w, static_cast<const Bfloat16*>(w.rows));
+    case StorageType::float16:
+      return round_rows(w, static_cast<const Float16*>(w.rows));
+  }
+}
+
 template <int kParts>
 bool split_columns(const SplitPixels& s) {
   Seen seen;
@@ -307,14 +361,7 @@ bool split_transposed(const SplitPixels& s) {
         chunk.split<kParts>(pair, first, lanes, pairs[0][pair], kSplitBlock, seen);
       }
       for (int64_t part = 0; part < kParts; ++part) {
-        const auto* rows = reinterpret_cast<const float*>(pairs[part]);
-        auto* columns =
-            reinterpret_cast<float*>(to + part * s.plane_stride + first * kSplitChannels);
-        for (int64_t column = 0; column < 16; column += kQuad) {
-          Vec four[kQuad];
-          transpose(rows + column, 16, four);
-          for (int i = 0; i < kQuad; ++i) store(columns + (column + i) * 16, four[i]);
-        }
+        store_column_pairs(pairs[part], to + part * s.plane_stride + first * kSplitChannels);
       }
     }
   }

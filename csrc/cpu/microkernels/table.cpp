@@ -33,6 +33,7 @@ const SplitKernels& split_kernels() {
   static const SplitKernels kTable{kParts,
                                    split_pixels<kParts>,
                                    split_weights<kParts>,
+                                   kParts == kBfloat16Parts ? round_weight_rows : nullptr,
                                    split_columns<kParts>,
                                    split_transposed<kParts>,
                                    split_igemm<kParts>};
