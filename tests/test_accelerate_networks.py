@@ -54,6 +54,19 @@ def test_torchvision(name, counts, assert_accurate):
     check(model, torch.randn(1, 3, 64, 64), assert_accurate, **counts)
 
 
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnext50_32x4d", "densenet121"])
+def test_bfloat16(name, assert_accurate):
+    """Accelerated and frozen: packed at each call and once, on tiles with AMX."""
+    model = randomised(getattr(torchvision.models, name)()).to(torch.bfloat16)
+    x = torch.randn(2, 3, 96, 64, dtype=torch.bfloat16)
+    with torch.no_grad():
+        eager, exact = model(x), copy.deepcopy(model).double()(x.double())
+        for ours in (fastres.freeze(model), fastres.accelerate(copy.deepcopy(model))):
+            for layout in (torch.contiguous_format, torch.channels_last):
+                out = ours(x.to(memory_format=layout))
+                assert_accurate(out, eager, exact, magnitude=exact.abs)
+
+
 @pytest.mark.parametrize(
     ("name", "counts"),
     [

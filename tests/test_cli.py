@@ -271,6 +271,15 @@ def test_bench_takes_a_layout_and_a_photo(layout, capsys, small, tmp_path):
     assert "photo.png at 32x32" in text
 
 
+def test_bench_in_another_dtype(capsys, small, tmp_path):
+    argv = ["bench", f"{small}:net", "--size", "32", "--batch", "2", "--rounds", "1"]
+    assert main([*argv, "--dtype", "bfloat16", "--json", str(tmp_path / "b.json")]) == 0
+    assert "at 32x32, bfloat16" in capsys.readouterr().out
+    report = json.loads((tmp_path / "b.json").read_text())
+    assert report["dtype"] == "bfloat16"
+    assert 1e-4 < report["batches"][0]["eager_error"] < 0.1
+
+
 def test_bench_fails_where_the_results_are_wrong(capsys, small, monkeypatch):
     _spoil(monkeypatch)
     assert main(["bench", f"{small}:net", "--size", "32", "--batch", "1", "--rounds", "1"]) == 1

@@ -68,6 +68,28 @@ def test_kernels(isa, dense):
     assert fastres.explain(model).kernels == {}
 
 
+@pytest.mark.skipif("cpu" not in fastres.available_backends(), reason="needs the native library")
+@pytest.mark.parametrize("isa", ["amx", "avx2"])
+def test_kernels_of_a_bfloat16_model(isa):
+    """Products of bfloat16 values are worth tiles where those of float32 are not."""
+    native = _library.diagnostics()
+    if isa not in native.supported_isas():
+        pytest.skip(f"this processor has no {isa}")
+    model = nn.Sequential(
+        conv_bn(256, 256), conv_bn(256, 256, groups=32), conv_bn(256, 256, groups=256)
+    ).eval()
+    native.force_isa(isa)
+    try:
+        report = fastres.explain(model.bfloat16(), input_shape=(1, 256, 7, 7))
+    finally:
+        native.force_isa("auto")
+    expected = {
+        "amx": ("matrix tiles", "matrix tiles", "channel lanes"),
+        "avx2": ("Winograd", "grouped lanes", "channel lanes"),
+    }
+    assert tuple(report.kernels.values()) == expected[isa]
+
+
 def test_training_mode_is_told_of_as_eval_mode():
     model = TinyNet()
     report = fastres.explain(model)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from conv_case import (
+    BFLOAT16,
     DTYPES,
     PATHS,
     SLOPE,
@@ -40,7 +41,9 @@ PANELS: dict[str, ConvCase] = {
     "no symmetry": ConvCase(48, 768, (2, 3), (2, 1), (1, 0, 2, 1), (1, 2), h=7, w=9, n=1),
     "more products than the cache holds": same(1300, 1024, 3, h=5, w=8, n=1),
 }
-CASES = PATHS | PANELS
+# Which tiles take as they are, in bfloat16.
+WHOLE_TILES = {f"tiles, {k}": v._replace(algorithm="direct") for k, v in BFLOAT16.items()}
+CASES = PATHS | PANELS | WHOLE_TILES
 EVERY_CASE = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 
 
@@ -63,8 +66,9 @@ def test_matches_eager(assert_accurate, case, dtype):
 
 
 @EVERY_CASE
-def test_same_bits_on_any_number_of_threads(kernels, case, set_threads):
-    inputs = make_inputs(case)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_same_bits_on_any_number_of_threads(kernels, case, dtype, set_threads):
+    inputs = make_inputs(case, dtype)
     outputs = []
     # PyTorch's own convolutions, under the reference, choose algorithms by the thread count.
     for threads in (2, 2) if kernels == "reference" else (1, 2, 3, 16):
@@ -74,13 +78,24 @@ def test_same_bits_on_any_number_of_threads(kernels, case, set_threads):
 
 
 @EVERY_CASE
-def test_channels_last_weights_and_others(assert_accurate, case):
-    inputs = make_inputs(case)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_channels_last_weights_and_others(assert_accurate, case, dtype):
+    inputs = make_inputs(case, dtype)
     weight = inputs.weight
-    padded = torch.full((*weight.shape[:3], weight.shape[3] + 1), float("nan"))
+    padded = weight.new_full((*weight.shape[:3], weight.shape[3] + 1), float("nan"))
     padded[..., :-1] = weight
     for other in (reference.channels_last(weight), padded[..., :-1]):
         check_case(assert_accurate, case, inputs._replace(weight=other), operator=live)
+
+
+def test_weights_of_another_type_than_the_input():
+    for case in WHOLE_TILES.values():
+        inputs = make_inputs(case, torch.bfloat16)
+        weight = inputs.weight.half().bfloat16()  # both types' values
+        expected = live(case, inputs._replace(weight=weight))
+        for dtype in (torch.float32, torch.float16):
+            for other in (weight.to(dtype), reference.channels_last(weight.to(dtype))):
+                assert torch.equal(live(case, inputs._replace(weight=other)), expected)
 
 
 @pytest.mark.parametrize("name", ["one pixel", "1x1 to 1000"])
