@@ -15,7 +15,8 @@
 
 STABLE_TORCH_LIBRARY(fastres, m) {
   // weight * scale[:, None, None, None] in the layout that the backend's kernels read. algorithm is
-  // "direct", or "winograd" for a dense 3x3 that is used with stride and dilation 1.
+  // "direct", "winograd" for a dense 3x3 that is used with stride and dilation 1, or "bfloat16" for
+  // bfloat16 inputs and multiples of 32 channels in each group.
   m.def(
       "pack_conv_weight(Tensor weight, Tensor? scale, int groups, str algorithm='direct') "
       "-> Tensor");

@@ -302,6 +302,6 @@ def test_training_steps_are_compared(tmp_path, capsys):
 
 
 def test_a_contestant_that_computes_something_else_is_named(monkeypatch):
-    monkeypatch.setattr(train_peers, "_USUAL_DIFFERENCE", 0.0)
+    monkeypatch.setattr(train_peers, "_MAX_DIFFERENCE", 0.0)
     options = ["--rounds", "1", "--batch", "2", "--size", "32", "--no-layer"]
     assert train_peers.main([*options, "--cases", "resnet18, 3x3 stem", "--only", "eager"]) == 1

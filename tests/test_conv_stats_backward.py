@@ -37,7 +37,7 @@ def test_paths_match_eager(assert_accurate, case, affine):
     check_gradients(assert_accurate, case, inputs, "relu" if affine else "none")
 
 
-@EVERY_KIND
+@EVERY_CASE
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
 def test_reduced_dtypes(assert_accurate, case, dtype):
     for layout in ("nchw", "channels_last"):

@@ -98,8 +98,9 @@ def test_not_finite_values_stay_where_eager_has_them(assert_accurate, case, valu
 
 @EVERY_BLOCK
 @pytest.mark.parametrize("batch", [1, 3])
-def test_same_bits_on_any_number_of_threads(kernels, case, batch, set_threads):
-    x, constants = make_block(case._replace(h=29, w=23, n=batch))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_same_bits_on_any_number_of_threads(kernels, case, batch, dtype, set_threads):
+    x, constants = make_block(case._replace(h=29, w=23, n=batch), dtype)
     outputs = []
     # PyTorch's own convolutions, under the reference, choose algorithms by the thread count.
     for threads in (2, 2) if kernels == "reference" else (1, 2, 3, 2):
@@ -108,12 +109,15 @@ def test_same_bits_on_any_number_of_threads(kernels, case, batch, set_threads):
     assert all(torch.equal(outputs[0], other) for other in outputs[1:])
 
 
-def test_same_bits_band_by_band_and_layer_by_layer(kernels, set_threads):
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+@pytest.mark.parametrize("down", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_same_bits_band_by_band_and_layer_by_layer(kernels, layout, down, dtype, set_threads):
     """One thread takes the first way, two the other; nearly as fast on tiles as without."""
     if kernels == "reference":
         pytest.skip("PyTorch chooses algorithms by the thread count")
-    case = BottleneckCase(192, 48, 192, down=False, h=14, w=14, n=1)
-    x, constants = make_block(case)
+    case = BottleneckCase(192, 48, 192, down=down, h=14, w=14, n=1)
+    x, constants = make_block(case, dtype, layout)
     set_threads(1)
     alone = fused_block(case, x, constants, "relu")
     set_threads(2)

@@ -39,8 +39,9 @@ class BandWalker {
         inner2_row_(block.out.w * channels2_),
         small_weights_(weights_stay_in_cache(kernels, block)),
         stored_input_(stores(block.reduce, block.in.w) && block.x.is_bfloat16_nhwc()),
-        stored_output_(stores(block.expand, block.out.w) && block.x.is_bfloat16_nhwc() &&
-                       (!block.down.has_value() || stores(*block.down, block.out.w))),
+        stored_output_(stores(block.expand, block.out.w) &&
+                       (block.down.has_value() ? stores(*block.down, block.out.w)
+                                               : block.x.is_bfloat16_nhwc())),
         stored_inner1_(stores(block.reduce, block.in.w) && stores(block.spatial, block.out.w)),
         stored_inner2_(stores(block.spatial, block.out.w) && stores(block.expand, block.out.w)),
         direct_output_(stored_output_ || block.y.type == StorageType::float32),
@@ -167,11 +168,7 @@ class BandWalker {
       band.rows = part.size();
       band.pixels = block_.in.w;
       const int64_t row = begin + above + part.begin;
-      if (stored_input_) {
-        band.input16 = direct_band16(block_.x, n, row);
-      } else {
-        band.input = input_rows(n, row, band.rows, thread_scratch().input);
-      }
+      set_input(band, n, row, band.rows, thread_scratch().input);
       inside.from(part.begin * inner1_row_ + border)
           .set(band.output, band.output16, inner1_row_, stride1_);
       run(reduce, 0, band);
@@ -202,11 +199,10 @@ class BandWalker {
     expand.input16 = spatial.output16;
     if (stored_output_) {
       expand.output16 = direct_band16(block_.y, n, row);
-      expand.residual16 = stored_shortcut(n, row, rows, expand.output16);
     } else {
       expand.output = output_rows(n, row, rows);
-      expand.residual = shortcut(n, row, rows, expand.output);
     }
+    set_shortcut(expand, n, row, rows);
     const int64_t next_rows = rows * block_.stride.h;
     run(fetching_if_small(block_.expand, block_.x, n, next_row, next_row + next_rows), 2, expand);
     if (!direct_output_) {
@@ -215,27 +211,34 @@ class BandWalker {
   }
 
   // The shortcut's convolution goes to the output itself, where the last convolution adds it.
-  Band shortcut(int64_t n, int64_t row, int64_t rows, const Band& output) {
-    if (!block_.down.has_value()) return input_rows(n, row, rows, thread_scratch().residual);
-    ConvBand band;
-    band.rows = rows;
-    band.pixels = block_.out.w;
-    band.input = input_rows(n, row * block_.stride.h, (rows - 1) * block_.stride.h + 1,
-                            thread_scratch().residual);
-    band.output = output;
-    run(*block_.down, 3, band);
-    return output;
+  void set_shortcut(ConvBand& expand, int64_t n, int64_t row, int64_t rows) {
+    Scratch& scratch = thread_scratch().residual;
+    if (block_.down.has_value()) {
+      ConvBand band = expand;
+      band.input = {};
+      band.input16 = {};
+      const int64_t first = row * block_.stride.h, count = (rows - 1) * block_.stride.h + 1;
+      if (stored_output_) {
+        set_input(band, n, first, count, scratch);
+      } else {
+        band.input = input_rows(n, first, count, scratch);
+      }
+      run(*block_.down, 3, band);
+      expand.residual = expand.output;
+      expand.residual16 = expand.output16;
+    } else if (stored_output_) {
+      expand.residual16 = direct_band16(block_.x, n, row);
+    } else {
+      expand.residual = input_rows(n, row, rows, scratch);
+    }
   }
 
-  Bfloat16Band stored_shortcut(int64_t n, int64_t row, int64_t rows, const Bfloat16Band& output) {
-    if (!block_.down.has_value()) return direct_band16(block_.x, n, row);
-    ConvBand band;
-    band.rows = rows;
-    band.pixels = block_.out.w;
-    band.input16 = direct_band16(block_.x, n, row * block_.stride.h);
-    band.output16 = output;
-    run(*block_.down, 3, band);
-    return output;
+  void set_input(ConvBand& band, int64_t n, int64_t row, int64_t rows, Scratch& scratch) const {
+    if (stored_input_) {
+      band.input16 = direct_band16(block_.x, n, row);
+    } else {
+      band.input = input_rows(n, row, rows, scratch);
+    }
   }
 
   Band input_rows(int64_t n, int64_t row, int64_t rows, Scratch& scratch) const {

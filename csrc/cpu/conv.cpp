@@ -359,11 +359,11 @@ const char* kernel_name(const Microkernels& kernels, Conv conv) {
 void run_conv(const Microkernels& kernels, Conv conv) {
   if (conv.geometry.batch == 0) return;
   prepare(conv);
-  if (prefers_pixel_lanes(conv)) return run_pixel_lanes(kernels, conv);
-  const Partition partition(kernels, conv, thread_count());
   std::optional<PooledFloats> packed;
   std::optional<PackOnUse> packing;
   widen_weight(kernels, conv.layer, conv.plain, conv.geometry.out.w, packed);
+  if (prefers_pixel_lanes(conv)) return run_pixel_lanes(kernels, conv);
+  const Partition partition(kernels, conv, thread_count());
   if (conv.plain.data != nullptr && !packs_by_panel(kernels, conv, partition)) {
     packed.emplace(conv.layer.header.payload_floats());
     set_packed(kernels, conv.plain, packed->data(), conv.layer, packing);

@@ -75,6 +75,19 @@ void narrow_float_panels(const ConvLayer& layer, const ConvBand& band, Range pan
   }
 }
 
+// `some` of the panels, whose input is loaded, two blocks at a time.
+void multiply_pairs(const Microkernels& kernels, const ConvLayer& layer, const ConvTile& tile,
+                    Range panels, Range some, const SplitBand& split) {
+  for (Range pair{some.begin, 0}; pair.begin < some.end; pair.begin = pair.end) {
+    pair.end = std::min(some.end, pair.begin / 2 * 2 + 2);
+    ConvTile t = tile;
+    t.weights = narrow_weights(kernels, layer, pair);
+    select_outputs(t, {pair.begin * kChannelBlock, pair.end * kChannelBlock});
+    t.upcoming = layer.upcoming.part(panels.size(), pair.begin - panels.begin, pair.size());
+    split.multiply(t, pair.begin, pair.begin, 0);
+  }
+}
+
 }  // namespace
 
 void narrow_tile_panels(const Microkernels& kernels, const ConvLayer& layer, const ConvBand& band,
@@ -87,18 +100,13 @@ void narrow_tile_panels(const Microkernels& kernels, const ConvLayer& layer, con
     const Range some{first, std::min(panels.end, (first / kAtOnce + 1) * kAtOnce)};
     SplitBand split(kernels, layer, band, {some.begin / 2 * 2, (some.end + 1) / 2 * 2});
     split.load(band, {0, 1});
-    if (!split.finite()) {
+    if (split.finite()) {
+      multiply_pairs(kernels, layer, tile, panels, some, split);
+    } else {
       narrow_float_panels(layer, band, some);
-      first = some.end;
-      continue;
     }
-    for (Range pair{some.begin, 0}; pair.begin < some.end; pair.begin = pair.end) {
-      pair.end = std::min(some.end, pair.begin / 2 * 2 + 2);
-      ConvTile t = tile;
-      t.weights = narrow_weights(kernels, layer, pair);
-      select_outputs(t, {pair.begin * kChannelBlock, pair.end * kChannelBlock});
-      t.upcoming = layer.upcoming.part(panels.size(), pair.begin - panels.begin, pair.size());
-      split.multiply(t, pair.begin, pair.begin, 0);
+    for (int64_t panel = some.begin; layer.finished != nullptr && panel < some.end; ++panel) {
+      (*layer.finished)(panel);
     }
     first = some.end;
   }
