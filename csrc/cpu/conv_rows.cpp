@@ -283,6 +283,14 @@ void lanes_panels(const Microkernels& kernels, const ConvLayer& layer, ConvTile 
   (grouped ? kernels.grouped : kernels.lanes)(t, h.group_in_channels);
 }
 
+template <class T>
+void set_strides(ConvTile& t, const PixelRows<T>& residual, const PixelRows<T>& output) {
+  t.residual_row_stride = residual.row_stride;
+  t.residual_pixel_stride = residual.pixel_stride;
+  t.output_row_stride = output.row_stride;
+  t.output_pixel_stride = output.pixel_stride;
+}
+
 // The layer with the weights of `panels` arranged.
 ConvLayer arrange(const Microkernels& kernels, ConvLayer layer, Range panels) {
   const PackedHeader& h = layer.header;
@@ -305,18 +313,13 @@ ConvLayer arranged(const Microkernels& kernels, ConvLayer layer, Range panels) {
 void set_outputs(ConvTile& t, const ConvLayer& layer, const ConvBand& band) {
   t.shift = layer.shift;
   t.residual = band.residual.data;
-  t.residual_row_stride = band.residual.row_stride;
-  t.residual_pixel_stride = band.residual.pixel_stride;
   t.output = band.output.data;
-  t.output_row_stride = band.output.row_stride;
-  t.output_pixel_stride = band.output.pixel_stride;
-  if (band.output16.data != nullptr) {
-    t.residual16 = band.residual16.data;
-    t.residual_row_stride = band.residual16.row_stride;
-    t.residual_pixel_stride = band.residual16.pixel_stride;
-    t.output16 = band.output16.data;
-    t.output_row_stride = band.output16.row_stride;
-    t.output_pixel_stride = band.output16.pixel_stride;
+  t.residual16 = band.residual16.data;
+  t.output16 = band.output16.data;
+  if (t.output16 != nullptr) {
+    set_strides(t, band.residual16, band.output16);
+  } else {
+    set_strides(t, band.residual, band.output);
   }
   t.rows = band.rows;
   t.pixels = band.pixels;
