@@ -52,10 +52,6 @@ inline void store_parts(__m512i high, __m512i middle, __m512i low, Bfloat16* tar
   _mm512_store_si512(target + 2 * part_stride, low);
 }
 
-inline __mmask16 lanes_mask(int64_t count) {
-  return static_cast<__mmask16>(count >= 16 ? 0xffff : count <= 0 ? 0 : (1 << count) - 1);
-}
-
 // The upper halves of the words of two vectors in turn.
 inline __m512i pair_up(__m512 a, __m512 b) {
   const __m512i upper = _mm512_srli_epi32(_mm512_castps_si512(a), 16);
@@ -144,10 +140,6 @@ struct PixelChunk {
                        seen);
   }
 };
-
-}  // namespace
-
-namespace {
 
 // Whether everything that was seen is finite: no exponent has all its bits.
 class SeenBits {
@@ -290,10 +282,7 @@ void store_column_pairs(const Bfloat16 (*rows)[kSplitChannels], Bfloat16* target
 }
 
 inline __m512 load_sixteen(const float* values) { return _mm512_loadu_ps(values); }
-inline __m512 load_sixteen(const Bfloat16* values) {
-  const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(values));
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
-}
+inline __m512 load_sixteen(const Bfloat16* values) { return widen_some(values, 16); }
 struct Float16 {
   uint16_t bits;
 };

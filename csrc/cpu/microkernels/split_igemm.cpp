@@ -91,18 +91,11 @@ struct Sums {
   alignas(64) float values[2][kSplitPositions][16];
 };
 
-inline __mmask16 lanes_mask(int64_t count) {
-  return static_cast<__mmask16>(count >= 16 ? 0xffff : (1 << count) - 1);
-}
-
 // The first of sixteen values, `count` of them.
 inline Vec load_values(const float* from, int64_t count) {
   return count >= 16 ? load(from) : load_partial(from, count);
 }
-inline Vec load_values(const Bfloat16* from, int64_t count) {
-  const __m256i bits = _mm256_maskz_loadu_epi16(lanes_mask(count), from);
-  return (Vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16);
-}
+inline Vec load_values(const Bfloat16* from, int64_t count) { return (Vec)widen_some(from, count); }
 inline void store_values(float* to, Vec values, int64_t count) {
   count >= 16 ? store(to, values) : store_partial(to, values, count);
 }
@@ -205,6 +198,7 @@ class Finishing {
         values[block] = at_least(v, bound_);
       }
       if constexpr (kBlocks == 2 && !std::is_same_v<T, float>) {
+        // Outputs are a convolution's, whose blocks are adjacent.
         _mm512_storeu_si512(output, round_both((__m512)values[0], (__m512)values[1]));
       } else {
         for (int block = 0; block < kBlocks; ++block) {
