@@ -29,10 +29,9 @@ PackedHeader header_of(const std::vector<int64_t>& shape, int64_t groups,
   header.kernel_w = static_cast<int32_t>(shape[3]);
   header.groups = static_cast<int32_t>(groups);
   const bool lanes = uses_lanes_layout(header.group_out_channels(), shape[1], groups);
-  header.layout = algorithm == "winograd"           ? PackedLayout::winograd
-                  : algorithm == kBfloat16Algorithm ? PackedLayout::bfloat16
-                  : lanes                           ? PackedLayout::lanes
-                                                    : PackedLayout::igemm;
+  header.layout = algorithm == "winograd" ? PackedLayout::winograd
+                  : lanes                 ? PackedLayout::lanes
+                                          : PackedLayout::igemm;
   return header;
 }
 
