@@ -17,12 +17,12 @@ namespace fastres::cpu {
 
 class PackOnUse {
  public:
-  // Of the layouts igemm, winograd and bfloat16, whose blocks are prepared by panels, into
-  // `payload`, header.payload_floats() floats.
+  // Of the layouts igemm, winograd and bfloat16 into `payload`, header.payload_floats() floats.
   PackOnUse(const Microkernels& kernels, const PackedHeader& header, const PlainWeight& weight,
             float* payload);
 
-  // Packs blocks of sixteen output channels, or waits for the thread that is packing them.
+  // Packs blocks of sixteen output channels, of the layout bfloat16 the panels that have them, or
+  // waits for the thread that is packing them.
   void prepare(Range blocks);
 
   // The plain values of blocks of one group that nobody has begun to pack; none if somebody has.
@@ -32,14 +32,15 @@ class PackOnUse {
   enum class State : uint8_t { plain, packing, packed };
 
   // Where memory runs out the others must not wait for ever: they try, too.
-  void pack(int64_t block, std::atomic<State>& state);
-  void pack(int64_t block);
-  void pack_panel(int64_t block);
+  void pack(int64_t unit, std::atomic<State>& state);
+  void pack(int64_t unit);
+  Range units_of(Range blocks) const;
 
   const Microkernels& kernels_;
   const PackedHeader header_;
   const PlainWeight weight_;
   float* const payload_;
+  const int64_t unit_blocks_;  // which are packed together
   const std::unique_ptr<std::atomic<State>[]> states_;
 };
 
