@@ -38,12 +38,14 @@ class BandWalker {
         inner1_row_(padded_width_ * stride1_),
         inner2_row_(block.out.w * channels2_),
         small_weights_(weights_stay_in_cache(kernels, block)),
-        stored_input_(stores(block.reduce, block.in.w) && block.x.is_bfloat16_nhwc()),
-        stored_output_(stores(block.expand, block.out.w) &&
-                       (block.down.has_value() ? stores(*block.down, block.out.w)
-                                               : block.x.is_bfloat16_nhwc())),
-        stored_inner1_(stores(block.reduce, block.in.w) && stores(block.spatial, block.out.w)),
-        stored_inner2_(stores(block.spatial, block.out.w) && stores(block.expand, block.out.w)),
+        reduce_stores_(stores(block.reduce, block.in.w)),
+        spatial_stores_(stores(block.spatial, block.out.w)),
+        expand_stores_(stores(block.expand, block.out.w)),
+        stored_input_(reduce_stores_ && block.x.is_bfloat16_nhwc()),
+        stored_output_(expand_stores_ && (block.down.has_value() ? stores(*block.down, block.out.w)
+                                                                 : block.x.is_bfloat16_nhwc())),
+        stored_inner1_(reduce_stores_ && spatial_stores_),
+        stored_inner2_(spatial_stores_ && expand_stores_),
         direct_output_(stored_output_ || block.y.type == StorageType::float32),
         kept_{kept(block.reduce, block.in.w, pairs, 0), kept(block.spatial, block.out.w, pairs, 1),
               kept(block.expand, block.out.w, pairs, 2),
@@ -277,6 +279,7 @@ class BandWalker {
   const int64_t inner1_row_;
   const int64_t inner2_row_;
   const bool small_weights_;
+  const bool reduce_stores_, spatial_stores_, expand_stores_;
   const bool stored_input_, stored_output_, stored_inner1_, stored_inner2_;
   const bool direct_output_;
   std::array<std::optional<SplitPanels>, ThreadScratch::kKeptPanels> kept_;
