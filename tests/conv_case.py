@@ -63,6 +63,7 @@ PATHS: dict[str, ConvCase] = {
     "1x1 of 640": same(640, 72, 1, h=5, w=9),
     "1x1/2 of 72": same(72, 104, 1, 2),
     "1x1 of 2048": same(2048, 33, 1, h=7, w=7, n=1),
+    "1x1 of 1100 to 160": same(1100, 160, 1, h=7),
     "3x3 of 512": same(512, 17, h=7, w=7, n=1),
     "3x3 of 96, /2": same(96, 72, 3, 2),
     "3x3 of 72, dilated": ConvCase(72, 56, padding=(2, 2, 3, 3), dilation=(2, 3)),

@@ -192,6 +192,16 @@ def test_not_finite_weights(value):
         torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4, equal_nan=True)
 
 
+@pytest.mark.parametrize("channel", [0, 63, 64, 159])
+def test_not_finite_weights_of_a_later_panel(channel):
+    """Matrix tiles split a panel's weights while they multiply the one before."""
+    case = PATHS["1x1 of 1100 to 160"]
+    inputs = make_inputs(case)
+    inputs.weight[channel, case.c // 2] = float("inf")
+    out, expected = fused(case, inputs), eager(case, inputs)
+    torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4, equal_nan=True)
+
+
 def test_largest_values(assert_accurate):
     """Which a bfloat16, what matrix tiles multiply, would round to infinity."""
     for name in ("1x1 of 72", "1x1 of 640", "3x3 of 96, /2"):

@@ -74,10 +74,11 @@ const float* panel_weights(const Microkernels& kernels, const ConvLayer& layer, 
   return layer.weights + block * layer.header.block_stride() + channel % kChannelBlock;
 }
 
-// The layer with this panel packed into the level-2 cache.
-ConvLayer packed_panel(const Microkernels& kernels, ConvLayer layer, int64_t panel) {
+// The layer with this panel packed into the level-2 cache, in `memory`.
+ConvLayer packed_panel(const Microkernels& kernels, ConvLayer layer, int64_t panel,
+                       Scratch& memory) {
   const Range blocks = panel_blocks(kernels, layer, panel);
-  float* packed = thread_scratch().weights.floats(blocks.size() * layer.header.block_stride());
+  float* packed = memory.floats(blocks.size() * layer.header.block_stride());
   if (layer.header.layout == PackedLayout::bfloat16) {
     pack_bfloat16_panels(kernels, layer.header, *layer.plain, {panel, panel + 1},
                          reinterpret_cast<Bfloat16*>(packed));
@@ -123,11 +124,12 @@ FloatSpan next_weights(const Microkernels& kernels, const ConvLayer& layer, int6
   return weights;
 }
 
-// Fetched while this panel is computed: what the next one has to be packed of, or a share of what
-// comes after all panels, and the next one's weights, unless they are in the cache by then.
+// Fetched while the i-th panel is computed: what a later one, so many after it, has to be packed
+// of, or a share of what comes after all panels, and the later one's weights, unless they are in
+// the cache by then.
 void set_next(const Microkernels& kernels, const ConvLayer& layer, Range panels, int64_t i,
-              const Reduction& reduction, ConvTile& t) {
-  const int64_t next = nth_panel(layer, panels, i + 1);
+              int64_t later, const Reduction& reduction, ConvTile& t) {
+  const int64_t next = nth_panel(layer, panels, i + later);
   FloatSpan weights;
   bool plain = false;
   if (next >= 0) weights = next_weights(kernels, layer, next, reduction, plain);
@@ -160,11 +162,14 @@ void select_inputs(ConvTile& t, const Reduction& reduction, int64_t all_channels
   t.act = Activation::none;
 }
 
-// A panel's weights, packed by then; until the next panel's.
-const float* ready_weights(const Microkernels& kernels, const ConvLayer& layer, int64_t panel) {
+// The weights of the i-th panel, packed by then; until the next panel but one's.
+const float* ready_weights(const Microkernels& kernels, const ConvLayer& layer, int64_t panel,
+                           int64_t i) {
   if (layer.packing != nullptr) layer.packing->prepare(panel_blocks(kernels, layer, panel));
-  return panel_weights(kernels,
-                       layer.plain != nullptr ? packed_panel(kernels, layer, panel) : layer, panel);
+  if (layer.plain == nullptr) return panel_weights(kernels, layer, panel);
+  ThreadScratch& scratch = thread_scratch();
+  Scratch& memory = i % 2 == 0 ? scratch.weights : scratch.next_weights;
+  return panel_weights(kernels, packed_panel(kernels, layer, panel, memory), panel);
 }
 
 // One panel's tile, of the whole reduction.
@@ -175,9 +180,10 @@ ConvTile panel_tile(const Microkernels& kernels, const ConvLayer& layer, ConvTil
   select_outputs(t, panel_channels(kernels, layer, {panel, panel + 1}));
   return t;
 }
-ConvTile panel_tile(const Microkernels& kernels, const ConvLayer& layer, const ConvTile& t,
-                    int64_t panel) {
-  return panel_tile(kernels, layer, t, panel, ready_weights(kernels, layer, panel));
+ConvTile nth_panel_tile(const Microkernels& kernels, const ConvLayer& layer, const ConvTile& t,
+                        Range panels, int64_t i) {
+  const int64_t panel = nth_panel(layer, panels, i);
+  return panel_tile(kernels, layer, t, panel, ready_weights(kernels, layer, panel, i));
 }
 
 // Whether a pixel's outputs can be written one after the other, for all panels before the next
@@ -192,10 +198,10 @@ bool goes_by_pixels(const Microkernels& kernels, const ConvLayer& layer, Range p
 
 // All panels side by side. False, and nothing is written, where a value has no bfloat16 parts.
 bool split_pixels(const Microkernels& kernels, const ConvLayer& layer, const ConvTile& tile,
-                  Range panels, const SplitBand& split) {
+                  Range panels, SplitBand& split) {
   for (int64_t i = 0; i < panels.size(); ++i) {
-    const int64_t panel = nth_panel(layer, panels, i);
-    if (!split.split(panel_tile(kernels, layer, tile, panel), panel)) return false;
+    const ConvTile t = nth_panel_tile(kernels, layer, tile, panels, i);
+    if (!split.split(t, nth_panel(layer, panels, i))) return false;
   }
   ConvTile t = tile;
   select_outputs(t, panel_channels(kernels, layer, panels));
@@ -207,21 +213,34 @@ bool split_pixels(const Microkernels& kernels, const ConvLayer& layer, const Con
   return true;
 }
 
-// All panels, for the parts of the reduction that are loaded.
+// All panels, for the parts of the reduction that are loaded; what comes next is split meanwhile.
 void split_panels(const Microkernels& kernels, const ConvLayer& layer, const ConvTile& tile,
-                  Range panels, const SplitBand& split, Range parts) {
+                  Range panels, SplitBand& split, Range parts) {
+  const auto reduction = [&](int64_t part) {
+    return Reduction{split.channels(part), split.parts() == 1};
+  };
+  const auto select = [&](ConvTile t, int64_t i, int64_t part) {
+    select_inputs(t, reduction(part), layer.header.group_in_channels);
+    return SplitBand::PanelPart{t, nth_panel(layer, panels, i), part};
+  };
+  ConvTile whole = nth_panel_tile(kernels, layer, tile, panels, 0);
   for (int64_t i = 0; i < panels.size(); ++i) {
     const int64_t panel = nth_panel(layer, panels, i);
-    const ConvTile whole = panel_tile(kernels, layer, tile, panel);
+    const bool last = i + 1 == panels.size();
+    const ConvTile next_whole = last ? whole : nth_panel_tile(kernels, layer, tile, panels, i + 1);
     for (int64_t part = parts.begin; part < parts.end; ++part) {
-      const Reduction reduction{split.channels(part), split.parts() == 1};
-      ConvTile t = whole;
-      select_inputs(t, reduction, layer.header.group_in_channels);
-      set_next(kernels, layer, panels, i, reduction, t);
+      const bool goes_on = part + 1 < parts.end;
+      SplitBand::PanelPart here = select(whole, i, part);
+      const SplitBand::PanelPart next =
+          goes_on ? select(whole, i, part + 1) : select(next_whole, i + 1, parts.begin);
+      set_next(kernels, layer, panels, i, split.splits_ahead() ? 2 : 1, reduction(part), here.tile);
       const int64_t group = panel / panels_per_group(kernels, layer);
-      if (!split.multiply(t, panel, group, part)) kernels.igemm(t);
+      if (!split.multiply(here, group, last && !goes_on ? nullptr : &next)) {
+        kernels.igemm(here.tile);
+      }
     }
     if (layer.finished != nullptr && parts.end == split.parts()) (*layer.finished)(panel);
+    whole = next_whole;
   }
 }
 
@@ -253,13 +272,13 @@ void register_panels(const Microkernels& kernels, const ConvLayer& layer,
                      std::span<const ConvBand> bands, Range panels) {
   for (int64_t i = 0; i < panels.size(); ++i) {
     const int64_t panel = nth_panel(layer, panels, i);
-    const float* weights = ready_weights(kernels, layer, panel);
+    const float* weights = ready_weights(kernels, layer, panel, i);
     FetchList next;
     for (int64_t b = 0; b < std::ssize(bands); ++b) {
       const ConvTile band = tile_of(layer, bands[static_cast<size_t>(b)]);
       ConvTile t = panel_tile(kernels, layer, band, panel, weights);
       if (b == 0) {
-        set_next(kernels, layer, panels, i, {{0, t.channels}, true}, t);
+        set_next(kernels, layer, panels, i, 1, {{0, t.channels}, true}, t);
         next = t.upcoming;
       }
       t.upcoming = part_of(next, std::ssize(bands), b);
@@ -350,7 +369,7 @@ FetchList Upcoming::part(int64_t parts, int64_t i, int64_t count) const {
 }
 
 int64_t nth_panel(const ConvLayer& layer, Range panels, int64_t i) {
-  if (i == panels.size()) return -1;
+  if (i >= panels.size()) return -1;
   const int64_t rotated = i + layer.first_panel;
   return panels.begin + (rotated < panels.size() ? rotated : rotated - panels.size());
 }

@@ -77,14 +77,14 @@ void narrow_float_panels(const ConvLayer& layer, const ConvBand& band, Range pan
 
 // `some` of the panels, whose input is loaded, two blocks at a time.
 void multiply_pairs(const Microkernels& kernels, const ConvLayer& layer, const ConvTile& tile,
-                    Range panels, Range some, const SplitBand& split) {
+                    Range panels, Range some, SplitBand& split) {
   for (Range pair{some.begin, 0}; pair.begin < some.end; pair.begin = pair.end) {
     pair.end = std::min(some.end, pair.begin / 2 * 2 + 2);
     ConvTile t = tile;
     t.weights = narrow_weights(kernels, layer, pair);
     select_outputs(t, {pair.begin * kChannelBlock, pair.end * kChannelBlock});
     t.upcoming = layer.upcoming.part(panels.size(), pair.begin - panels.begin, pair.size());
-    split.multiply(t, pair.begin, pair.begin, 0);
+    split.multiply({t, pair.begin, 0}, pair.begin, nullptr);
   }
 }
 

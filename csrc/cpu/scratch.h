@@ -70,8 +70,8 @@ class Scratch {
 struct ThreadScratch {
   ScratchArena arena;
   Scratch input{arena}, residual{arena}, output{arena}, inner1{arena}, inner2{arena},
-      winograd_input{arena}, winograd_output{arena}, weights{arena}, arranged{arena}, sums{arena},
-      planes{arena}, split_weights{arena}, widened{arena};
+      winograd_input{arena}, winograd_output{arena}, weights{arena}, next_weights{arena},
+      arranged{arena}, sums{arena}, planes{arena}, split_weights{arena}, widened{arena};
   // Of each layer of a bottleneck, or of each phase of a strided data gradient.
   static constexpr size_t kKeptPanels = 4;
   Scratch kept_panels[kKeptPanels] = {Scratch(arena), Scratch(arena), Scratch(arena),

@@ -107,7 +107,8 @@ struct SplitTile {
   // Of 32 output channels each, all for the same positions before the next: with several, a pixel's
   // outputs are written one after the other.
   int64_t panels;
-  ptrdiff_t panel_stride;  // values from one panel's weights to the next's
+  ptrdiff_t panel_stride;    // values from one panel's weights to the next's
+  const SplitWeights* next;  // are split meanwhile; not of narrow groups; null for none
 };
 
 struct SplitKernels {
@@ -119,8 +120,9 @@ struct SplitKernels {
   void (*round_weight_rows)(const WeightRows&);  // null with three parts
   bool (*split_columns)(const SplitPixels&);
   bool (*split_transposed)(const SplitPixels&);
-  // `output` says what is made of the products; its input and weights are not read.
-  void (*multiply)(const SplitTile&, const ConvTile& output);
+  // `output` says what is made of the products; its input and weights are not read. What comes next
+  // is what may have no parts.
+  bool (*multiply)(const SplitTile&, const ConvTile& output);
 };
 
 }  // namespace fastres::cpu

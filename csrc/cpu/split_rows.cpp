@@ -82,6 +82,12 @@ int64_t panel_values(const SplitKernels& kernels, const PackedHeader& h) {
   return h.taps() * split_chunks(h.group_in_channels) * kernels.parts * 2 * kSplitBlock;
 }
 
+// Whether the level-2 cache has room for a panel's split weights beside those that are multiplied.
+bool has_room_ahead(const SplitKernels& kernels, const PackedHeader& h) {
+  const int64_t at_once = panel_values(kernels, h) / reduction_parts(kernels, h);
+  return 2 * at_once * int64_t{sizeof(Bfloat16)} <= level2_cache_bytes() / 4;
+}
+
 // Bytes of the level-2 cache for the input's parts; weights and outputs pass through the rest.
 int64_t planes_in_cache() { return level2_cache_bytes() * 3 / 10; }
 
@@ -93,10 +99,12 @@ struct Costs {
   int64_t products;   // 32 x 32 of a position
   int64_t finishing;  // 32 outputs of a position, beyond what register tiles take for it
   int64_t weights;    // splitting 32 x 32
+  int64_t ahead;      // the same while others are multiplied
 };
 
 Costs costs(const SplitKernels& kernels) {
-  return kernels.parts == kBfloat16Parts ? Costs{8, 16, 3, 4, 300} : Costs{28, 43, 15, 0, 1300};
+  return kernels.parts == kBfloat16Parts ? Costs{8, 16, 3, 4, 300, 300}
+                                         : Costs{28, 43, 15, 0, 1300, 1050};
 }
 
 // Cycles per row of so many output pixels in which 32 x 32 weights are split, by every band.
@@ -104,7 +112,9 @@ int64_t splitting_per_row(const SplitKernels& kernels, const ConvLayer& layer, i
   if (layer.outputs == 0) return 0;
   const int64_t rows = layer.outputs / pixels;
   const int64_t at_once = std::max<int64_t>(1, split_rows_in_cache(kernels, layer, pixels));
-  return costs(kernels).weights * ceil_div(rows, at_once) / rows;
+  const Costs cost = costs(kernels);
+  const bool ahead = has_room_ahead(kernels, tiled_header(layer));
+  return (ahead ? cost.ahead : cost.weights) * ceil_div(rows, at_once) / rows;
 }
 
 }  // namespace
@@ -171,7 +181,8 @@ SplitBand::SplitBand(const Microkernels& kernels, const ConvLayer& layer, const 
       packed_panels_(packed_ && layer.plain == nullptr && fits_kept_panels(kernels, layer)
                          ? reinterpret_cast<const Bfloat16*>(layer.weights)
                          : nullptr),
-      kept_(layer.split_panels) {
+      kept_(layer.split_panels),
+      has_room_ahead_(has_room_ahead(kernels_, header_)) {
   find_phases();
   const int64_t positions = std::ssize(phases_) * phase_positions_ + kSplitPositions;
   // An odd number of cache lines: planes a power of two apart would fall into the same cache sets.
@@ -236,8 +247,15 @@ void SplitBand::load(const ConvBand& band, Range parts) {
   }
 }
 
-const Bfloat16* SplitBand::split_weights(const ConvTile& tile, int64_t panel, int64_t part) const {
-  if (packed_) return reinterpret_cast<const Bfloat16*>(tile.weights);
+bool SplitBand::is_split(const PanelPart& weights) const {
+  if (packed_) return true;
+  if (kept_ == nullptr) return last_.panel == weights.panel && last_.part == weights.part;
+  return kept_->state(weights.panel, weights.part) != SplitPanels::State::unknown;
+}
+
+// What is to be done, in a place that the last ones leave alone.
+SplitWeights SplitBand::unsplit(const PanelPart& weights) {
+  const auto& [tile, panel, part] = weights;
   const Range range = channels(part);
   SplitWeights w{};
   w.weights = tile.weights;
@@ -250,17 +268,38 @@ const Bfloat16* SplitBand::split_weights(const ConvTile& tile, int64_t panel, in
     w.group_width = narrow_width_;
     w.half = panel % 2;
   }
+  if (kept_ != nullptr) {
+    w.target = kept_->panel(panel) + range.begin * kernels_.parts * w.blocks * kChannelBlock;
+  } else {
+    const int64_t values = panel_values(kernels_, header_);
+    odd_turn_ = has_room_ahead_ && !odd_turn_;
+    w.target = thread_scratch().split_weights.bfloat16s(has_room_ahead_ ? 2 * values : values) +
+               (odd_turn_ ? values : 0);
+  }
+  return w;
+}
+
+const Bfloat16* SplitBand::remember(const PanelPart& weights, const Bfloat16* target,
+                                    bool have_parts) {
+  const Bfloat16* split = have_parts ? target : nullptr;
   if (kept_ == nullptr) {
-    w.target = thread_scratch().split_weights.bfloat16s(panel_values(kernels_, header_));
-    return kernels_.split_weights(w) ? w.target : nullptr;
+    last_ = {weights.panel, weights.part, split};
+  } else {
+    kept_->state(weights.panel, weights.part) =
+        have_parts ? SplitPanels::State::split : SplitPanels::State::without_parts;
   }
-  w.target = kept_->panel(panel) + range.begin * kernels_.parts * w.blocks * kChannelBlock;
-  SplitPanels::State& state = kept_->state(panel, part);
-  if (state == SplitPanels::State::unknown) {
-    state =
-        kernels_.split_weights(w) ? SplitPanels::State::split : SplitPanels::State::without_parts;
+  return split;
+}
+
+const Bfloat16* SplitBand::split_weights(const PanelPart& weights) {
+  if (packed_) return reinterpret_cast<const Bfloat16*>(weights.tile.weights);
+  if (!is_split(weights)) {
+    const SplitWeights w = unsplit(weights);
+    return remember(weights, w.target, kernels_.split_weights(w));
   }
-  return state == SplitPanels::State::split ? w.target : nullptr;
+  if (kept_ == nullptr) return last_.weights;
+  const auto state = kept_->state(weights.panel, weights.part);
+  return state == SplitPanels::State::split ? unsplit(weights).target : nullptr;
 }
 
 SplitTile SplitBand::tile_of(int64_t group, int64_t part, int64_t blocks) const {
@@ -282,12 +321,19 @@ SplitTile SplitBand::tile_of(int64_t group, int64_t part, int64_t blocks) const 
   return t;
 }
 
-bool SplitBand::multiply(const ConvTile& tile, int64_t panel, int64_t group, int64_t part) const {
+bool SplitBand::multiply(const PanelPart& weights, int64_t group, const PanelPart* next) {
   if (!finite_) return false;
-  SplitTile t = tile_of(group, part, ceil_div(tile.out_channels, kChannelBlock));
-  t.weights = split_weights(tile, panel, part);
+  const ConvTile& tile = weights.tile;
+  SplitTile t = tile_of(group, weights.part, ceil_div(tile.out_channels, kChannelBlock));
+  t.weights = split_weights(weights);
   if (t.weights == nullptr) return false;
-  kernels_.multiply(t, tile);
+  if (next == nullptr || !has_room_ahead_ || is_split(*next)) {
+    kernels_.multiply(t, tile);
+    return true;
+  }
+  const SplitWeights ahead = unsplit(*next);
+  t.next = &ahead;
+  remember(*next, ahead.target, kernels_.multiply(t, tile));
   return true;
 }
 

@@ -95,24 +95,36 @@ class SplitBand {
   // Whether all loaded values have parts or, with narrow groups, are finite.
   bool finite() const { return finite_; }
 
-  // A loaded part for one panel of output channels, of which `tile` has weights and outputs.
-  // False, and nothing is written, where a value has no bfloat16 parts.
-  bool multiply(const ConvTile& tile, int64_t panel, int64_t group, int64_t part) const;
+  // A part of the weights of one panel of output channels, of which `tile` has weights and outputs.
+  struct PanelPart {
+    ConvTile tile;
+    int64_t panel, part;
+  };
+
+  // A loaded part for one panel, while the weights of `next` are split, null for none. False, and
+  // nothing is written, where a value has no bfloat16 parts.
+  bool multiply(const PanelPart& weights, int64_t group, const PanelPart* next);
+
+  // Whether a panel's weights are split before its turn, and have to be there sooner.
+  bool splits_ahead() const { return !packed_ && kept_ == nullptr && has_room_ahead_; }
 
   // Whether several panels can be multiplied side by side: their weights are kept, in one part.
   bool keeps_panels() const {
     return packed_panels_ != nullptr || (kept_ != nullptr && parts_ == 1);
   }
   // Splits a panel's weights, of which `tile` is, to be kept. False where one has no parts.
-  bool split(const ConvTile& tile, int64_t panel) const {
-    return split_weights(tile, panel, 0) != nullptr;
+  bool split(const ConvTile& tile, int64_t panel) {
+    return split_weights({tile, panel, 0}) != nullptr;
   }
   // The loaded input for panels that are split, of which `tile` has the outputs.
   bool multiply_kept(const ConvTile& tile, Range panels) const;
 
  private:
   // Null where a weight has no bfloat16 parts.
-  const Bfloat16* split_weights(const ConvTile& tile, int64_t panel, int64_t part) const;
+  const Bfloat16* split_weights(const PanelPart& weights);
+  bool is_split(const PanelPart& weights) const;
+  SplitWeights unsplit(const PanelPart& weights);
+  const Bfloat16* remember(const PanelPart& weights, const Bfloat16* target, bool have_parts);
   SplitTile tile_of(int64_t group, int64_t part, int64_t blocks) const;
   void find_phases();
 
@@ -130,8 +142,15 @@ class SplitBand {
   const bool packed_;                    // weights, as tiles take them
   const Bfloat16* const packed_panels_;  // all of them, where they are few enough; null for not
   SplitPanels* const kept_;
-  Range loaded_{0, 0};   // parts
-  bool finite_ = false;  // all values that are loaded
+  const bool has_room_ahead_;
+  // Of what is not kept, the last that was split; null where a weight has no parts.
+  struct {
+    int64_t panel = -1, part = -1;
+    const Bfloat16* weights = nullptr;
+  } last_;
+  bool odd_turn_ = false;  // which of two places it has
+  Range loaded_{0, 0};     // parts
+  bool finite_ = false;    // all values that are loaded
   Bfloat16* planes_ = nullptr;
 };
 

@@ -38,6 +38,6 @@ bool split_columns(const SplitPixels& pixels);
 template <int kParts>
 bool split_transposed(const SplitPixels& pixels);
 template <int kParts>
-void split_igemm(const SplitTile& tile, const ConvTile& output);
+bool split_igemm(const SplitTile& tile, const ConvTile& output);
 
 }  // namespace fastres::cpu::FASTRES_ISA_NAMESPACE

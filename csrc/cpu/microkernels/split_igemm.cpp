@@ -2,12 +2,14 @@
 // four tiles of sums, two tiles of either operand's parts beside them.
 
 #include <algorithm>
+#include <optional>
 #include <type_traits>
 
 #include "activation.h"
 #include "fetching.h"
 #include "kernels.h"
 #include "round.h"
+#include "weight_splitter.h"
 
 #if defined(__AVX512BW__)
 
@@ -261,13 +263,55 @@ class Finishing {
   int64_t at_once_ = 0;
 };
 
+// Splits the weights that come next while the products of others are computed, between which the
+// processor's other ports are idle.
+template <int kParts>
+class SplittingAhead {
+ public:
+  // In so many steps.
+  SplittingAhead(const SplitWeights* next, int64_t steps) {
+    if (next == nullptr) return;
+    splitter_.emplace(*next);
+    left_ = splitter_->pairs();
+    at_once_ = (left_ + steps - 1) / steps;
+  }
+  [[gnu::always_inline]] void step() {
+    if (left_ > 0) split_some();
+  }
+  bool finite() const { return !splitter_.has_value() || splitter_->finite(); }
+
+ private:
+  [[gnu::noinline]] void split_some() {
+    const int64_t some = std::min(at_once_, left_);
+    splitter_->split(some);
+    left_ -= some;
+  }
+
+  std::optional<WeightSplitter<kParts>> splitter_;
+  int64_t left_ = 0;
+  int64_t at_once_ = 0;
+};
+
+// What is done between groups of products.
+template <int kParts, class T>
+struct Meanwhile {
+  Fetching fetching;
+  Finishing<T> finishing;
+  SplittingAhead<kParts> ahead;
+
+  [[gnu::always_inline]] void step() {
+    finishing.step();
+    ahead.step();
+  }
+};
+
 // Products of parts that a chunk takes.
 constexpr int64_t products_per_chunk(int parts) { return parts == kBfloat16Parts ? 1 : 6; }
 
 // Thirty-two input channels of one tap. Every group of products but the last changes one operand.
 template <int kParts, int kPixelTiles, int kBlocks, class T>
 inline void add_chunk(const SplitTile& t, const Bfloat16* pixels, const Bfloat16* weights,
-                      Finishing<T>& meanwhile) {
+                      Meanwhile<kParts, T>& meanwhile) {
   constexpr bool kBoth = kPixelTiles == 2;
   const Bfloat16 *high = pixels, *middle = high + t.plane_stride, *low = middle + t.plane_stride;
   const auto products = [&meanwhile] {
@@ -327,8 +371,8 @@ template <int kPixelTiles, int kBlocks>
 }
 
 template <int kParts, int kPixelTiles, int kBlocks, class T>
-void sum_products(const SplitTile& t, int64_t position, const Bfloat16* weights, Fetching& fetching,
-                  Finishing<T>& finishing, Sums& sums) {
+void sum_products(const SplitTile& t, int64_t position, const Bfloat16* weights,
+                  Meanwhile<kParts, T>& meanwhile, Sums& sums) {
   const int64_t chunks = t.tap_count * t.chunks;
   const int64_t parts = (chunks + kChunksPerSum - 1) / kChunksPerSum;
   const int64_t at_once = (chunks + parts - 1) / parts;
@@ -347,8 +391,8 @@ void sum_products(const SplitTile& t, int64_t position, const Bfloat16* weights,
         clear_sums();
         left = at_once;
       }
-      fetching.step();
-      add_chunk<kParts, kPixelTiles, kBlocks>(t, pixels, weights, finishing);
+      meanwhile.fetching.step();
+      add_chunk<kParts, kPixelTiles, kBlocks>(t, pixels, weights, meanwhile);
       pixels += kParts * t.plane_stride;
       weights += t.chunk_stride;
     }
@@ -357,12 +401,14 @@ void sum_products(const SplitTile& t, int64_t position, const Bfloat16* weights,
 }
 
 template <int kParts, int kBlocks, class T>
-void all_positions(const SplitTile& t, const ConvTile& output) {
+bool all_positions(const SplitTile& t, const ConvTile& output) {
   const int64_t positions = (output.rows - 1) * t.row_positions + output.pixels;
   const int64_t chunks = t.tap_count * t.chunks;
   const int64_t blocks = (positions + kSplitPositions - 1) / kSplitPositions;
-  Fetching fetching(output.upcoming, blocks * t.panels * chunks);
-  Finishing<T> finishing(t, output);
+  const int64_t all_chunks = blocks * t.panels * chunks;
+  Meanwhile<kParts, T> meanwhile{Fetching(output.upcoming, all_chunks),
+                                 Finishing<T>(t, output),
+                                 {t.next, all_chunks * products_per_chunk(kParts)}};
   Sums sums[2];
   int64_t turn = 0;
   for (int64_t position = 0; position < positions; position += kSplitPositions) {
@@ -371,35 +417,33 @@ void all_positions(const SplitTile& t, const ConvTile& output) {
                                        : sum_products<kParts, 1, kBlocks, T>;
     for (int64_t panel = 0; panel < t.panels; ++panel, ++turn) {
       Sums& mine = sums[turn % 2];
-      sum(t, position, t.weights + panel * t.panel_stride, fetching, finishing, mine);
-      finishing.end();
-      finishing.begin(mine, count, panel, products_per_chunk(kParts) * chunks);
+      sum(t, position, t.weights + panel * t.panel_stride, meanwhile, mine);
+      meanwhile.finishing.end();
+      meanwhile.finishing.begin(mine, count, panel, products_per_chunk(kParts) * chunks);
     }
   }
-  finishing.end();
+  meanwhile.finishing.end();
+  return meanwhile.ahead.finite();
 }
 
 template <int kParts, class T>
-void multiply(const SplitTile& tile, const ConvTile& output) {
+bool multiply(const SplitTile& tile, const ConvTile& output) {
   const TileRegisters registers;
-  if (tile.blocks == 1) {
-    all_positions<kParts, 1, T>(tile, output);
-  } else {
-    all_positions<kParts, 2, T>(tile, output);
-  }
+  return tile.blocks == 1 ? all_positions<kParts, 1, T>(tile, output)
+                          : all_positions<kParts, 2, T>(tile, output);
 }
 
 }  // namespace
 
 template <int kParts>
-void split_igemm(const SplitTile& tile, const ConvTile& output) {
+bool split_igemm(const SplitTile& tile, const ConvTile& output) {
   if constexpr (kParts == kBfloat16Parts) {
     if (output.output16 != nullptr) return multiply<kParts, Bfloat16>(tile, output);
   }
-  multiply<kParts, float>(tile, output);
+  return multiply<kParts, float>(tile, output);
 }
-template void split_igemm<kFloat32Parts>(const SplitTile&, const ConvTile&);
-template void split_igemm<kBfloat16Parts>(const SplitTile&, const ConvTile&);
+template bool split_igemm<kFloat32Parts>(const SplitTile&, const ConvTile&);
+template bool split_igemm<kBfloat16Parts>(const SplitTile&, const ConvTile&);
 
 }  // namespace fastres::cpu::FASTRES_ISA_NAMESPACE
 
