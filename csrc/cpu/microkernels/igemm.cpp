@@ -23,6 +23,7 @@ constexpr int kWidePixels = kLanes == 16 ? 8 : kMaxPixels;
 
 constexpr int max_pixels(int vecs) { return vecs > kMaxVecs ? kWidePixels : kMaxPixels; }
 constexpr int kVecsPerBlock = 16 / kLanes;
+constexpr int kLineFloats = 16;  // of a cache line
 
 // Pixels addressed off one pointer, by 0, 1 and 2 strides: what x86's addressing modes offer.
 constexpr int kPixelsPerPointer = 3;
@@ -191,9 +192,27 @@ void finish_partial(const ConvTile& t, const float* residual, float* output,
   }
 }
 
+// Fetches a tile's lines of the residual or the output before finish() needs them: they are far
+// apart, so that no hardware prefetcher foresees them.
+template <int kRows, int kPixels, int kVecs>
+inline void fetch_lines(const float* first, ptrdiff_t row_stride, ptrdiff_t pixel_stride) {
+#pragma GCC unroll 16
+  for (int i = 0; i < kRows * kPixels; ++i) {
+    const float* pixel = first + offset_of<kPixels>(i, row_stride, pixel_stride);
+#pragma GCC unroll 3
+    for (int channel = 0; channel < kVecs * kLanes; channel += kLineFloats) {
+      __builtin_prefetch(pixel + channel, 0, 3);
+    }
+  }
+}
+
 template <int kRows, int kPixels, int kVecs>
 void tile(const ConvTile& t, const float* input, const float* residual, float* output,
           Prefetch prefetch) {
+  if (residual != nullptr) {
+    fetch_lines<kRows, kPixels, kVecs>(residual, t.residual_row_stride, t.residual_pixel_stride);
+  }
+  fetch_lines<kRows, kPixels, kVecs>(output, t.output_row_stride, t.output_pixel_stride);
   Accumulators<kRows, kPixels, kVecs> acc;
   multiply(t, input, prefetch, acc);
   if (t.out_channels == kVecs * kLanes) {
