@@ -198,6 +198,7 @@ class BandRunner {
     if (fetching == Fetching::yes && !on_tiles_) bytes_per_row *= 2;
     if (!direct_output_) bytes_per_row += output_row;
     if (fetches_output_) bytes_per_row += 2 * output_row;
+    if (fetches_residual()) bytes_per_row += 2 * output_row;
     if (!direct_residual_) bytes_per_row += output_row;
     int64_t rows = level2_cache_bytes() / 2 / bytes_per_row;
     if (on_tiles_)
@@ -273,10 +274,16 @@ class BandRunner {
     }
   }
 
+  bool fetches_residual() const {
+    return fetches_output_ && direct_residual_ && conv_.residual.data != nullptr;
+  }
+
   // What a band reads and writes.
   void fetch(const Place& band, Upcoming& upcoming) const {
     if (band.rows == 0) return;
-    if (fetches_output_) upcoming.add_rows(conv_.out, band.n, band.row, band.row + band.rows);
+    const int64_t end = band.row + band.rows;
+    if (fetches_residual()) upcoming.add_rows(conv_.residual, band.n, band.row, end);
+    if (fetches_output_) upcoming.add_rows(conv_.out, band.n, band.row, end);
     const ConvGeometry& g = conv_.geometry;
     const int64_t row = std::max<int64_t>(0, band.row * g.stride.h - g.padding.top);
     upcoming.add_rows(conv_.x, band.n, row, row + g.input_rows(band.rows));
