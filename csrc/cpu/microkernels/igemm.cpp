@@ -76,7 +76,8 @@ template <int kRows, int kPixels, int kVecs>
   }
   const ptrdiff_t next_col = t.tap_col_stride - channels;
   const ptrdiff_t next_row = t.tap_row_stride - cols * t.tap_col_stride;
-  for (int64_t tap = 1; tap <= rows * cols; ++tap) {
+  int64_t left = cols;  // of the row
+  for (int64_t tap = 0; tap < rows * cols; ++tap) {
     for (int64_t c = 0; c < channels; ++c) {
       __builtin_prefetch(prefetch.at, 0, 2);
       prefetch.at += prefetch.step;
@@ -97,7 +98,11 @@ template <int kRows, int kPixels, int kVecs>
 #pragma GCC unroll 8
       for (int g = 0; g < kPointers; ++g) ++pointers[g];
     }
-    const ptrdiff_t step = next_col + (tap % cols == 0 ? next_row : 0);
+    ptrdiff_t step = next_col;
+    if (--left == 0) {
+      left = cols;
+      step += next_row;
+    }
 #pragma GCC unroll 8
     for (int g = 0; g < kPointers; ++g) pointers[g] += step;
   }
