@@ -82,10 +82,15 @@ int64_t panel_values(const SplitKernels& kernels, const PackedHeader& h) {
   return h.taps() * split_chunks(h.group_in_channels) * kernels.parts * 2 * kSplitBlock;
 }
 
+// Of a panel the most that one part of the reduction has.
+int64_t panel_part_values(const SplitKernels& kernels, const PackedHeader& h) {
+  const int64_t chunks = split_chunks(h.group_in_channels);
+  return panel_values(kernels, h) / chunks * ceil_div(chunks, reduction_parts(kernels, h));
+}
+
 // Whether the level-2 cache has room for a panel's split weights beside those that are multiplied.
 bool has_room_ahead(const SplitKernels& kernels, const PackedHeader& h) {
-  const int64_t at_once = panel_values(kernels, h) / reduction_parts(kernels, h);
-  return 2 * at_once * int64_t{sizeof(Bfloat16)} <= level2_cache_bytes() / 4;
+  return 2 * panel_part_values(kernels, h) * int64_t{sizeof(Bfloat16)} <= level2_cache_bytes() / 4;
 }
 
 // Bytes of the level-2 cache for the input's parts; weights and outputs pass through the rest.
@@ -253,29 +258,33 @@ bool SplitBand::is_split(const PanelPart& weights) const {
   return kept_->state(weights.panel, weights.part) != SplitPanels::State::unknown;
 }
 
-// What is to be done, in a place that the last ones leave alone.
+Bfloat16* SplitBand::kept_place(const PanelPart& weights) const {
+  const int64_t blocks = ceil_div(weights.tile.out_channels, kChannelBlock);
+  return kept_->panel(weights.panel) +
+         channels(weights.part).begin * kernels_.parts * blocks * kChannelBlock;
+}
+
+Bfloat16* SplitBand::next_place() {
+  const int64_t values = panel_part_values(kernels_, header_);
+  const int64_t places = has_room_ahead_ ? 2 : 1;
+  place_ = (place_ + 1) % places;
+  return thread_scratch().split_weights.bfloat16s(places * values) + place_ * values;
+}
+
 SplitWeights SplitBand::unsplit(const PanelPart& weights) {
   const auto& [tile, panel, part] = weights;
-  const Range range = channels(part);
   SplitWeights w{};
   w.weights = tile.weights;
   w.block_stride = tile.weight_block_stride;
   w.tap_stride = header_.group_in_channels * kChannelBlock;
   w.blocks = ceil_div(tile.out_channels, kChannelBlock);
   w.taps = header_.taps();
-  w.channels = range.size();
+  w.channels = channels(part).size();
   if (narrow_width_ > 0) {
     w.group_width = narrow_width_;
     w.half = panel % 2;
   }
-  if (kept_ != nullptr) {
-    w.target = kept_->panel(panel) + range.begin * kernels_.parts * w.blocks * kChannelBlock;
-  } else {
-    const int64_t values = panel_values(kernels_, header_);
-    odd_turn_ = has_room_ahead_ && !odd_turn_;
-    w.target = thread_scratch().split_weights.bfloat16s(has_room_ahead_ ? 2 * values : values) +
-               (odd_turn_ ? values : 0);
-  }
+  w.target = kept_ != nullptr ? kept_place(weights) : next_place();
   return w;
 }
 
@@ -299,7 +308,7 @@ const Bfloat16* SplitBand::split_weights(const PanelPart& weights) {
   }
   if (kept_ == nullptr) return last_.weights;
   const auto state = kept_->state(weights.panel, weights.part);
-  return state == SplitPanels::State::split ? unsplit(weights).target : nullptr;
+  return state == SplitPanels::State::split ? kept_place(weights) : nullptr;
 }
 
 SplitTile SplitBand::tile_of(int64_t group, int64_t part, int64_t blocks) const {

@@ -123,6 +123,9 @@ class SplitBand {
   // Null where a weight has no bfloat16 parts.
   const Bfloat16* split_weights(const PanelPart& weights);
   bool is_split(const PanelPart& weights) const;
+  // Where split weights are kept; and where others go, not over those that are multiplied.
+  Bfloat16* kept_place(const PanelPart& weights) const;
+  Bfloat16* next_place();
   SplitWeights unsplit(const PanelPart& weights);
   const Bfloat16* remember(const PanelPart& weights, const Bfloat16* target, bool have_parts);
   SplitTile tile_of(int64_t group, int64_t part, int64_t blocks) const;
@@ -148,9 +151,9 @@ class SplitBand {
     int64_t panel = -1, part = -1;
     const Bfloat16* weights = nullptr;
   } last_;
-  bool odd_turn_ = false;  // which of two places it has
-  Range loaded_{0, 0};     // parts
-  bool finite_ = false;    // all values that are loaded
+  int64_t place_ = 0;
+  Range loaded_{0, 0};   // parts
+  bool finite_ = false;  // all values that are loaded
   Bfloat16* planes_ = nullptr;
 };
 
