@@ -23,7 +23,8 @@ constexpr int kWidePixels = kLanes == 16 ? 8 : kMaxPixels;
 
 constexpr int max_pixels(int vecs) { return vecs > kMaxVecs ? kWidePixels : kMaxPixels; }
 constexpr int kVecsPerBlock = 16 / kLanes;
-constexpr int kLineFloats = 16;  // of a cache line
+constexpr int64_t kLineBytes = 64;
+constexpr int kLineFloats = kLineBytes / sizeof(float);
 
 // Pixels addressed off one pointer, by 0, 1 and 2 strides: what x86's addressing modes offer.
 constexpr int kPixelsPerPointer = 3;
@@ -263,8 +264,6 @@ class Fetching {
   }
 
  private:
-  static constexpr int64_t kLineBytes = 64;
-
   const ConvTile& t_;
   ptrdiff_t step_ = 0;
   int64_t tile_floats_ = 0;
