@@ -243,3 +243,12 @@ def check_case(
         magnitude=lambda: magnitude(case, inputs),
     )
     return out
+
+
+def check_infinite_weight(operator: Callable[..., Tensor], channel: int) -> None:
+    """Of one output channel, whose panel matrix tiles split while they multiply the one before."""
+    case = PATHS["1x1 of 1100 to 160"]
+    inputs = make_inputs(case)
+    inputs.weight[channel, case.c // 2] = float("inf")
+    out, expected = operator(case, inputs), eager(case, inputs)
+    torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4, equal_nan=True)
