@@ -66,6 +66,7 @@ PATHS: dict[str, ConvCase] = {
     "1x1 of 1100 to 160": same(1100, 160, 1, h=7),
     "3x3 of 512": same(512, 17, h=7, w=7, n=1),
     "3x3 of 96, /2": same(96, 72, 3, 2),
+    "3x3 of 144 to 136": same(144, 136, h=14, w=14, n=1),
     "3x3 of 72, dilated": ConvCase(72, 56, padding=(2, 2, 3, 3), dilation=(2, 3)),
     "3x3 of 64, dilated, /2": ConvCase(64, 64, (3, 3), (2, 2), (2, 2, 2, 2), (3, 2)),
     "3x3 winograd": same(17, 33, algorithm="winograd"),
@@ -246,9 +247,13 @@ def check_case(
 
 
 def check_infinite_weight(operator: Callable[..., Tensor], channel: int) -> None:
-    """Of one output channel, whose panel matrix tiles split while they multiply the one before."""
-    case = PATHS["1x1 of 1100 to 160"]
-    inputs = make_inputs(case)
-    inputs.weight[channel, case.c // 2] = float("inf")
-    out, expected = operator(case, inputs), eager(case, inputs)
-    torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4, equal_nan=True)
+    """Of one output channel, whose panel matrix tiles split while they multiply the one before.
+
+    And not of the first part of the reduction.
+    """
+    for name in ("1x1 of 1100 to 160", "3x3 of 144 to 136"):
+        case = PATHS[name]
+        inputs = make_inputs(case)
+        inputs.weight[min(channel, case.k - 1), case.c // 2] = float("inf")
+        out, expected = operator(case, inputs), eager(case, inputs)
+        torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4, equal_nan=True)

@@ -181,7 +181,7 @@ class BandWalker {
   int64_t reduce_bands(int64_t rows) const {
     if (!prefers_tiles(kernels_, block_.reduce, block_.in.w)) return 1;
     const int64_t at_once =
-        std::max<int64_t>(1, split_rows_in_cache(*kernels_.split, block_.reduce, block_.in.w));
+        std::max<int64_t>(1, split_rows_in_cache(kernels_, block_.reduce, block_.in.w));
     return (rows + at_once - 1) / at_once;
   }
 

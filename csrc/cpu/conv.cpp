@@ -201,8 +201,7 @@ class BandRunner {
     if (fetches_residual()) bytes_per_row += 2 * output_row;
     if (!direct_residual_) bytes_per_row += output_row;
     int64_t rows = level2_cache_bytes() / 2 / bytes_per_row;
-    if (on_tiles_)
-      rows = std::min(rows, split_rows_in_cache(*kernels_.split, conv_.layer, g.out.w));
+    if (on_tiles_) rows = std::min(rows, split_rows_in_cache(kernels_, conv_.layer, g.out.w));
     return rows;
   }
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <span>
+#include <vector>
 
 #include "cache.h"
 #include "narrow_tiles.h"
@@ -105,7 +106,8 @@ FetchList part_of(FetchList list, int64_t parts, int64_t i, int64_t count = 1) {
   return list;
 }
 
-// The next panel's weights, or what they have to be packed of; and whether it is that.
+// The next panel's weights, of a part of the reduction the first tap's, or what they have to be
+// packed of; and whether it is that.
 FloatSpan next_weights(const Microkernels& kernels, const ConvLayer& layer, int64_t next,
                        const Reduction& reduction, bool& plain) {
   const Range blocks = panel_blocks(kernels, layer, next);
@@ -214,8 +216,9 @@ bool split_pixels(const Microkernels& kernels, const ConvLayer& layer, const Con
 }
 
 // All panels, for the parts of the reduction that are loaded; what comes next is split meanwhile.
+// Those `computed` have all parts already.
 void split_panels(const Microkernels& kernels, const ConvLayer& layer, const ConvTile& tile,
-                  Range panels, SplitBand& split, Range parts) {
+                  Range panels, SplitBand& split, Range parts, std::vector<bool>& computed) {
   const auto reduction = [&](int64_t part) {
     return Reduction{split.channels(part), split.parts() == 1};
   };
@@ -235,9 +238,13 @@ void split_panels(const Microkernels& kernels, const ConvLayer& layer, const Con
           goes_on ? select(whole, i, part + 1) : select(next_whole, i + 1, parts.begin);
       set_next(kernels, layer, panels, i, split.splits_ahead() ? 2 : 1, reduction(part), here.tile);
       const int64_t group = panel / panels_per_group(kernels, layer);
-      if (!split.multiply(here, group, last && !goes_on ? nullptr : &next)) {
-        kernels.igemm(here.tile);
-      }
+      if (computed[static_cast<size_t>(i)]) continue;
+      if (split.multiply(here, group, last && !goes_on ? nullptr : &next)) continue;
+      // Register tiles cannot take a part of every tap. (A 1x1's residual may be its output, which
+      // has lost it by the second part.)
+      const bool all_parts = layer.header.taps() > 1;
+      kernels.igemm(all_parts ? whole : here.tile);
+      computed[static_cast<size_t>(i)] = all_parts;
     }
     if (layer.finished != nullptr && parts.end == split.parts()) (*layer.finished)(panel);
     whole = next_whole;
@@ -253,6 +260,7 @@ void tile_panels(const Microkernels& kernels, ConvLayer layer, const ConvBand& b
   for (int64_t first = panels.begin; first < panels.end;) {
     const Range some{first, std::min(panels.end, (first / at_once + 1) * at_once)};
     SplitBand split(kernels, layer, band, {some.begin / per_group, (some.end - 1) / per_group + 1});
+    std::vector<bool> computed(static_cast<size_t>(some.size()));
     // A panel that is packed right before its use is used for all of the reduction.
     const int64_t parts = layer.plain != nullptr ? split.parts() : 1;
     for (int64_t part = 0; part < split.parts(); part += parts) {
@@ -261,7 +269,7 @@ void tile_panels(const Microkernels& kernels, ConvLayer layer, const ConvBand& b
           split_pixels(kernels, layer, tile, some, split)) {
         continue;
       }
-      split_panels(kernels, layer, tile, some, split, {part, part + parts});
+      split_panels(kernels, layer, tile, some, split, {part, part + parts}, computed);
     }
     first = some.end;
   }

@@ -84,8 +84,7 @@ class SliceRunner {
     // Large weights are split anew for each slice: what is read once need not stay.
     const int64_t bytes = level2_cache_bytes() / (on_tiles_ && !small_weights_ ? 1 : 2);
     const int64_t rows = bytes / (floats * static_cast<int64_t>(sizeof(float)));
-    return on_tiles_ ? std::min(rows, split_rows_in_cache(*kernels_.base.split, layer_, g.out.w))
-                     : rows;
+    return on_tiles_ ? std::min(rows, split_rows_in_cache(kernels_.base, layer_, g.out.w)) : rows;
   }
 
   bool shares_panels() const { return !small_weights_ && !conv_.winograd; }

@@ -10,6 +10,10 @@ namespace {
 // Of a 1x1 convolution's reduction, at most so many channels at a time.
 constexpr int64_t kPartChannels = 512;
 
+// Of a larger kernel's whose split weights are not kept: the cache has room for more rows of fewer
+// channels, and the weights are split for all of them.
+constexpr int64_t kKernelPartChannels = 64;
+
 // Of some groups, about so many channels at a time: a line of each pixel would be in a page of its
 // own, and all of them leave the cache room for few rows, and weights are split for those.
 constexpr int64_t kGroupChannels = 128;
@@ -72,25 +76,31 @@ int64_t all_phases_read(const ConvLayer& layer) {
          phases_read(h.kernel_w, layer.dilation.w, layer.stride.w);
 }
 
-// Outputs of bfloat16 could not take sums in between.
-int64_t reduction_parts(const SplitKernels& kernels, const PackedHeader& h) {
-  if (h.taps() > 1 || kernels.parts == kBfloat16Parts) return 1;
-  return ceil_div(h.group_in_channels, kPartChannels);
-}
-
 int64_t panel_values(const SplitKernels& kernels, const PackedHeader& h) {
   return h.taps() * split_chunks(h.group_in_channels) * kernels.parts * 2 * kSplitBlock;
 }
 
+// Outputs of bfloat16 could not take sums in between.
+int64_t reduction_parts(const Microkernels& kernels, const ConvLayer& layer) {
+  const PackedHeader h = tiled_header(layer);
+  if (kernels.split->parts == kBfloat16Parts) return 1;
+  if (h.taps() == 1) return ceil_div(h.group_in_channels, kPartChannels);
+  if (h.groups > 1 || fits_kept_panels(kernels, layer)) return 1;
+  return ceil_div(h.group_in_channels, kKernelPartChannels);
+}
+
 // Of a panel the most that one part of the reduction has.
-int64_t panel_part_values(const SplitKernels& kernels, const PackedHeader& h) {
+int64_t panel_part_values(const Microkernels& kernels, const ConvLayer& layer) {
+  const PackedHeader h = tiled_header(layer);
   const int64_t chunks = split_chunks(h.group_in_channels);
-  return panel_values(kernels, h) / chunks * ceil_div(chunks, reduction_parts(kernels, h));
+  return panel_values(*kernels.split, h) / chunks *
+         ceil_div(chunks, reduction_parts(kernels, layer));
 }
 
 // Whether the level-2 cache has room for a panel's split weights beside those that are multiplied.
-bool has_room_ahead(const SplitKernels& kernels, const PackedHeader& h) {
-  return 2 * panel_part_values(kernels, h) * int64_t{sizeof(Bfloat16)} <= level2_cache_bytes() / 4;
+bool has_room_ahead(const Microkernels& kernels, const ConvLayer& layer) {
+  return 2 * panel_part_values(kernels, layer) * int64_t{sizeof(Bfloat16)} <=
+         level2_cache_bytes() / 4;
 }
 
 // Bytes of the level-2 cache for the input's parts; weights and outputs pass through the rest.
@@ -103,22 +113,23 @@ struct Costs {
   int64_t scattered;  // the same of several phases: pixels apart are not foreseen
   int64_t products;   // 32 x 32 of a position
   int64_t finishing;  // 32 outputs of a position, beyond what register tiles take for it
+  int64_t adding;     // the same to those of the parts before
   int64_t weights;    // splitting 32 x 32
   int64_t ahead;      // the same while others are multiplied
 };
 
 Costs costs(const SplitKernels& kernels) {
-  return kernels.parts == kBfloat16Parts ? Costs{8, 16, 3, 4, 300, 300}
-                                         : Costs{28, 43, 15, 0, 1300, 1050};
+  return kernels.parts == kBfloat16Parts ? Costs{8, 16, 3, 4, 0, 300, 300}
+                                         : Costs{28, 43, 15, 0, 8, 1300, 1050};
 }
 
 // Cycles per row of so many output pixels in which 32 x 32 weights are split, by every band.
-int64_t splitting_per_row(const SplitKernels& kernels, const ConvLayer& layer, int64_t pixels) {
+int64_t splitting_per_row(const Microkernels& kernels, const ConvLayer& layer, int64_t pixels) {
   if (layer.outputs == 0) return 0;
   const int64_t rows = layer.outputs / pixels;
   const int64_t at_once = std::max<int64_t>(1, split_rows_in_cache(kernels, layer, pixels));
-  const Costs cost = costs(kernels);
-  const bool ahead = has_room_ahead(kernels, tiled_header(layer));
+  const Costs cost = costs(*kernels.split);
+  const bool ahead = has_room_ahead(kernels, layer);
   return (ahead ? cost.ahead : cost.weights) * ceil_div(rows, at_once) / rows;
 }
 
@@ -133,17 +144,18 @@ bool prefers_tiles(const Microkernels& kernels, const ConvLayer& layer, int64_t 
   if (h.groups > 1 && h.group_in_channels % kSplitChannels != 0) return false;
   if (h.taps() == 1) pixels = 1;  // however many rows a band has joined
   const int64_t chunks = split_chunks(h.group_in_channels);
-  if (h.taps() > 1 && 2 * panel_values(*kernels.split, h) > planes_in_cache()) return false;
+  if (h.taps() > 1 && 2 * panel_part_values(kernels, layer) > planes_in_cache()) return false;
   const int64_t positions = positions_read(pixels, h.kernel_w, layer.dilation.w, layer.stride.w, 0);
   const int64_t phases = all_phases_read(layer);
   const Costs cost = costs(*kernels.split);
   const int64_t splitting = phases > 1 ? cost.scattered : cost.splitting;
   const int64_t outputs = h.group_out_channels();
   const int64_t panels = ceil_div(outputs, kernels.panel_channels);
+  const int64_t parts = reduction_parts(kernels, layer);
   const int64_t tiles =
       positions * chunks * (splitting * phases + cost.products * h.taps() * panels) +
-      positions * panels * cost.finishing +
-      (packed ? 0 : splitting_per_row(*kernels.split, layer, pixels) * h.taps() * chunks * panels);
+      positions * panels * (cost.finishing + (parts - 1) * cost.adding) +
+      (packed ? 0 : splitting_per_row(kernels, layer, pixels) * h.taps() * chunks * panels);
   return tiles < pixels * outputs * h.taps() * h.group_in_channels / 27;
 }
 
@@ -151,13 +163,13 @@ int64_t shared_outputs(const PackedHeader& header, int64_t batch, Extent out) {
   return (header.taps() == 1 ? batch : 1) * out.h * out.w;
 }
 
-int64_t split_rows_in_cache(const SplitKernels& kernels, const ConvLayer& layer, int64_t pixels) {
+int64_t split_rows_in_cache(const Microkernels& kernels, const ConvLayer& layer, int64_t pixels) {
   const PackedHeader h = tiled_header(layer);
   const int64_t positions = positions_read(pixels, h.kernel_w, layer.dilation.w, layer.stride.w, 0);
   const int64_t channels =
-      ceil_div(h.group_in_channels, reduction_parts(kernels, h)) * split_groups_at_once(h);
+      ceil_div(h.group_in_channels, reduction_parts(kernels, layer)) * split_groups_at_once(h);
   const int64_t values = all_phases_read(layer) * positions * channels;
-  return planes_in_cache() / (kernels.parts * values * int64_t{sizeof(Bfloat16)});
+  return planes_in_cache() / (kernels.split->parts * values * int64_t{sizeof(Bfloat16)});
 }
 
 bool has_narrow_groups(const PackedHeader& h) {
@@ -181,13 +193,14 @@ SplitBand::SplitBand(const Microkernels& kernels, const ConvLayer& layer, const 
       row_positions_(positions_read(band.pixels, header_.kernel_w, dilation_.w, stride_.w, 0)),
       phase_positions_(row_positions_ *
                        positions_read(band.rows, header_.kernel_h, dilation_.h, stride_.h, 0)),
-      parts_(reduction_parts(kernels_, header_)),
+      parts_(reduction_parts(kernels, layer)),
+      part_values_(panel_part_values(kernels, layer)),
       packed_(layer.header.layout == PackedLayout::bfloat16),
       packed_panels_(packed_ && layer.plain == nullptr && fits_kept_panels(kernels, layer)
                          ? reinterpret_cast<const Bfloat16*>(layer.weights)
                          : nullptr),
       kept_(layer.split_panels),
-      has_room_ahead_(has_room_ahead(kernels_, header_)) {
+      has_room_ahead_(has_room_ahead(kernels, layer)) {
   find_phases();
   const int64_t positions = std::ssize(phases_) * phase_positions_ + kSplitPositions;
   // An odd number of cache lines: planes a power of two apart would fall into the same cache sets.
@@ -265,10 +278,9 @@ Bfloat16* SplitBand::kept_place(const PanelPart& weights) const {
 }
 
 Bfloat16* SplitBand::next_place() {
-  const int64_t values = panel_part_values(kernels_, header_);
   const int64_t places = has_room_ahead_ ? 2 : 1;
   place_ = (place_ + 1) % places;
-  return thread_scratch().split_weights.bfloat16s(places * values) + place_ * values;
+  return thread_scratch().split_weights.bfloat16s(places * part_values_) + place_ * part_values_;
 }
 
 SplitWeights SplitBand::unsplit(const PanelPart& weights) {
@@ -359,7 +371,7 @@ bool SplitBand::multiply_kept(const ConvTile& tile, Range panels) const {
 }
 
 SplitPanels::SplitPanels(const Microkernels& kernels, const ConvLayer& layer, Scratch& memory)
-    : parts_(reduction_parts(*kernels.split, tiled_header(layer))),
+    : parts_(reduction_parts(kernels, layer)),
       panel_values_(panel_values(*kernels.split, tiled_header(layer))) {
   const int64_t panels = panel_count(kernels, layer);
   memory_ = memory.bfloat16s(panels * panel_values_);

@@ -45,7 +45,7 @@ int64_t shared_outputs(const PackedHeader& header, int64_t batch, Extent out);
 
 // The rows of so many output pixels whose input tiles take without slowing down; more input
 // channels than some come one part after the other.
-int64_t split_rows_in_cache(const SplitKernels& kernels, const ConvLayer& layer, int64_t pixels);
+int64_t split_rows_in_cache(const Microkernels& kernels, const ConvLayer& layer, int64_t pixels);
 
 // Groups, narrow ones sixteen channels of them, whose input is split together: no more than one
 // band of all their rows has room for.
@@ -139,6 +139,7 @@ class SplitBand {
   const int64_t row_positions_;
   const int64_t phase_positions_;
   const int64_t parts_;
+  const int64_t part_values_;   // of a panel's split weights, the most
   std::vector<Extent> phases_;  // that a tap reads
   std::vector<ptrdiff_t> taps_;
   ptrdiff_t plane_stride_;

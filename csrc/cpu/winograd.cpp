@@ -175,7 +175,7 @@ void winograd_products(const Microkernels& kernels, const ConvLayer& layer,
   const int64_t tiles = input.tile_rows * input.tile_cols;
   const int64_t bytes = input.channels * int64_t{sizeof(float)};
   const int64_t at_once = prefers_tiles(kernels, product, 1)
-                              ? split_rows_in_cache(*kernels.split, product, 1)
+                              ? split_rows_in_cache(kernels, product, 1)
                               : level2_cache_bytes() / 2 / bytes;
   const int64_t parts = 1 + tiles / at_once;
   for (int64_t position = positions.begin; position < positions.end; ++position) {
