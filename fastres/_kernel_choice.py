@@ -25,8 +25,9 @@ def kernel_choices(
         algorithms: of the convolutions to tell of, by the path of their modules.
 
     Returns:
-        "matrix tiles", "register tiles", "Winograd", "pixel lanes", "grouped lanes" or "channel
-        lanes" (docs/architecture.md has what they are); nothing where there are no native kernels.
+        "matrix tiles", "register tiles", "Winograd", "Winograd on matrix tiles", "pixel lanes",
+        "grouped lanes" or "channel lanes" (docs/architecture.md has what they are); nothing where
+        there are no native kernels.
 
     Raises:
         ValueError: the model does not run with such an input, or not on the meta device.

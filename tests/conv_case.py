@@ -72,6 +72,7 @@ PATHS: dict[str, ConvCase] = {
     "3x3 winograd": same(17, 33, algorithm="winograd"),
     "3x3 winograd, even": same(64, 48, h=14, w=10, algorithm="winograd"),
     "3x3 winograd of 512": same(512, 33, h=7, w=7, n=1, algorithm="winograd"),
+    "3x3 winograd, large weights": same(264, 250, h=13, w=9, n=3, algorithm="winograd"),
     "3x3 winograd, unpadded": ConvCase(16, 32, h=6, w=9, algorithm="winograd"),
     "3x3/2": same(17, 33, 3, 2),
     "3x3 groups of 1": same(17, 17, groups=17),

@@ -40,9 +40,13 @@ def test_report_of_a_network():
 
 @pytest.mark.skipif("cpu" not in fastres.available_backends(), reason="needs the native library")
 @pytest.mark.parametrize(
-    ("isa", "dense"), [("amx", "matrix tiles"), ("portable", "register tiles")]
+    ("isa", "spatial", "dense"),
+    [
+        ("amx", "Winograd on matrix tiles", "matrix tiles"),
+        ("portable", "Winograd", "register tiles"),
+    ],
 )
-def test_kernels(isa, dense):
+def test_kernels(isa, spatial, dense):
     native = _library.diagnostics()
     if isa not in native.supported_isas():
         pytest.skip(f"this processor has no {isa}")
@@ -58,13 +62,13 @@ def test_kernels(isa, dense):
         native.force_isa("auto")
     assert report.kernels == {
         "0.0": "register tiles",  # of three channels
-        "1.0": "Winograd",
+        "1.0": spatial,
         "2.0": "channel lanes",
         "3.0": "grouped lanes",
         "4.0": dense,
         "6.0": "pixel lanes",
     }
-    assert report.fused[1].detail == "3x3; Winograd"
+    assert report.fused[1].detail == f"3x3; {spatial}"
     assert fastres.explain(model).kernels == {}
 
 

@@ -8,6 +8,7 @@
 #include "bfloat16_weight.h"
 #include "cache.h"
 #include "conv.h"
+#include "conv_winograd.h"
 #include "split_rows.h"
 #include "weights.h"
 
@@ -81,8 +82,9 @@ class LayerByLayer {
 // Depth-first saves the inner activations' way to the shared cache and back, and costs two things:
 // each thread computes the inner rows above and below its share, and reads all weights per band.
 // Matrix tiles split them, too: of a grouped block with large weights that takes longer than all
-// the rest. (A dense one's time is in its 3x3.)
+// the rest. (A dense one's time is in its 3x3.) Winograd's algorithm on tiles needs whole images.
 bool prefers_depth_first(const Microkernels& kernels, const Bottleneck& block) {
+  if (batches_winograd(kernels, block.spatial, block.batch, block.out)) return false;
   const bool splits =
       block.spatial.header.groups > 1 && prefers_tiles(kernels, block.reduce, block.in.w) &&
       weight_bytes(block.reduce) + weight_bytes(block.expand) >= level2_cache_bytes();

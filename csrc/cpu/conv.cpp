@@ -6,6 +6,7 @@
 
 #include "bfloat16_weight.h"
 #include "cache.h"
+#include "conv_winograd.h"
 #include "pixel_lanes.h"
 #include "scratch.h"
 #include "split_rows.h"
@@ -354,7 +355,9 @@ const char* kernel_name(const Microkernels& kernels, Conv conv) {
   if (prefers_tiles(kernels, conv.layer, conv.geometry.out.w)) return "matrix tiles";
   switch (conv.layer.header.layout) {
     case PackedLayout::winograd:
-      return "Winograd";
+      return batches_winograd(kernels, conv.layer, conv.geometry.batch, conv.geometry.out)
+                 ? "Winograd on matrix tiles"
+                 : "Winograd";
     case PackedLayout::lanes:
       return conv.layer.header.group_in_channels >= 4 ? "grouped lanes" : "channel lanes";
     default:
@@ -370,11 +373,14 @@ void run_conv(const Microkernels& kernels, Conv conv) {
   widen_weight(kernels, conv.layer, conv.plain, conv.geometry.out.w, packed);
   if (prefers_pixel_lanes(conv)) return run_pixel_lanes(kernels, conv);
   const Partition partition(kernels, conv, thread_count());
-  if (conv.plain.data != nullptr && !packs_by_panel(kernels, conv, partition)) {
+  const bool batches =
+      batches_winograd(kernels, conv.layer, conv.geometry.batch, conv.geometry.out);
+  if (conv.plain.data != nullptr && (batches || !packs_by_panel(kernels, conv, partition))) {
     packed.emplace(conv.layer.header.payload_floats());
     set_packed(kernels, conv.plain, packed->data(), conv.layer, packing);
     conv.plain = {};
   }
+  if (batches) return run_winograd_batches(kernels, conv);
   parallel_parts(partition.parts(), [&](int64_t i) {
     const Share share = partition.share(i);
     Conv part = conv;

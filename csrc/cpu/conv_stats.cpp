@@ -102,7 +102,7 @@ class SliceRunner {
     } else {
       band.input = input_band(slice);
     }
-    const OutputRows output(kernels_, y_, slice.image, slice.row, slice.rows);
+    const OutputRows output(kernels_.base, y_, slice.image, slice.row, slice.rows);
     band.output = output.band();
     if (layer.header.layout != PackedLayout::igemm) {
       run_whole(layer, band, i, panels, moments);
@@ -224,12 +224,12 @@ void run_batch(const Kernels& kernels, const TrainingConv& conv, const ConvLayer
     kernels.base.winograd_input(input.of(slice), band.data, band.row_stride, band.pixel_stride,
                                 what.rows, g.padded_width());
   });
-  multiply_tiles(kernels, layer, input.all(), products.all());
+  multiply_tiles(kernels.base, layer, input.all(), products.all());
   const size_t before = parts.size();
   parts.resize(before + static_cast<size_t>(slices.count()), Moments(g.out_channels));
   parallel_parts(slices.count(), [&](int64_t i) {
     const Slices::Slice slice = slices[i];
-    const OutputRows rows(kernels, y, first + slice.image, slice.row, slice.rows);
+    const OutputRows rows(kernels.base, y, first + slice.image, slice.row, slice.rows);
     ConvBand band;
     band.output = rows.band();
     band.rows = slice.rows;

@@ -99,7 +99,7 @@ Range InputGradient::gradient_rows(const Slices::Slice& slice) const {
 void InputGradient::run_slice(const Slices::Slice& slice, const Slices::Slice* next,
                               const Band& gradient, Upcoming upcoming, KeptPanels& kept,
                               InputGradientSums& sums, const Band& activated) const {
-  const OutputRows target(kernels_, grad_x_, slice.image, slice.row, slice.rows);
+  const OutputRows target(kernels_.base, grad_x_, slice.image, slice.row, slice.rows);
   convolve(slice, next, gradient, upcoming, kept, target.band());
   finish(slice, target.band(), sums, activated);
   target.store({0, conv_.geometry.in_channels});
@@ -341,7 +341,7 @@ InputGradientSums run_dgrad(const Kernels& kernels, TrainingConv conv, OutputGra
       slice.rows = slices[end - 1].row + slices[end - 1].rows - slice.row;
       const Band band = gradient_band(kernels, gradient, slice.image, dgrad.gradient_rows(slice),
                                       dgrad.gradient_columns());
-      const OutputRows target(kernels, input.grad_x, slice.image, slice.row, slice.rows);
+      const OutputRows target(kernels.base, input.grad_x, slice.image, slice.row, slice.rows);
       if (end == mine.end) {
         dgrad.convolve(slice, nullptr, band, {}, kept, target.band());
       } else {

@@ -26,7 +26,7 @@ class WinogradBatch {
     const Slices slices =
         tile_slices(images, g.in, dgrad_.gradient_columns().size() * g.out_channels);
     parallel_parts(slices.count(), [&](int64_t i) { load(first, slices[i], input); });
-    multiply_tiles(kernels_, dgrad_.winograd_layer(), input.all(), products.all());
+    multiply_tiles(kernels_.base, dgrad_.winograd_layer(), input.all(), products.all());
     const size_t before = parts.size();
     parts.resize(before + static_cast<size_t>(slices.count()), InputGradientSums(g.in_channels));
     parallel_parts(slices.count(), [&](int64_t i) {
@@ -50,7 +50,7 @@ class WinogradBatch {
     const WinogradTiles tiles = products.of(slice);
     const Range channels{0, conv_.geometry.in_channels};
     slice.image += first;
-    const OutputRows target(kernels_, grad_x_, slice.image, slice.row, slice.rows);
+    const OutputRows target(kernels_.base, grad_x_, slice.image, slice.row, slice.rows);
     ConvBand band;
     band.output = target.band();
     band.rows = slice.rows;

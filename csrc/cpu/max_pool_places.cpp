@@ -44,7 +44,7 @@ std::tuple<Tensor, Tensor> max_pool_places(const Tensor& x, const std::vector<in
   parallel_rows(from.batch, size.h, [&](int64_t n, int64_t h) {
     const Range rows = window.input_rows(h, from.height);
     const Band input = float_rows(kernels.base, from, n, rows, thread_scratch().input);
-    const OutputRows output(kernels, to, n, h, 1);
+    const OutputRows output(kernels.base, to, n, h, 1);
     PlacedPoolRow placed{window_row(window, input, rows.size(), from.width, from.channels, size.w),
                          rows.begin - (h * window.stride.h - window.padding.h),
                          bytes + (n * size.h + h) * row_values};
@@ -80,7 +80,7 @@ class PoolGradient {
       grads[static_cast<size_t>(r)] = grad_row(n, out, scratch + r * row_values);
       places[static_cast<size_t>(r)] = places_ + (n * grad_.height + out) * row_values;
     }
-    const OutputRows output(kernels_, target_, n, h, 1);
+    const OutputRows output(kernels_.base, target_, n, h, 1);
     kernels_.training.max_pool_gradient({grads.data(), places.data(), kernel.h, kernel.w,
                                          window_.stride.w, window_.padding.w, grad_.width,
                                          grad_.channels, output.band().data, target_.width});

@@ -36,7 +36,7 @@ ConstPixels row_pixels(const Microkernels& kernels, const Image& image, int64_t 
   return {band.data, band.pixel_stride};
 }
 
-OutputRows::OutputRows(const Kernels& kernels, const Image& image, int64_t n, int64_t row,
+OutputRows::OutputRows(const Microkernels& kernels, const Image& image, int64_t n, int64_t row,
                        int64_t rows)
     : kernels_(kernels), image_(image), n_(n), row_(row), rows_(rows) {
   if (image.type == StorageType::float32) {
@@ -49,7 +49,7 @@ OutputRows::OutputRows(const Kernels& kernels, const Image& image, int64_t n, in
 
 void OutputRows::store(Range channels) const {
   if (image_.type == StorageType::float32) return;
-  store_band(kernels_.base, band_, image_, n_, row_, rows_, channels.begin, channels.end);
+  store_band(kernels_, band_, image_, n_, row_, rows_, channels.begin, channels.end);
 }
 
 }  // namespace fastres::cpu

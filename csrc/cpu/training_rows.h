@@ -54,12 +54,12 @@ ConstPixels row_pixels(const Microkernels& kernels, const Image& image, int64_t 
 // scratch until they are stored.
 class OutputRows {
  public:
-  OutputRows(const Kernels& kernels, const Image& image, int64_t n, int64_t row, int64_t rows);
+  OutputRows(const Microkernels& kernels, const Image& image, int64_t n, int64_t row, int64_t rows);
   const Band& band() const { return band_; }
   void store(Range channels) const;
 
  private:
-  const Kernels& kernels_;
+  const Microkernels& kernels_;
   const Image& image_;
   const int64_t n_, row_, rows_;
   Band band_;

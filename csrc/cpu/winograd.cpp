@@ -163,15 +163,20 @@ class Chunk {
 
 }  // namespace
 
+ConvLayer winograd_product(ConvLayer layer, int64_t tiles) {
+  layer.header.layout = PackedLayout::igemm;
+  layer.header.kernel_h = layer.header.kernel_w = 1;
+  layer.act = Activation::none;
+  layer.outputs = tiles;
+  return layer;
+}
+
 void winograd_products(const Microkernels& kernels, const ConvLayer& layer,
                        const WinogradTiles& input, Range positions, Range panels,
                        const WinogradTiles& products) {
-  ConvLayer product = layer;
-  product.header.layout = PackedLayout::igemm;
-  product.header.kernel_h = product.header.kernel_w = 1;
+  ConvLayer product = winograd_product(layer, input.tile_rows * input.tile_cols);
   const std::vector<float> no_shift(static_cast<size_t>(product.header.out_channels), 0.0F);
   product.shift = no_shift.data();
-  product.act = Activation::none;
   const int64_t tiles = input.tile_rows * input.tile_cols;
   const int64_t bytes = input.channels * int64_t{sizeof(float)};
   const int64_t at_once = prefers_tiles(kernels, product, 1)
@@ -179,6 +184,8 @@ void winograd_products(const Microkernels& kernels, const ConvLayer& layer,
                               : level2_cache_bytes() / 2 / bytes;
   const int64_t parts = 1 + tiles / at_once;
   for (int64_t position = positions.begin; position < positions.end; ++position) {
+    // Threads begin with different panels, which they pack on use.
+    product.first_panel = panels.size() * position / kWinogradPositions;
     product.weights =
         layer.weights + position * layer.header.blocks() * layer.header.block_stride();
     for (int64_t part = 0; part < parts; ++part) {

@@ -8,7 +8,7 @@ namespace fastres::cpu {
 namespace {
 
 // Buffers of more are not faster: they lie in the shared cache or beyond it either way.
-constexpr int64_t kBufferBytes = int64_t{64} << 20;
+constexpr int64_t kBufferBytes = int64_t{16} << 20;
 // Positions a power of two apart would fall into the same cache sets.
 constexpr int64_t kPositionPadding = kChannelBlock;
 
@@ -63,13 +63,13 @@ WinogradTiles TileBuffer::of(const Slices::Slice& slice) const {
   return tiles;
 }
 
-void multiply_tiles(const Kernels& kernels, const ConvLayer& layer, const WinogradTiles& input,
+void multiply_tiles(const Microkernels& kernels, const ConvLayer& layer, const WinogradTiles& input,
                     const WinogradTiles& products) {
-  const int64_t panels = panel_count(kernels.base, layer);
+  const int64_t panels = panel_count(kernels, layer);
   const int64_t shares = std::min(panels, 1 + thread_count() / 4);
   parallel_parts(kWinogradPositions * shares, [&](int64_t i) {
     const int64_t position = i / shares;
-    winograd_products(kernels.base, layer, input, {position, position + 1},
+    winograd_products(kernels, layer, input, {position, position + 1},
                       even_range(panels, shares, i % shares), products);
   });
 }

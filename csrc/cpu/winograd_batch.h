@@ -1,4 +1,4 @@
-// Winograd's F(2x2, 3x3) of training, for many images at a time.
+// Winograd's F(2x2, 3x3) for many images at a time: of training, and of inference on matrix tiles.
 //
 // With many channels the sixteen matrices of a weight, or of its gradient, are larger than the
 // level-2 cache, and reading them again for every few rows costs more than the multiplications. So
@@ -37,7 +37,7 @@ class TileBuffer {
 };
 
 // products = input times the layer's packed weights, on all threads.
-void multiply_tiles(const Kernels& kernels, const ConvLayer& layer, const WinogradTiles& input,
+void multiply_tiles(const Microkernels& kernels, const ConvLayer& layer, const WinogradTiles& input,
                     const WinogradTiles& products);
 
 }  // namespace fastres::cpu

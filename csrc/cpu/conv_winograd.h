@@ -1,0 +1,18 @@
+// Winograd's F(2x2, 3x3) of a whole batch, its products on matrix tiles.
+
+#pragma once
+
+#include "conv.h"
+
+namespace fastres::cpu {
+
+// Whether a layer of large weights takes less time so than by rows that stay in the cache: matrix
+// tiles split each position's weights once for all images. Not a matter of threads, on which bits
+// must not depend.
+bool batches_winograd(const Microkernels& kernels, const ConvLayer& layer, int64_t batch,
+                      Extent out);
+
+// The layer's weights are packed, or packed on use.
+void run_winograd_batches(const Microkernels& kernels, const Conv& conv);
+
+}  // namespace fastres::cpu
