@@ -10,6 +10,7 @@
 
 #include "allocate.h"
 #include "fused_backward.h"
+#include "split_rows.h"
 #include "winograd_batch.h"
 
 namespace fastres::cpu {
@@ -76,11 +77,19 @@ InputGradientSums run_narrow(const Kernels& kernels, const TrainingConv& conv,
   return run_dgrad(kernels, direct, gradient, input);
 }
 
+// Whether the gradients of what Winograd may compute take less time directly: as its outputs do,
+// but for weights whose products are batched.
+bool prefers_direct_gradients(const Kernels& kernels, const WeightView& weight) {
+  if (multiplies_bfloat16(kernels.base)) return true;
+  return prefers_direct(kernels.base, std::max(weight.out_channels, weight.group_in_channels)) &&
+         !prefers_winograd_batches(weight);
+}
+
 InputGradientSums run_winograd(const Kernels& kernels, const TrainingConv& conv,
                                const OutputGradient& gradient, const InputBackward& input,
                                const WeightView& grad_weight) {
   const ConvGeometry& g = conv.geometry;
-  if (prefers_direct(kernels.base, std::max(g.in_channels, g.out_channels))) {
+  if (prefers_direct_gradients(kernels, conv.weight)) {
     return run_narrow(kernels, conv, gradient, input, grad_weight);
   }
   if (grad_weight.data != nullptr) run_winograd_wgrad(kernels, conv, gradient, grad_weight);

@@ -67,7 +67,7 @@ bool batches_winograd(const Microkernels& kernels, const ConvLayer& layer, int64
                       Extent out) {
   if (layer.header.layout != PackedLayout::winograd) return false;
   // Smaller weights stay in the cache, and the buffers do not.
-  if (weight_bytes(layer) < 2 * level2_cache_bytes()) return false;
+  if (weight_bytes(layer) < level2_cache_bytes()) return false;
   const int64_t tiles = batch * ((out.h + 1) / 2) * ((out.w + 1) / 2);
   return prefers_tiles(kernels, winograd_product(layer, tiles), 1);
 }
