@@ -68,6 +68,9 @@ BLOCKS: dict[str, BottleneckCase] = {
 BANDS: dict[str, BottleneckCase] = {
     "several bands": BottleneckCase(16, 256, 16, 64, down=False, h=37, w=61, n=1),
     "several bands, winograd": BottleneckCase(
+        16, 128, 16, down=False, h=37, w=61, n=1, algorithm="winograd"
+    ),
+    "winograd with large weights": BottleneckCase(
         16, 256, 16, down=False, h=37, w=61, n=1, algorithm="winograd"
     ),
     "several bands, /2": BottleneckCase(17, 264, 24, 33, stride=2, h=65, w=67, n=1),

@@ -66,6 +66,7 @@ PATHS: dict[str, ConvCase] = {
     "1x1 of 1100 to 160": same(1100, 160, 1, h=7),
     "3x3 of 512": same(512, 17, h=7, w=7, n=1),
     "3x3 of 96, /2": same(96, 72, 3, 2),
+    "3x3 of 264, /2": same(264, 136, 3, 2, h=29, w=29, n=1),
     "3x3 of 144 to 136": same(144, 136, h=14, w=14, n=1),
     "3x3 of 72, dilated": ConvCase(72, 56, padding=(2, 2, 3, 3), dilation=(2, 3)),
     "3x3 of 64, dilated, /2": ConvCase(64, 64, (3, 3), (2, 2), (2, 2, 2, 2), (3, 2)),

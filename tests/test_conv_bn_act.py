@@ -228,6 +228,15 @@ def test_winograd_spreads_nan_over_a_tile_at_most(kernels, name, row, column):
     assert not (spread & ~grown).any()
 
 
+def test_winograd_of_large_images_with_large_weights(assert_accurate):
+    """Which matrix tiles take some rows at a time, and several images not together."""
+    case = same(256, 200, h=47, w=45, n=2, algorithm="winograd")
+    inputs = make_inputs(case, residual_layout="channels_last")
+    out = check_case(assert_accurate, case, inputs, "relu")
+    alone = inputs._replace(x=inputs.x[1:], residual=inputs.residual[1:])
+    assert torch.equal(fused(case, alone, "relu"), out[1:])
+
+
 def test_silu_of_extremes():
     inf = float("inf")
     x = torch.tensor([float("nan"), inf, -inf, -1e4, -90.0, -20.0, 0.0, 1e4])

@@ -14,6 +14,7 @@ from fastres import ops, reference, training_reference
 
 CASES = dict(PATHS)
 CASES["3x3 winograd, many images at once"] = same(300, 160, h=6, w=5, n=3, algorithm="winograd")
+CASES["3x3 winograd of 136 to 160"] = same(136, 160, h=9, w=14, algorithm="winograd")
 CASES["3x3 groups of 2, /2"] = ConvCase(34, 34, stride=(2, 2), padding=(1,) * 4, groups=17)
 CASES["1x1 dense, 300 to 40"] = ConvCase(300, 40, (1, 1), h=5, w=9)
 CASES["3x3 dilated, /2"] = ConvCase(17, 5, stride=(2, 2), padding=(2,) * 4, dilation=(2, 2))

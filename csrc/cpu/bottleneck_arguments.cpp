@@ -89,10 +89,6 @@ bool prefers_depth_first(const Microkernels& kernels, const Bottleneck& block) {
       block.spatial.header.groups > 1 && prefers_tiles(kernels, block.reduce, block.in.w) &&
       weight_bytes(block.reduce) + weight_bytes(block.expand) >= level2_cache_bytes();
   if (splits) return false;
-  if (block.spatial.header.groups == 1 && prefers_tiles(kernels, block.spatial, block.out.w) &&
-      weight_bytes(block.spatial) >= level2_cache_bytes()) {
-    return false;
-  }
   const double rows_per_thread =
       static_cast<double>(block.batch * block.out.h) / static_cast<double>(thread_count());
   const double halo_rows = 2.0 * static_cast<double>(block.dilation.h);

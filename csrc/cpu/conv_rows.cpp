@@ -145,8 +145,8 @@ void set_next(const Microkernels& kernels, const ConvLayer& layer, Range panels,
   if (!in_cache) t.upcoming.spans[upcoming.size()] = weights;
 }
 
-// What a 1x1 convolution's tile is of a part of the reduction: it adds to what the parts before
-// have left in the output.
+// What a tile is of a part of the reduction: it adds to what the parts before have left in the
+// output. For register tiles, of a 1x1 alone: its weights are no longer adjacent.
 void select_inputs(ConvTile& t, const Reduction& reduction, int64_t all_channels) {
   if (reduction.whole) return;
   static constexpr float kZeros[64] = {};
@@ -216,7 +216,7 @@ bool split_pixels(const Microkernels& kernels, const ConvLayer& layer, const Con
 }
 
 // All panels, for the parts of the reduction that are loaded; what comes next is split meanwhile.
-// Those `computed` have all parts already.
+// Of a kernel in parts those `computed` have all of them already; empty for others.
 void split_panels(const Microkernels& kernels, const ConvLayer& layer, const ConvTile& tile,
                   Range panels, SplitBand& split, Range parts, std::vector<bool>& computed) {
   const auto reduction = [&](int64_t part) {
@@ -238,13 +238,12 @@ void split_panels(const Microkernels& kernels, const ConvLayer& layer, const Con
           goes_on ? select(whole, i, part + 1) : select(next_whole, i + 1, parts.begin);
       set_next(kernels, layer, panels, i, split.splits_ahead() ? 2 : 1, reduction(part), here.tile);
       const int64_t group = panel / panels_per_group(kernels, layer);
-      if (computed[static_cast<size_t>(i)]) continue;
+      if (!computed.empty() && computed[static_cast<size_t>(i)]) continue;
       if (split.multiply(here, group, last && !goes_on ? nullptr : &next)) continue;
       // Register tiles cannot take a part of every tap. (A 1x1's residual may be its output, which
       // has lost it by the second part.)
-      const bool all_parts = layer.header.taps() > 1;
-      kernels.igemm(all_parts ? whole : here.tile);
-      computed[static_cast<size_t>(i)] = all_parts;
+      kernels.igemm(computed.empty() ? here.tile : whole);
+      if (!computed.empty()) computed[static_cast<size_t>(i)] = true;
     }
     if (layer.finished != nullptr && parts.end == split.parts()) (*layer.finished)(panel);
     whole = next_whole;
@@ -260,7 +259,8 @@ void tile_panels(const Microkernels& kernels, ConvLayer layer, const ConvBand& b
   for (int64_t first = panels.begin; first < panels.end;) {
     const Range some{first, std::min(panels.end, (first / at_once + 1) * at_once)};
     SplitBand split(kernels, layer, band, {some.begin / per_group, (some.end - 1) / per_group + 1});
-    std::vector<bool> computed(static_cast<size_t>(some.size()));
+    std::vector<bool> computed;
+    if (layer.header.taps() > 1 && split.parts() > 1) computed.resize(some.size());
     // A panel that is packed right before its use is used for all of the reduction.
     const int64_t parts = layer.plain != nullptr ? split.parts() : 1;
     for (int64_t part = 0; part < split.parts(); part += parts) {

@@ -87,7 +87,7 @@ struct ConvBand {
   // Starts at the padded input pixel of the first output pixel's first tap. For a kernel of several
   // columns of so few channels that tiles join them, its pixels are adjacent.
   Band input;
-  Band residual;  // data is null for none; may be the output itself
+  Band residual;  // data is null for none; a 1x1's may be the output itself
   Band output;
   // In place of those above where they have data, on matrix tiles that multiply bfloat16 values;
   // the output and the residual together.

@@ -208,16 +208,17 @@ std::vector<Moments> run_slices(const Kernels& kernels, const TrainingConv& conv
   return parts;
 }
 
-// The same by Winograd, for images [first, first + images); adds to the statistics.
+// The same by Winograd, for some images; adds to the statistics.
 void run_batch(const Kernels& kernels, const TrainingConv& conv, const ConvLayer& layer,
-               const Image& y, int64_t first, int64_t images, std::vector<Moments>& parts) {
+               const Image& y, Range images, std::vector<Moments>& parts) {
   const ConvGeometry& g = conv.geometry;
   const Range channels{0, g.out_channels};
-  const TileBuffer input(images, g.out, g.in_channels), products(images, g.out, g.out_channels);
-  const Slices slices = tile_slices(images, g.out, g.padded_width() * g.in_channels);
+  const TileBuffer input(images.size(), g.out, g.in_channels),
+      products(images.size(), g.out, g.out_channels);
+  const Slices slices = tile_slices(images.size(), g.out, g.padded_width() * g.in_channels);
   parallel_parts(slices.count(), [&](int64_t i) {
     const Slices::Slice slice = slices[i];
-    const PaddedRows what = padded_rows(g, first + slice.image, slice.row, slice.rows);
+    const PaddedRows what = padded_rows(g, images.begin + slice.image, slice.row, slice.rows);
     const int64_t floats = band_floats(what.rows * g.padded_width(), g.in_channels);
     const Band band = load_activated(kernels, conv, what, {0, g.in_channels},
                                      thread_scratch().input.floats(floats));
@@ -229,7 +230,7 @@ void run_batch(const Kernels& kernels, const TrainingConv& conv, const ConvLayer
   parts.resize(before + static_cast<size_t>(slices.count()), Moments(g.out_channels));
   parallel_parts(slices.count(), [&](int64_t i) {
     const Slices::Slice slice = slices[i];
-    const OutputRows rows(kernels.base, y, first + slice.image, slice.row, slice.rows);
+    const OutputRows rows(kernels.base, y, images.begin + slice.image, slice.row, slice.rows);
     ConvBand band;
     band.output = rows.band();
     band.rows = slice.rows;
@@ -245,11 +246,9 @@ void run_batch(const Kernels& kernels, const TrainingConv& conv, const ConvLayer
 std::vector<Moments> run_batches(const Kernels& kernels, const TrainingConv& conv,
                                  const ConvLayer& layer, const Image& y) {
   const ConvGeometry& g = conv.geometry;
-  const int64_t at_once = winograd_images_at_once(g.out, g.in_channels + g.out_channels);
   std::vector<Moments> parts;
-  for (int64_t n = 0; n < g.batch; n += at_once) {
-    run_batch(kernels, conv, layer, y, n, std::min(at_once, g.batch - n), parts);
-  }
+  for_each_winograd_batch(g.batch, g.out, g.in_channels + g.out_channels,
+                          [&](Range images) { run_batch(kernels, conv, layer, y, images, parts); });
   return parts;
 }
 
@@ -266,7 +265,7 @@ Moments run(const Kernels& kernels, const TrainingConv& conv, const Image& y) {
   layer.shift = no_shift.data();
   layer.stride = g.stride;
   layer.dilation = g.dilation;
-  const bool batches = conv.winograd && prefers_winograd_batches(conv.weight);
+  const bool batches = conv.winograd && trains_in_winograd_batches(conv.weight);
   std::vector<Moments> parts =
       batches ? run_batches(kernels, conv, layer, y) : run_slices(kernels, conv, layer, y);
   for (size_t i = 1; i < parts.size(); ++i) parts[0].merge(parts[i]);

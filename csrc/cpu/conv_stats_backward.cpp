@@ -82,7 +82,7 @@ InputGradientSums run_narrow(const Kernels& kernels, const TrainingConv& conv,
 bool prefers_direct_gradients(const Kernels& kernels, const WeightView& weight) {
   if (multiplies_bfloat16(kernels.base)) return true;
   return prefers_direct(kernels.base, std::max(weight.out_channels, weight.group_in_channels)) &&
-         !prefers_winograd_batches(weight);
+         !trains_in_winograd_batches(weight);
 }
 
 InputGradientSums run_winograd(const Kernels& kernels, const TrainingConv& conv,
@@ -94,7 +94,7 @@ InputGradientSums run_winograd(const Kernels& kernels, const TrainingConv& conv,
   }
   if (grad_weight.data != nullptr) run_winograd_wgrad(kernels, conv, gradient, grad_weight);
   if (input.grad_x.data == nullptr) return InputGradientSums(g.in_channels);
-  if (prefers_winograd_batches(conv.weight)) {
+  if (trains_in_winograd_batches(conv.weight)) {
     return run_winograd_dgrad(kernels, conv, gradient, input);
   }
   return run_dgrad(kernels, conv, gradient, input);

@@ -10,28 +10,35 @@
 namespace fastres::cpu {
 namespace {
 
-// Some images, from the first on.
+// Some rows of some images.
 class Batch {
  public:
-  Batch(const Microkernels& kernels, const Conv& conv, Range images)
+  // `layer` is the convolution's, with the outputs of all batches.
+  Batch(const Microkernels& kernels, const Conv& conv, const ConvLayer& layer, Range images,
+        Range rows)
       : kernels_(kernels),
         conv_(conv),
-        first_(images.begin),
-        input_(images.size(), conv.geometry.out, conv.geometry.in_channels),
-        products_(images.size(), conv.geometry.out, conv.geometry.out_channels),
-        slices_(tile_slices(images.size(), conv.geometry.out,
-                            conv.geometry.padded_width() * conv.geometry.in_channels)) {}
+        layer_(layer),
+        first_image_(images.begin),
+        first_row_(rows.begin),
+        out_{rows.size(), conv.geometry.out.w},
+        input_(images.size(), out_, conv.geometry.in_channels),
+        products_(images.size(), out_, conv.geometry.out_channels),
+        slices_(tile_slices(images.size(), out_,
+                            conv.geometry.padded_width() * conv.geometry.in_channels,
+                            thread_count())) {}
 
   void run() const {
     parallel_parts(slices_.count(), [&](int64_t i) { load(slices_[i]); });
-    multiply_tiles(kernels_, conv_.layer, input_.all(), products_.all());
+    multiply_tiles(kernels_, layer_, input_.all(), products_.all());
     parallel_parts(slices_.count(), [&](int64_t i) { finish(slices_[i]); });
   }
 
  private:
   void load(const Slices::Slice& slice) const {
     const ConvGeometry& g = conv_.geometry;
-    const PaddedRows what = padded_rows(g, first_ + slice.image, slice.row, slice.rows);
+    const PaddedRows what =
+        padded_rows(g, first_image_ + slice.image, first_row_ + slice.row, slice.rows);
     float* target = thread_scratch().input.floats(what.rows * g.padded_width() * conv_.x.channels);
     const Band band = load_band(kernels_, conv_.x, what, target, conv_.x.channels);
     kernels_.winograd_input(input_.of(slice), band.data, band.row_stride, band.pixel_stride,
@@ -39,27 +46,33 @@ class Batch {
   }
 
   void finish(const Slices::Slice& slice) const {
-    const int64_t n = first_ + slice.image;
+    const int64_t n = first_image_ + slice.image, row = first_row_ + slice.row;
     const Range channels{0, conv_.geometry.out_channels};
-    const OutputRows output(kernels_, conv_.out, n, slice.row, slice.rows);
+    const OutputRows output(kernels_, conv_.out, n, row, slice.rows);
     ConvBand band;
     band.rows = slice.rows;
-    band.pixels = conv_.geometry.out.w;
+    band.pixels = out_.w;
     band.output = output.band();
     if (conv_.residual.data != nullptr) {
-      band.residual = float_rows(kernels_, conv_.residual, n, {slice.row, slice.row + slice.rows},
+      band.residual = float_rows(kernels_, conv_.residual, n, {row, row + slice.rows},
                                  thread_scratch().residual);
     }
-    winograd_outputs(kernels_, conv_.layer, products_.of(slice), band, channels);
+    winograd_outputs(kernels_, layer_, products_.of(slice), band, channels);
     output.store(channels);
   }
 
   const Microkernels& kernels_;
   const Conv& conv_;
-  const int64_t first_;
+  const ConvLayer& layer_;
+  const int64_t first_image_, first_row_;
+  const Extent out_;
   const TileBuffer input_, products_;
   const Slices slices_;
 };
+
+int64_t all_tiles(int64_t batch, Extent out) {
+  return batch * ((out.h + 1) / 2) * ((out.w + 1) / 2);
+}
 
 }  // namespace
 
@@ -68,16 +81,27 @@ bool batches_winograd(const Microkernels& kernels, const ConvLayer& layer, int64
   if (layer.header.layout != PackedLayout::winograd) return false;
   // Smaller weights stay in the cache, and the buffers do not.
   if (weight_bytes(layer) < level2_cache_bytes()) return false;
-  const int64_t tiles = batch * ((out.h + 1) / 2) * ((out.w + 1) / 2);
-  return prefers_tiles(kernels, winograd_product(layer, tiles), 1);
+  ConvLayer product = winograd_product(layer);
+  product.outputs = all_tiles(batch, out);
+  return prefers_tiles(kernels, product, 1);
 }
 
 void run_winograd_batches(const Microkernels& kernels, const Conv& conv) {
   const ConvGeometry& g = conv.geometry;
-  const int64_t at_once = winograd_images_at_once(g.out, g.in_channels + g.out_channels);
-  for (int64_t n = 0; n < g.batch; n += at_once) {
-    Batch(kernels, conv, {n, std::min(n + at_once, g.batch)}).run();
-  }
+  ConvLayer layer = conv.layer;
+  layer.outputs = all_tiles(g.batch, g.out);
+  const int64_t channels = g.in_channels + g.out_channels;
+  // Large images in parts of nearly equal height, which are pairs of rows.
+  const int64_t pairs = (g.out.h + 1) / 2;
+  const int64_t pairs_at_once = winograd_rows_at_once(g.out, channels) / 2;
+  const int64_t parts = (pairs + pairs_at_once - 1) / pairs_at_once;
+  for_each_winograd_batch(g.batch, g.out, channels, [&](Range images) {
+    for (int64_t i = 0; i < parts; ++i) {
+      const Range pair = even_range(pairs, parts, i);
+      const Range rows{2 * pair.begin, std::min(2 * pair.end, g.out.h)};
+      Batch(kernels, conv, layer, images, rows).run();
+    }
+  });
 }
 
 }  // namespace fastres::cpu

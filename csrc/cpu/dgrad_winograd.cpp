@@ -19,18 +19,19 @@ class WinogradBatch {
         grad_x_(input.grad_x),
         dgrad_(kernels, conv, input) {}
 
-  // Images [first, first + images); appends the sums of their slices.
-  void run(int64_t first, int64_t images, std::vector<InputGradientSums>& parts) const {
+  // Some images; appends the sums of their slices.
+  void run(Range images, std::vector<InputGradientSums>& parts) const {
     const ConvGeometry& g = conv_.geometry;
-    const TileBuffer input(images, g.in, g.out_channels), products(images, g.in, g.in_channels);
+    const TileBuffer input(images.size(), g.in, g.out_channels),
+        products(images.size(), g.in, g.in_channels);
     const Slices slices =
-        tile_slices(images, g.in, dgrad_.gradient_columns().size() * g.out_channels);
-    parallel_parts(slices.count(), [&](int64_t i) { load(first, slices[i], input); });
+        tile_slices(images.size(), g.in, dgrad_.gradient_columns().size() * g.out_channels);
+    parallel_parts(slices.count(), [&](int64_t i) { load(images.begin, slices[i], input); });
     multiply_tiles(kernels_.base, dgrad_.winograd_layer(), input.all(), products.all());
     const size_t before = parts.size();
     parts.resize(before + static_cast<size_t>(slices.count()), InputGradientSums(g.in_channels));
     parallel_parts(slices.count(), [&](int64_t i) {
-      finish(first, slices[i], products, parts[before + static_cast<size_t>(i)]);
+      finish(images.begin, slices[i], products, parts[before + static_cast<size_t>(i)]);
     });
   }
 
@@ -73,11 +74,9 @@ InputGradientSums run_winograd_dgrad(const Kernels& kernels, const TrainingConv&
                                      const OutputGradient& gradient, const InputBackward& input) {
   const ConvGeometry& g = conv.geometry;
   const WinogradBatch batch(kernels, conv, gradient, input);
-  const int64_t at_once = winograd_images_at_once(g.in, g.in_channels + g.out_channels);
   std::vector<InputGradientSums> parts;
-  for (int64_t n = 0; n < g.batch; n += at_once) {
-    batch.run(n, std::min(at_once, g.batch - n), parts);
-  }
+  for_each_winograd_batch(g.batch, g.in, g.in_channels + g.out_channels,
+                          [&](Range images) { batch.run(images, parts); });
   for (size_t i = 1; i < parts.size(); ++i) parts[0].add(parts[i]);
   return std::move(parts[0]);
 }

@@ -166,8 +166,11 @@ int64_t shared_outputs(const PackedHeader& header, int64_t batch, Extent out) {
 int64_t split_rows_in_cache(const Microkernels& kernels, const ConvLayer& layer, int64_t pixels) {
   const PackedHeader h = tiled_header(layer);
   const int64_t positions = positions_read(pixels, h.kernel_w, layer.dilation.w, layer.stride.w, 0);
-  const int64_t channels =
-      ceil_div(h.group_in_channels, reduction_parts(kernels, layer)) * split_groups_at_once(h);
+  const int64_t parts = reduction_parts(kernels, layer);
+  const int64_t part_channels =
+      parts == 1 ? h.group_in_channels
+                 : ceil_div(split_chunks(h.group_in_channels), parts) * kSplitChannels;
+  const int64_t channels = part_channels * split_groups_at_once(h);
   const int64_t values = all_phases_read(layer) * positions * channels;
   return planes_in_cache() / (kernels.split->parts * values * int64_t{sizeof(Bfloat16)});
 }
@@ -271,6 +274,7 @@ bool SplitBand::is_split(const PanelPart& weights) const {
   return kept_->state(weights.panel, weights.part) != SplitPanels::State::unknown;
 }
 
+// Of several taps all channels are one part.
 Bfloat16* SplitBand::kept_place(const PanelPart& weights) const {
   const int64_t blocks = ceil_div(weights.tile.out_channels, kChannelBlock);
   return kept_->panel(weights.panel) +

@@ -28,7 +28,7 @@ class WinogradWeightGradient {
         position_stride_(header_.blocks() * header_.block_stride()) {}
 
   void run(const WeightView& grad_weight) const {
-    const bool batches = prefers_winograd_batches(conv_.weight);
+    const bool batches = trains_in_winograd_batches(conv_.weight);
     const int64_t parts = batches ? 1 : std::min(thread_count(), row_slices().count());
     const int64_t floats = header_.payload_floats();
     const PooledFloats sums(parts * floats);
@@ -83,22 +83,25 @@ class WinogradWeightGradient {
   // All tiles of many images, then position by position.
   void run_batches(float* sums) const {
     const ConvGeometry& g = conv_.geometry;
-    const int64_t at_once = winograd_images_at_once(g.out, g.in_channels + g.out_channels);
-    for (int64_t n = 0; n < g.batch; n += at_once) {
-      const int64_t images = std::min(at_once, g.batch - n);
-      const TileBuffer input(images, g.out, g.in_channels), gradient(images, g.out, g.out_channels);
-      const Slices slices =
-          tile_slices(images, g.out, g.padded_width() * g.in_channels + g.out.w * g.out_channels);
-      parallel_parts(slices.count(), [&](int64_t i) {
-        load(n + slices[i].image, slices[i].row, slices[i], input, gradient);
-      });
-      const int64_t shares = std::min(header_.blocks(), 1 + thread_count() / 4);
-      parallel_parts(kWinogradPositions * shares, [&](int64_t i) {
-        const int64_t position = i / shares;
-        add({position, position + 1}, even_range(header_.blocks(), shares, i % shares), input.all(),
-            gradient.all(), sums);
-      });
-    }
+    for_each_winograd_batch(g.batch, g.out, g.in_channels + g.out_channels,
+                            [&](Range images) { run_batch(images, sums); });
+  }
+
+  void run_batch(Range images, float* sums) const {
+    const ConvGeometry& g = conv_.geometry;
+    const TileBuffer input(images.size(), g.out, g.in_channels);
+    const TileBuffer gradient(images.size(), g.out, g.out_channels);
+    const Slices slices = tile_slices(images.size(), g.out,
+                                      g.padded_width() * g.in_channels + g.out.w * g.out_channels);
+    parallel_parts(slices.count(), [&](int64_t i) {
+      load(images.begin + slices[i].image, slices[i].row, slices[i], input, gradient);
+    });
+    const int64_t shares = std::min(header_.blocks(), 1 + thread_count() / 4);
+    parallel_parts(kWinogradPositions * shares, [&](int64_t i) {
+      const int64_t position = i / shares;
+      add({position, position + 1}, even_range(header_.blocks(), shares, i % shares), input.all(),
+          gradient.all(), sums);
+    });
   }
 
   // Transforms rows of an image, which are `place` of the buffers.

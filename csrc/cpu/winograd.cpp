@@ -163,18 +163,17 @@ class Chunk {
 
 }  // namespace
 
-ConvLayer winograd_product(ConvLayer layer, int64_t tiles) {
+ConvLayer winograd_product(ConvLayer layer) {
   layer.header.layout = PackedLayout::igemm;
   layer.header.kernel_h = layer.header.kernel_w = 1;
   layer.act = Activation::none;
-  layer.outputs = tiles;
   return layer;
 }
 
 void winograd_products(const Microkernels& kernels, const ConvLayer& layer,
                        const WinogradTiles& input, Range positions, Range panels,
                        const WinogradTiles& products) {
-  ConvLayer product = winograd_product(layer, input.tile_rows * input.tile_cols);
+  ConvLayer product = winograd_product(layer);
   const std::vector<float> no_shift(static_cast<size_t>(product.header.out_channels), 0.0F);
   product.shift = no_shift.data();
   const int64_t tiles = input.tile_rows * input.tile_cols;
@@ -182,9 +181,9 @@ void winograd_products(const Microkernels& kernels, const ConvLayer& layer,
   const int64_t at_once = prefers_tiles(kernels, product, 1)
                               ? split_rows_in_cache(kernels, product, 1)
                               : level2_cache_bytes() / 2 / bytes;
-  const int64_t parts = 1 + tiles / at_once;
+  const int64_t parts = (tiles + at_once - 1) / at_once;
   for (int64_t position = positions.begin; position < positions.end; ++position) {
-    // Threads begin with different panels, which they pack on use.
+    // Threads begin with different panels, which inference may pack on use.
     product.first_panel = panels.size() * position / kWinogradPositions;
     product.weights =
         layer.weights + position * layer.header.blocks() * layer.header.block_stride();

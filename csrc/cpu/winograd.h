@@ -29,8 +29,8 @@ int64_t winograd_rows_in_cache(const Microkernels& kernels, const ConvLayer& lay
 void winograd_bands(const Microkernels& kernels, const ConvLayer& layer, const PlainWeight& plain,
                     std::span<const ConvBand> bands, Range panels);
 
-// One position's product of so many tiles, as a layer; without its weights and shift.
-ConvLayer winograd_product(ConvLayer layer, int64_t tiles);
+// One position's product, as a layer; without its weights and shift.
+ConvLayer winograd_product(ConvLayer layer);
 
 // The parts of both, for callers with buffers of their own: the products of tiles by some of the
 // sixteen positions of packed panels, and the outputs that those products make.

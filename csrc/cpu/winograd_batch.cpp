@@ -31,21 +31,21 @@ WinogradTiles tiles_of(int64_t images, Extent out, int64_t channels) {
 
 }  // namespace
 
-bool prefers_winograd_batches(const WeightView& weight) {
+bool trains_in_winograd_batches(const WeightView& weight) {
   const int64_t bytes =
       kWinogradPositions * weight.out_channels * weight.group_in_channels * int64_t{sizeof(float)};
   return bytes >= level2_cache_bytes() / 2;
 }
 
-int64_t winograd_images_at_once(Extent out, int64_t channels) {
-  const int64_t bytes = kWinogradPositions * half(out.h) * half(out.w) * tile_stride(channels) *
-                        int64_t{sizeof(float)};
-  return std::max<int64_t>(1, kBufferBytes / bytes);
+int64_t winograd_rows_at_once(Extent out, int64_t channels) {
+  const int64_t bytes =
+      kWinogradPositions * half(out.w) * tile_stride(channels) * int64_t{sizeof(float)};
+  return 2 * std::max<int64_t>(1, kBufferBytes / bytes);
 }
 
-Slices tile_slices(int64_t images, Extent out, int64_t row_floats) {
+Slices tile_slices(int64_t images, Extent out, int64_t row_floats, int64_t fewest) {
   const int64_t rows = level2_cache_bytes() / 4 / (row_floats * int64_t{sizeof(float)});
-  return {images, out.h, rows, 2};
+  return {images, out.h, rows, 2, fewest};
 }
 
 TileBuffer::TileBuffer(int64_t images, Extent out, int64_t channels)
