@@ -8,8 +8,8 @@
 
 namespace fastres::cpu {
 
-// Rows of a batch in slices of nearly equal height, none of which crosses an image. They depend on
-// the problem and not on the number of threads, so that neither do the sums that are made of them.
+// Rows of a batch in slices of nearly equal height, none of which crosses an image. Those that sums
+// are made of depend on the problem and not on the number of threads, so that neither do the sums.
 class Slices {
  public:
   // At most `rows_in_cache` rows each, a multiple of `step` but for an image's last; `fewest` of
