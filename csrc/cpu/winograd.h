@@ -13,7 +13,7 @@ namespace fastres::cpu {
 // Whether a dense 3x3 that may be computed so takes less time directly: matrix tiles do enough
 // multiplications, but the weights of many channels, in three parts, leave the cache no room. On
 // two threads of a Xeon, 28x28, batch 4, a direct convolution takes 0.9 of Winograd's time with 96
-// channels and 1.03 with 192.
+// channels, and 1.03 with 192, before their products were on tiles, too (conv_winograd.h).
 bool prefers_direct(const Microkernels& kernels, int64_t channels);
 
 // The layer's weights are packed, or `plain`, of which each panel is transformed right before use;
