@@ -89,12 +89,17 @@ int64_t reduction_parts(const Microkernels& kernels, const ConvLayer& layer) {
   return ceil_div(h.group_in_channels, kKernelPartChannels);
 }
 
+// The most that one part of the reduction has.
+int64_t part_chunks(const Microkernels& kernels, const ConvLayer& layer) {
+  const int64_t chunks = split_chunks(tiled_header(layer).group_in_channels);
+  return ceil_div(chunks, reduction_parts(kernels, layer));
+}
+
 // Of a panel the most that one part of the reduction has.
 int64_t panel_part_values(const Microkernels& kernels, const ConvLayer& layer) {
   const PackedHeader h = tiled_header(layer);
-  const int64_t chunks = split_chunks(h.group_in_channels);
-  return panel_values(*kernels.split, h) / chunks *
-         ceil_div(chunks, reduction_parts(kernels, layer));
+  return panel_values(*kernels.split, h) / split_chunks(h.group_in_channels) *
+         part_chunks(kernels, layer);
 }
 
 // Whether the level-2 cache has room for a panel's split weights beside those that are multiplied.
@@ -166,10 +171,8 @@ int64_t shared_outputs(const PackedHeader& header, int64_t batch, Extent out) {
 int64_t split_rows_in_cache(const Microkernels& kernels, const ConvLayer& layer, int64_t pixels) {
   const PackedHeader h = tiled_header(layer);
   const int64_t positions = positions_read(pixels, h.kernel_w, layer.dilation.w, layer.stride.w, 0);
-  const int64_t parts = reduction_parts(kernels, layer);
   const int64_t part_channels =
-      parts == 1 ? h.group_in_channels
-                 : ceil_div(split_chunks(h.group_in_channels), parts) * kSplitChannels;
+      std::min<int64_t>(part_chunks(kernels, layer) * kSplitChannels, h.group_in_channels);
   const int64_t channels = part_channels * split_groups_at_once(h);
   const int64_t values = all_phases_read(layer) * positions * channels;
   return planes_in_cache() / (kernels.split->parts * values * int64_t{sizeof(Bfloat16)});
