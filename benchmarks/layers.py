@@ -132,37 +132,60 @@ def bottleneck_layer(shape: BottleneckShape, batch: int, *, live: bool = False) 
 CHAIN_LENGTH = 4
 
 
-def chain_layer(shape: BottleneckShape, batch: int) -> Layer:
-    """Builds ``CHAIN_LENGTH`` blocks of this shape, one after the other, as a stage has them."""
+def chain_layer(shape: BottleneckShape, batch: int, *, live: bool = False) -> Layer:
+    """Builds ``CHAIN_LENGTH`` blocks of this shape, one after the other, as a stage has them.
+
+    Arguments as for ``conv_layer``.
+    """
     torch.manual_seed(0)
     blocks = [_randomise_statistics(_bottleneck(shape)) for _ in range(CHAIN_LENGTH)]
     module = nn.Sequential(*blocks)
     x = _channels_last(batch, shape.in_channels, shape.height, shape.width)
-
-    def fused(algorithm: str) -> Callable[[], Tensor]:
-        operands = []
-        for block in blocks:
-            operands += [
-                _pack(block.conv1, block.bn1),
-                _pack(block.conv2, block.bn2, algorithm),
-                _pack(block.conv3, block.bn3),
-            ]
-        packed, shift = zip(*operands, strict=True)
-        return partial(
-            ops.bottleneck_chain,
-            x,
-            ops.join_packed(packed),
-            torch.cat(shift),
-            sizes=[one.numel() for one in packed],
-            channels=[one.numel() for one in shift],
-            convs=[3] * CHAIN_LENGTH,
-            groups=[shape.groups] * CHAIN_LENGTH,
-        )
-
+    convs = [
+        conv
+        for block in blocks
+        for conv in ((block.conv1, block.bn1), (block.conv2, block.bn2), (block.conv3, block.bn3))
+    ]
+    op = _live_chain if live else _packed_chain
     return Layer(
         eager=lambda: module(x),
         exact=lambda: copy.deepcopy(module).double()(x.double()),
-        fastres={algorithm: fused(algorithm) for algorithm in shape.algorithms},
+        fastres={
+            algorithm: partial(
+                op(convs, algorithm),
+                x,
+                convs=[3] * CHAIN_LENGTH,
+                groups=[shape.groups] * CHAIN_LENGTH,
+            )
+            for algorithm in shape.algorithms
+        },
+    )
+
+
+_ConvAndNorm = tuple[nn.Conv2d, nn.BatchNorm2d]
+
+
+def _packed_chain(convs: list[_ConvAndNorm], algorithm: str) -> Callable[..., Tensor]:
+    algorithms = ["direct", algorithm, "direct"] * CHAIN_LENGTH
+    operands = [_pack(*conv, name) for conv, name in zip(convs, algorithms, strict=True)]
+    packed, shift = zip(*operands, strict=True)
+    return partial(
+        ops.bottleneck_chain,
+        packed=ops.join_packed(packed),
+        shift=torch.cat(shift),
+        sizes=[one.numel() for one in packed],
+        channels=[one.numel() for one in shift],
+    )
+
+
+def _live_chain(convs: list[_ConvAndNorm], algorithm: str) -> Callable[..., Tensor]:
+    weights, scales, shifts = zip(*(_unpacked(*conv) for conv in convs), strict=True)
+    return partial(
+        ops.live_bottleneck_chain,
+        weights=weights,
+        scale=torch.cat(scales),
+        shift=torch.cat(shifts),
+        algorithms=[algorithm] * CHAIN_LENGTH,
     )
 
 

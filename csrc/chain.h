@@ -1,4 +1,4 @@
-// The arguments of bottleneck_chain, taken apart block by block.
+// The arguments of bottleneck_chain and live_bottleneck_chain, taken apart block by block.
 
 #pragma once
 
@@ -11,16 +11,30 @@
 namespace fastres {
 
 inline constexpr const char* kChainOp = "bottleneck_chain";
+inline constexpr const char* kLiveChainOp = "live_bottleneck_chain";
+
+// What both have but for x, constants and the activation.
+struct ChainGeometry {
+  const std::vector<int64_t>& convs;
+  const std::vector<int64_t>& stride;
+  const std::vector<int64_t>& dilation;
+  const std::vector<int64_t>& groups;
+};
 
 struct ChainArguments {
   const Tensor& packed;
   const Tensor& shift;
   const std::vector<int64_t>& sizes;
   const std::vector<int64_t>& channels;
-  const std::vector<int64_t>& convs;
-  const std::vector<int64_t>& stride;
-  const std::vector<int64_t>& dilation;
-  const std::vector<int64_t>& groups;
+  ChainGeometry geometry;
+};
+
+struct LiveChainArguments {
+  const std::vector<Tensor>& weights;
+  const Tensor& scale;
+  const Tensor& shift;
+  const std::vector<std::string>& algorithms;
+  ChainGeometry geometry;
 };
 
 // Where a convolution's constants are: bytes of the packed weights, elements of the shifts.
@@ -29,8 +43,16 @@ struct ChainConv {
   int64_t shift, channels;
 };
 
+// Of a live chain: elements of scale and shift.
+struct LiveChainConv {
+  const Tensor* weight;
+  int64_t first, channels;
+};
+
+// A block and its convolutions: conv1, conv2, conv3 and perhaps the shortcut's.
+template <class Conv>
 struct ChainBlock {
-  std::vector<ChainConv> convs;  // conv1, conv2, conv3 and perhaps the shortcut's
+  std::vector<Conv> convs;
   std::vector<int64_t> stride, dilation;
   int64_t groups;
   std::string name;  // that messages begin with
@@ -42,21 +64,26 @@ inline int64_t joined_bytes(int64_t size) {
   return (size + kLine - 1) / kLine * kLine;
 }
 
-inline void check_chain(const ChainArguments& a) {
-  check(!a.convs.empty(), kChainOp, ": convs must have at least one element, got none");
-  for (const int64_t count : a.convs) {
-    check(count == 3 || count == 4, kChainOp, ": convs must be 3 or 4 of each block, got ", count);
+inline void check_count(size_t count, size_t expected, const char* op, const char* name) {
+  check(count == expected, op, ": ", name, " must have ", expected, " elements, got ", count);
+}
+
+// Checks all counts; returns how many convolutions there are.
+inline size_t check_geometry(const ChainGeometry& g, const char* op) {
+  check(!g.convs.empty(), op, ": convs must have at least one element, got none");
+  for (const int64_t count : g.convs) {
+    check(count == 3 || count == 4, op, ": convs must be 3 or 4 of each block, got ", count);
   }
-  const auto all = static_cast<size_t>(std::accumulate(a.convs.begin(), a.convs.end(), int64_t{0}));
-  const auto check_count = [](size_t count, size_t expected, const char* name) {
-    check(count == expected, kChainOp, ": ", name, " must have ", expected, " elements, got ",
-          count);
-  };
-  check_count(a.sizes.size(), all, "sizes");
-  check_count(a.channels.size(), all, "channels");
-  check_count(a.stride.size(), 2 * a.convs.size(), "stride");
-  check_count(a.dilation.size(), 2 * a.convs.size(), "dilation");
-  check_count(a.groups.size(), a.convs.size(), "groups");
+  check_count(g.stride.size(), 2 * g.convs.size(), op, "stride");
+  check_count(g.dilation.size(), 2 * g.convs.size(), op, "dilation");
+  check_count(g.groups.size(), g.convs.size(), op, "groups");
+  return static_cast<size_t>(std::accumulate(g.convs.begin(), g.convs.end(), int64_t{0}));
+}
+
+inline void check_chain(const ChainArguments& a) {
+  const size_t all = check_geometry(a.geometry, kChainOp);
+  check_count(a.sizes.size(), all, kChainOp, "sizes");
+  check_count(a.channels.size(), all, kChainOp, "channels");
   int64_t bytes = 0, shifts = 0;
   for (size_t i = 0; i < all; ++i) {
     check(a.sizes[i] > 0, kChainOp, ": sizes must be positive, got ", a.sizes[i]);
@@ -78,25 +105,58 @@ inline void check_chain(const ChainArguments& a) {
   check_shift(a.shift, shifts, kChainOp, "shift");
 }
 
-// Calls run(input, block) for each block with what the one before returned.
-template <class Run>
-Tensor run_chain(const Tensor& x, const ChainArguments& a, const Run& run) {
-  check_chain(a);
-  Tensor y = x;
+inline void check_chain(const LiveChainArguments& a) {
+  const size_t all = check_geometry(a.geometry, kLiveChainOp);
+  check_count(a.weights.size(), all, kLiveChainOp, "weights");
+  check_count(a.algorithms.size(), a.geometry.convs.size(), kLiveChainOp, "algorithms");
+  int64_t channels = 0;
+  for (size_t i = 0; i < all; ++i) {
+    check(a.weights[i].dim() == 4, kLiveChainOp, ": weights[", i,
+          "] must be 4-D [K, C/groups, R, S], got shape ", ShapeOf{a.weights[i]});
+    channels += a.weights[i].size(0);
+  }
+  check_shift(a.scale, channels, kLiveChainOp, "scale");
+  check_shift(a.shift, channels, kLiveChainOp, "shift");
+}
+
+inline std::vector<ChainConv> convs_of(const ChainArguments& a) {
+  std::vector<ChainConv> convs;
   int64_t packed = 0, shift = 0;
-  size_t conv = 0;
-  for (size_t i = 0; i < a.convs.size(); ++i) {
-    ChainBlock block{{},
-                     {a.stride[2 * i], a.stride[2 * i + 1]},
-                     {a.dilation[2 * i], a.dilation[2 * i + 1]},
-                     a.groups[i],
-                     std::string(kChainOp) + ": block " + std::to_string(i)};
-    for (const size_t end = conv + static_cast<size_t>(a.convs[i]); conv < end; ++conv) {
-      block.convs.push_back({packed, a.sizes[conv], shift, a.channels[conv]});
-      packed += joined_bytes(a.sizes[conv]);
-      shift += a.channels[conv];
-    }
-    y = run(y, block);
+  for (size_t i = 0; i < a.sizes.size(); ++i) {
+    convs.push_back({packed, a.sizes[i], shift, a.channels[i]});
+    packed += joined_bytes(a.sizes[i]);
+    shift += a.channels[i];
+  }
+  return convs;
+}
+
+inline std::vector<LiveChainConv> convs_of(const LiveChainArguments& a) {
+  std::vector<LiveChainConv> convs;
+  int64_t first = 0;
+  for (const Tensor& weight : a.weights) {
+    convs.push_back({&weight, first, weight.size(0)});
+    first += weight.size(0);
+  }
+  return convs;
+}
+
+// Calls run(input, i, block) for each block with what the one before returned.
+template <class Arguments, class Run>
+Tensor run_chain(const char* op, const Tensor& x, const Arguments& a, const Run& run) {
+  check_chain(a);
+  const auto convs = convs_of(a);
+  const ChainGeometry& g = a.geometry;
+  Tensor y = x;
+  auto next = convs.begin();
+  for (size_t i = 0; i < g.convs.size(); ++i) {
+    const auto first = next;
+    next += g.convs[i];
+    const ChainBlock block{std::vector(first, next),
+                           {g.stride[2 * i], g.stride[2 * i + 1]},
+                           {g.dilation[2 * i], g.dilation[2 * i + 1]},
+                           g.groups[i],
+                           std::string(op) + ": block " + std::to_string(i)};
+    y = run(y, i, block);
   }
   return y;
 }

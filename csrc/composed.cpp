@@ -68,23 +68,53 @@ Tensor avg_pool_linear(const Tensor& x, const Tensor& weight, const std::optiona
               weight, bias);
 }
 
+// Some values of one dimension.
+Tensor part(const Tensor& values, int64_t first, int64_t count) {
+  Tensor all = values;  // narrow takes it by reference
+  return torch::stable::narrow(all, 0, first, count);
+}
+
 Tensor bottleneck_chain(const Tensor& x, const Tensor& packed, const Tensor& shift,
                         const Ints& sizes, const Ints& channels, const Ints& convs,
                         const Ints& stride, const Ints& dilation, const Ints& groups,
                         const std::string& act) {
-  const auto run = [&](const Tensor& input, const ChainBlock& block) {
+  const auto run = [&](const Tensor& input, size_t, const ChainBlock<ChainConv>& block) {
     std::array<std::optional<Tensor>, 4> weights, shifts;
     for (size_t i = 0; i < block.convs.size(); ++i) {
       const ChainConv& conv = block.convs[i];
-      Tensor all_packed = packed, all_shifts = shift;
-      weights[i] = torch::stable::narrow(all_packed, 0, conv.packed, conv.size);
-      shifts[i] = torch::stable::narrow(all_shifts, 0, conv.shift, conv.channels);
+      weights[i] = part(packed, conv.packed, conv.size);
+      shifts[i] = part(shift, conv.shift, conv.channels);
     }
     return call("fastres::grouped_bottleneck", input, *weights[0], *shifts[0], *weights[1],
                 *shifts[1], *weights[2], *shifts[2], weights[3], shifts[3], block.stride,
                 block.dilation, block.groups, act);
   };
-  return run_chain(x, {packed, shift, sizes, channels, convs, stride, dilation, groups}, run);
+  return run_chain(
+      kChainOp, x,
+      ChainArguments{packed, shift, sizes, channels, {convs, stride, dilation, groups}}, run);
+}
+
+Tensor live_bottleneck_chain(const Tensor& x, const std::vector<Tensor>& weights,
+                             const Tensor& scale, const Tensor& shift,
+                             const std::vector<std::string>& algorithms, const Ints& convs,
+                             const Ints& stride, const Ints& dilation, const Ints& groups,
+                             const std::string& act) {
+  const auto run = [&](const Tensor& input, size_t i, const ChainBlock<LiveChainConv>& block) {
+    std::array<std::optional<Tensor>, 4> weight, scales, shifts;
+    for (size_t c = 0; c < block.convs.size(); ++c) {
+      const LiveChainConv& conv = block.convs[c];
+      weight[c] = *conv.weight;
+      scales[c] = part(scale, conv.first, conv.channels);
+      shifts[c] = part(shift, conv.first, conv.channels);
+    }
+    return call("fastres::live_bottleneck", input, *weight[0], scales[0], *shifts[0], *weight[1],
+                scales[1], *shifts[1], *weight[2], scales[2], *shifts[2], weight[3], scales[3],
+                shifts[3], block.stride, block.dilation, block.groups, algorithms[i], act);
+  };
+  return run_chain(
+      kLiveChainOp, x,
+      LiveChainArguments{weights, scale, shift, algorithms, {convs, stride, dilation, groups}},
+      run);
 }
 
 }  // namespace
@@ -96,4 +126,5 @@ STABLE_TORCH_LIBRARY_IMPL(fastres, CompositeExplicitAutograd, m) {
   m.impl("live_conv_max_pool", TORCH_BOX(&fastres::live_conv_max_pool));
   m.impl("avg_pool_linear", TORCH_BOX(&fastres::avg_pool_linear));
   m.impl("bottleneck_chain", TORCH_BOX(&fastres::bottleneck_chain));
+  m.impl("live_bottleneck_chain", TORCH_BOX(&fastres::live_bottleneck_chain));
 }

@@ -60,6 +60,14 @@ STABLE_TORCH_LIBRARY(fastres, m) {
       "Tensor? weight_down, Tensor? scale_down, Tensor? shift_down, int[2] stride, "
       "int[2] dilation, int groups, str algorithm, str act) -> Tensor");
 
+  // Such blocks one after the other, each of what the one before gives. weights has those of all
+  // convolutions in turn; scale and shift have their values one after the other. (TorchScript must
+  // not use the list again, see bottleneck_chain: accelerated models never run in it.)
+  m.def(
+      "live_bottleneck_chain(Tensor x, Tensor[] weights, Tensor scale, Tensor shift, "
+      "str[] algorithms, int[] convs, int[] stride, int[] dilation, int[] groups, str act) "
+      "-> Tensor");
+
   // The largest value of each window; padding is (vertical, horizontal), at most half of it.
   m.def("max_pool(Tensor x, int[2] kernel_size, int[2] stride, int[2] padding) -> Tensor");
 

@@ -42,3 +42,16 @@ def refuse_tangents(op: str, values: Iterable[Any]) -> None:
                 f"{op}: an input has a tangent, but forward-mode differentiation (jvp, dual "
                 "tensors) has no kernel; use backward, or the model that freeze was given"
             )
+
+
+def refuse_gradients(op: str, **tensors: Tensor | None) -> None:
+    """Raises ValueError where one of an operator's inputs, by name, would need a gradient."""
+    refuse_tangents(op, tensors.values())
+    if not torch.is_grad_enabled():
+        return
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.requires_grad:
+            raise ValueError(
+                f"{op}: {name} requires grad, but this operator has no gradients; pass "
+                f"{name}.detach(), or use conv_stats"
+            )

@@ -1,8 +1,8 @@
-"""The arguments of ``bottleneck_chain``, taken apart, for blocks that somebody else computes."""
+"""The arguments of chains, taken apart, for blocks that somebody else computes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from ._packed import HEADER_BYTES
 
 OP = "bottleneck_chain"
+LIVE_OP = "live_bottleneck_chain"
 
 
 def joined_bytes(size: int) -> int:
@@ -28,6 +29,17 @@ class ChainBlock(NamedTuple):
     groups: int
 
 
+class LiveChainBlock(NamedTuple):
+    """The same of a live chain and ``live_bottleneck``."""
+
+    constants: list[Tensor | None]
+    """weight1, scale1, shift1, weight2, ..., shift_down."""
+    stride: Sequence[int]
+    dilation: Sequence[int]
+    groups: int
+    algorithm: str
+
+
 def run_chain(block: Callable[..., Tensor], x: Tensor, *arguments: Any) -> Tensor:
     """Blocks one after the other.
 
@@ -40,12 +52,33 @@ def run_chain(block: Callable[..., Tensor], x: Tensor, *arguments: Any) -> Tenso
         ValueError: what ``chain_blocks`` or ``block`` raise; names the block.
     """
     *chain, act = arguments
-    for index, one in enumerate(chain_blocks(*chain)):
+    return _run(OP, "grouped_bottleneck", block, x, chain_blocks(*chain), act)
+
+
+def run_live_chain(block: Callable[..., Tensor], x: Tensor, *arguments: Any) -> Tensor:
+    """``run_chain`` with ``live_bottleneck``'s arguments and ``reference.live_bottleneck_chain``'s.
+
+    Raises:
+        ValueError: what ``live_chain_blocks`` or ``block`` raise; names the block.
+    """
+    *chain, act = arguments
+    return _run(LIVE_OP, "live_bottleneck", block, x, live_chain_blocks(*chain), act)
+
+
+def _run(
+    op: str,
+    block_op: str,
+    block: Callable[..., Tensor],
+    x: Tensor,
+    blocks: Iterable[ChainBlock | LiveChainBlock],
+    act: str,
+) -> Tensor:
+    for index, (constants, *geometry) in enumerate(blocks):
         try:
-            x = block(x, *one.constants, one.stride, one.dilation, one.groups, act)
+            x = block(x, *constants, *geometry, act)
         except ValueError as error:
-            message = str(error).removeprefix("grouped_bottleneck: ")
-            raise ValueError(f"{OP}: block {index}: {message}") from None
+            message = str(error).removeprefix(f"{block_op}: ")
+            raise ValueError(f"{op}: block {index}: {message}") from None
     return x
 
 
@@ -64,40 +97,7 @@ def chain_blocks(
     Raises:
         ValueError: a list or a tensor of another length than the others ask for.
     """
-    _check(packed, shift, sizes, channels, convs, stride, dilation, groups)
-    packed_at = list(accumulate(map(joined_bytes, sizes), initial=0))
-    shift_at = list(accumulate(channels, initial=0))
-    conv = 0
-    for index, count in enumerate(convs):
-        constants: list[Tensor | None] = []
-        for i in range(conv, conv + count):
-            constants.append(packed[packed_at[i] : packed_at[i] + sizes[i]])
-            constants.append(shift[shift_at[i] : shift_at[i + 1]])
-        constants += [None] * (8 - len(constants))
-        two = slice(2 * index, 2 * index + 2)
-        yield ChainBlock(constants, stride[two], dilation[two], groups[index])
-        conv += count
-
-
-def _check(
-    packed: Tensor,
-    shift: Tensor,
-    sizes: Sequence[int],
-    channels: Sequence[int],
-    convs: Sequence[int],
-    *steps_and_groups: Sequence[int],
-) -> None:
-    if not convs:
-        raise ValueError(f"{OP}: convs must have at least one element, got none")
-    for count in convs:
-        if count not in (3, 4):
-            raise ValueError(f"{OP}: convs must be 3 or 4 of each block, got {count}")
-    counts = [sum(convs)] * 2 + [2 * len(convs)] * 2 + [len(convs)]
-    names = ("sizes", "channels", "stride", "dilation", "groups")
-    lists = (sizes, channels, *steps_and_groups)
-    for name, values, expected in zip(names, lists, counts, strict=True):
-        if len(values) != expected:
-            raise ValueError(f"{OP}: {name} must have {expected} elements, got {len(values)}")
+    _check_counts(OP, convs, {"sizes": sizes, "channels": channels}, {}, stride, dilation, groups)
     for name, values in (("sizes", sizes), ("channels", channels)):
         if min(values) <= 0:
             raise ValueError(f"{OP}: {name} must be positive, got {min(values)}")
@@ -107,5 +107,90 @@ def _check(
             f"{OP}: packed must be what join_packed returned (1-D uint8 of {expected} bytes, by "
             f"sizes), got {packed.dtype} of shape {list(packed.shape)}"
         )
-    if tuple(shift.shape) != (sum(channels),):
-        raise ValueError(f"{OP}: shift must have shape [{sum(channels)}], got {list(shift.shape)}")
+    _check_vector(OP, "shift", shift, sum(channels))
+    packed_at = list(accumulate(map(joined_bytes, sizes), initial=0))
+    shift_at = list(accumulate(channels, initial=0))
+    for index, convs_of_block in enumerate(_shares(convs)):
+        constants: list[Tensor | None] = []
+        for i in convs_of_block:
+            constants.append(packed[packed_at[i] : packed_at[i] + sizes[i]])
+            constants.append(shift[shift_at[i] : shift_at[i + 1]])
+        constants += [None] * (8 - len(constants))
+        two = slice(2 * index, 2 * index + 2)
+        yield ChainBlock(constants, stride[two], dilation[two], groups[index])
+
+
+def live_chain_blocks(
+    weights: Sequence[Tensor],
+    scale: Tensor,
+    shift: Tensor,
+    algorithms: Sequence[str],
+    convs: Sequence[int],
+    stride: Sequence[int],
+    dilation: Sequence[int],
+    groups: Sequence[int],
+) -> Iterator[LiveChainBlock]:
+    """The blocks of a live chain; arguments as for ``reference.live_bottleneck_chain``.
+
+    Raises:
+        ValueError: a list or a tensor of another length than the others ask for.
+    """
+    _check_counts(
+        LIVE_OP, convs, {"weights": weights}, {"algorithms": algorithms}, stride, dilation, groups
+    )
+    for i, weight in enumerate(weights):
+        if weight.dim() != 4:
+            raise ValueError(
+                f"{LIVE_OP}: weights[{i}] must be 4-D [K, C/groups, R, S], got shape "
+                f"{list(weight.shape)}"
+            )
+    at = list(accumulate((weight.shape[0] for weight in weights), initial=0))
+    _check_vector(LIVE_OP, "scale", scale, at[-1])
+    _check_vector(LIVE_OP, "shift", shift, at[-1])
+    for index, convs_of_block in enumerate(_shares(convs)):
+        constants: list[Tensor | None] = []
+        for i in convs_of_block:
+            part = slice(at[i], at[i + 1])
+            constants += [weights[i], scale[part], shift[part]]
+        constants += [None] * (12 - len(constants))
+        two = slice(2 * index, 2 * index + 2)
+        yield LiveChainBlock(
+            constants, stride[two], dilation[two], groups[index], algorithms[index]
+        )
+
+
+def _shares(convs: Sequence[int]) -> Iterator[range]:
+    """Which convolutions each block has."""
+    ends = accumulate(convs)
+    return (range(end - count, end) for count, end in zip(convs, ends, strict=True))
+
+
+def _check_counts(
+    op: str,
+    convs: Sequence[int],
+    by_conv: dict[str, Sequence[Any]],
+    by_block: dict[str, Sequence[Any]],
+    stride: Sequence[int],
+    dilation: Sequence[int],
+    groups: Sequence[int],
+) -> None:
+    if not convs:
+        raise ValueError(f"{op}: convs must have at least one element, got none")
+    for count in convs:
+        if count not in (3, 4):
+            raise ValueError(f"{op}: convs must be 3 or 4 of each block, got {count}")
+    blocks = len(convs)
+    for lists, expected in (
+        (by_conv, sum(convs)),
+        (by_block, blocks),
+        ({"stride": stride, "dilation": dilation}, 2 * blocks),
+        ({"groups": groups}, blocks),
+    ):
+        for name, values in lists.items():
+            if len(values) != expected:
+                raise ValueError(f"{op}: {name} must have {expected} elements, got {len(values)}")
+
+
+def _check_vector(op: str, name: str, values: Tensor, count: int) -> None:
+    if tuple(values.shape) != (count,):
+        raise ValueError(f"{op}: {name} must have shape [{count}], got {list(values.shape)}")

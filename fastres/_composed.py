@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from . import _checks
-from ._chain import run_chain
+from ._chain import run_chain, run_live_chain
 
 _OPS = torch.ops.fastres
 
@@ -56,6 +56,11 @@ def bottleneck_chain(x: Tensor, *arguments: Any) -> Tensor:
     return run_chain(_OPS.grouped_bottleneck, x, *arguments)
 
 
+def live_bottleneck_chain(x: Tensor, *arguments: Any) -> Tensor:
+    """``live_bottleneck`` one after the other, see ``reference.live_bottleneck_chain``."""
+    return run_live_chain(_OPS.live_bottleneck, x, *arguments)
+
+
 def avg_pool_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``linear`` of the averages, see ``reference.avg_pool_linear``."""
     _checks.avg_pool_linear_shape(x, weight, bias)
@@ -81,5 +86,6 @@ OPERATORS: dict[str, Callable[..., Tensor]] = {
     "avg_pool_linear": avg_pool_linear,
     "bottleneck_chain": bottleneck_chain,
     "conv_max_pool": conv_max_pool,
+    "live_bottleneck_chain": live_bottleneck_chain,
     "live_conv_max_pool": live_conv_max_pool,
 }

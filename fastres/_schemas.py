@@ -35,6 +35,11 @@ SCHEMAS: dict[str, str] = {
         "Tensor shift3, Tensor? weight_down, Tensor? scale_down, Tensor? shift_down, "
         "int[2] stride, int[2] dilation, int groups, str algorithm, str act) -> Tensor"
     ),
+    "live_bottleneck_chain": (
+        "live_bottleneck_chain(Tensor x, Tensor[] weights, Tensor scale, Tensor shift, "
+        "str[] algorithms, int[] convs, int[] stride, int[] dilation, int[] groups, str act) "
+        "-> Tensor"
+    ),
     "max_pool": "max_pool(Tensor x, int[2] kernel_size, int[2] stride, int[2] padding) -> Tensor",
     "conv_max_pool": (
         "conv_max_pool(Tensor x, Tensor packed, Tensor shift, int[2] kernel_size, int[2] stride, "

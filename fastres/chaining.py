@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import count
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -19,8 +20,7 @@ _BLOCK = torch.ops.fastres.grouped_bottleneck.default
 def chain_bottlenecks(graph: fx.Graph, constants: dict[str, Tensor]) -> None:
     """Puts a ``bottleneck_chain`` in the place of bottlenecks of which each feeds the next alone.
 
-    Only of those with nothing but reads of constants between them, so that no order changes, and
-    only on the CPU: on a GPU a packed weight is known by the tensor that it is, and slices are not.
+    Only on the CPU: on a GPU a packed weight is known by the tensor that it is, and slices are not.
 
     Args:
         graph: a fused graph; rewritten in place.
@@ -29,32 +29,37 @@ def chain_bottlenecks(graph: fx.Graph, constants: dict[str, Tensor]) -> None:
     """
     if any(tensor.device.type != "cpu" for tensor in constants.values()):
         return
-    for index, chain in enumerate(_find_chains(graph)):
+    for index, chain in enumerate(find_chains(graph, _BLOCK)):
         _join(graph, constants, chain, f"_chain_packed_{index}", f"_chain_shift_{index}")
     read = {node.target for node in graph.nodes if node.op == "get_attr"}
     for name in constants.keys() - read:
         del constants[name]
 
 
-def _find_chains(graph: fx.Graph) -> list[list[fx.Node]]:
+def find_chains(graph: fx.Graph, block: Any) -> list[list[fx.Node]]:
+    """Calls of one operator of bottlenecks, two at least, of which each feeds the next alone.
+
+    Only those with nothing but reads of constants between them, and with one activation, which is
+    the operator's last argument.
+    """
     chains: list[list[fx.Node]] = []
     current: list[fx.Node] = []
     for node in graph.nodes:
         if node.op == "get_attr":
             continue
-        if current and _continues(current[-1], node):
+        if node.target is not block:
+            current = []
+        elif current and _continues(current[-1], node):
             current.append(node)
-            continue
-        current = [node] if node.target is _BLOCK else []
-        if current:
+        else:
+            current = [node]
             chains.append(current)
     return [chain for chain in chains if len(chain) > 1]
 
 
 def _continues(last: fx.Node, node: fx.Node) -> bool:
-    if node.target is not _BLOCK or node.args[0] is not last or sole_user(last) is not node:
-        return False
-    return str(node.args[-1]) == str(last.args[-1])  # one activation for all
+    feeds = node.args[0] is last and sole_user(last) is node
+    return feeds and str(node.args[-1]) == str(last.args[-1])
 
 
 def _join(
@@ -91,10 +96,17 @@ def _join(
             ),
         )
     joined.meta[FUSED] = "bottleneck_chain"
-    chain[-1].replace_all_uses_with(joined)
-    for node in (*reversed(chain), *reads):
+    replace_chain(graph, chain, joined)
+    for node in reads:
         if not node.users:
             graph.erase_node(node)
+
+
+def replace_chain(graph: fx.Graph, chain: list[fx.Node], joined: fx.Node) -> None:
+    """Puts ``joined`` in the place of the last block's value, and takes all blocks out."""
+    chain[-1].replace_all_uses_with(joined)
+    for node in reversed(chain):
+        graph.erase_node(node)
 
 
 def part_chains(frozen: fx.GraphModule) -> None:

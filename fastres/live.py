@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
 
+from .chaining import find_chains, replace_chain
 from .fx.names import FUSED
 from .fx.sources import PLAIN_TYPES
-from .packing import live_names, packed_index
+from .packing import chain_names, live_index, live_names, packed_index
 
 
 def live_form(graph: fx.Graph) -> fx.Graph:
@@ -29,10 +30,53 @@ def live_form(graph: fx.Graph) -> fx.Graph:
                 continue
         node.replace_all_uses_with(live)
         copy.erase_node(node)
-    for node in reversed(list(copy.nodes)):
-        if node.op == "get_attr" and not node.users:
-            copy.erase_node(node)
+    _drop_unread(copy)
     return copy
+
+
+def _drop_unread(graph: fx.Graph) -> None:
+    for node in reversed(list(graph.nodes)):
+        if node.op == "get_attr" and not node.users:
+            graph.erase_node(node)
+
+
+def chain_live_bottlenecks(graph: fx.Graph) -> list[list[int]]:
+    """Puts a ``live_bottleneck_chain`` in the place of blocks of which each feeds the next alone.
+
+    Args:
+        graph: a ``live_form``; rewritten in place.
+
+    Returns:
+        Of each chain the recipes of its convolutions in turn: its scales and shifts are read under
+        their ``chain_names``.
+    """
+    chains = find_chains(graph, torch.ops.fastres.live_bottleneck.default)
+    members = [_join(graph, chain, *chain_names(i)) for i, chain in enumerate(chains)]
+    _drop_unread(graph)
+    return members
+
+
+def _join(graph: fx.Graph, chain: list[fx.Node], scale: str, shift: str) -> list[int]:
+    weights: list[fx.Node] = []
+    algorithms: list[Any] = []
+    geometry: tuple[list[int], ...] = ([], [], [], [])  # convs, stride, dilation, groups
+    for block in chain:
+        _, *operands, stride, dilation, groups, algorithm, act = block.args
+        there = [weight for weight in operands[::3] if isinstance(weight, fx.Node)]
+        weights += there
+        algorithms.append(algorithm)
+        for values, more in zip(geometry, ([len(there)], stride, dilation, [groups]), strict=True):
+            values.extend(more)  # type: ignore[arg-type]
+    with graph.inserting_before(chain[-1]):
+        vectors = [graph.create_node("get_attr", name) for name in (scale, shift)]
+        joined = graph.call_function(
+            torch.ops.fastres.live_bottleneck_chain.default,
+            (chain[0].args[0], weights, *vectors, algorithms, *geometry, act),
+        )
+    joined.meta[FUSED] = "live_bottleneck_chain"
+    replace_chain(graph, chain, joined)
+    indices = [live_index(str(weight.target)) for weight in weights]
+    return [index for index in indices if index is not None]
 
 
 def guard_heads(graph: fx.Graph) -> None:

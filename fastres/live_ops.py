@@ -19,7 +19,7 @@ from ._arguments import (
     pool_window,
 )
 from ._autocast import register_autocast
-from ._autograd import refuse_tangents
+from ._autograd import refuse_gradients
 
 _OPS = torch.ops.fastres
 
@@ -85,7 +85,7 @@ def live_conv_bn_act(
         autocast = torch.is_autocast_enabled(device.type)
         dtypes = _checks.FLOAT_DTYPES if autocast else (x.dtype,)
         check_tensor(op, "residual", residual, dtypes, device)
-    _refuse_gradients(op, x=x, weight=weight, scale=scale, shift=shift, residual=residual)
+    refuse_gradients(op, x=x, weight=weight, scale=scale, shift=shift, residual=residual)
     kernel = (reference if double else _OPS).live_conv_bn_act
     return kernel(
         x,
@@ -153,7 +153,7 @@ def live_conv_max_pool(
     if scale is not None:
         check_tensor(op, "scale", scale, vector_dtypes, device)
     check_tensor(op, "shift", shift, vector_dtypes, device)
-    _refuse_gradients(op, x=x, weight=weight, scale=scale, shift=shift)
+    refuse_gradients(op, x=x, weight=weight, scale=scale, shift=shift)
     kernel = (reference if double else _OPS).live_conv_max_pool
     return kernel(
         x,
@@ -239,25 +239,13 @@ def live_bottleneck(
         given = {f"{name}{conv}": value for conv, value in group.items() if value is not None}
         for argument, value in given.items():
             check_tensor(op, argument, value, dtypes, device)
-        _refuse_gradients(op, x=x, **given)
+        refuse_gradients(op, x=x, **given)
     kernel = (reference if double else _OPS).live_bottleneck
     return kernel(
         *(x, weight1, scale1, shift1, weight2, scale2, shift2, weight3, scale3, shift3),
         *(weight_down, scale_down, shift_down, pair("stride", stride)),
         *(pair("dilation", dilation), groups, algorithm, act),
     )
-
-
-def _refuse_gradients(op: str, **tensors: Tensor | None) -> None:
-    refuse_tangents(op, tensors.values())
-    if not torch.is_grad_enabled():
-        return
-    for name, tensor in tensors.items():
-        if tensor is not None and tensor.requires_grad:
-            raise ValueError(
-                f"{op}: {name} requires grad, but this operator has no gradients; pass "
-                f"{name}.detach(), or use conv_stats"
-            )
 
 
 @torch.library.register_fake("fastres::live_conv_bn_act")

@@ -41,6 +41,7 @@ from ._onnx import refuse_onnx_export
 from ._packed import PackedHeader
 from .chain_ops import bottleneck_chain, join_packed
 from .head_ops import avg_pool_linear
+from .live_chain_ops import live_bottleneck_chain
 from .live_ops import live_bottleneck, live_conv_bn_act, live_conv_max_pool
 from .training_ops import affine_add_act, conv_stats
 
@@ -55,6 +56,7 @@ __all__ = [
     "grouped_bottleneck",
     "join_packed",
     "live_bottleneck",
+    "live_bottleneck_chain",
     "live_conv_bn_act",
     "live_conv_max_pool",
     "max_pool",

@@ -45,23 +45,59 @@ def live_names(index: int) -> tuple[str, str, str]:
     return f"_weight_{index}", f"_scale_{index}", f"_algorithm_{index}"
 
 
+def chain_names(index: int) -> tuple[str, str]:
+    """Names of the joined scales and shifts of a graph's live chain ``index``."""
+    return f"_chain_scale_{index}", f"_chain_shift_{index}"
+
+
 def settled_constants(
-    recipes: Sequence[Recipe | NormRecipe], folds: Sequence[Fold], images: int | None
+    recipes: Sequence[Recipe | NormRecipe],
+    folds: Sequence[Fold],
+    images: int | None,
+    chains: Sequence[Sequence[int]] = (),
 ) -> dict[str, Any]:
-    """What a graph reads beside weights, by name: shifts and affines, scales and algorithms."""
+    """What a graph reads beside weights, by name: shifts and affines, scales and algorithms.
+
+    Args:
+        recipes: of the constants.
+        folds: what the vectors of each come to.
+        images: how many images the call is for; None for any number.
+        chains: of each live chain the recipes of its convolutions in turn.
+    """
     values: dict[str, Any] = {}
     for i, (recipe, fold) in enumerate(zip(recipes, folds, strict=True)):
         values.update((f"_{name}_{i}", value) for name, value in fold.kept.items())
         if isinstance(recipe, Recipe):
             _, scale, algorithm = live_names(i)
             values[scale], values[algorithm] = fold.scale, recipe.algorithm(images)
+    for i, members in enumerate(chains):
+        values.update(zip(chain_names(i), _joined([folds[m] for m in members]), strict=True))
     return values
+
+
+def _joined(folds: Sequence[Fold]) -> tuple[Tensor, Tensor]:
+    """Scales and shifts of convolutions, one after the other."""
+    shifts = [fold.kept["shift"] for fold in folds]
+    scales = [
+        torch.ones_like(shift) if fold.scale is None else fold.scale
+        for fold, shift in zip(folds, shifts, strict=True)
+    ]
+    return torch.cat(scales), torch.cat(shifts)
 
 
 def packed_index(name: str) -> int | None:
     """The recipe whose packed weight is called ``name``; None if it is something else."""
+    return _index(name, "_packed")
+
+
+def live_index(name: str) -> int | None:
+    """The recipe whose weight as it is is called ``name``; None if it is something else."""
+    return _index(name, "_weight")
+
+
+def _index(name: str, kind: str) -> int | None:
     prefix, _, digits = name.rpartition("_")
-    return int(digits) if prefix == "_packed" and digits.isdigit() else None
+    return int(digits) if prefix == kind and digits.isdigit() else None
 
 
 class Constants:
@@ -175,6 +211,7 @@ class Packer:
             ``p.data.mul_(2)``. The vectors (biases, BatchNorm) are hashed either way: they are
             small, and training-mode BatchNorm updates its statistics without counting versions. The
             hash waits for a GPU; while a CUDA graph is captured they are taken to be as before.
+        chains: of each live chain of the graph the recipes of its convolutions in turn.
     """
 
     def __init__(
@@ -182,8 +219,10 @@ class Packer:
         recipes: Sequence[Recipe | NormRecipe],
         root: nn.Module | None,
         staleness: Staleness,
+        chains: Sequence[Sequence[int]] = (),
     ) -> None:
         self._recipes = list(recipes)
+        self._chains = chains
         self._by_version = staleness == "version"
         wanted = (s for r in recipes for s in (r.leading, *r.folded_sources()))
         sources = dict.fromkeys(s for s in wanted if s is not None)
@@ -237,7 +276,9 @@ class Packer:
         key = images, get_numerics()
         known_folds, known_key, settled = self._settled
         if known_folds is not folds or known_key != key:
-            settled = settled_constants(self._recipes, folds, images)
+            # Not inference tensors, whatever mode this call is made in: they outlive it.
+            with torch.inference_mode(False), torch.no_grad():
+                settled = settled_constants(self._recipes, folds, images, self._chains)
             self._settled = folds, key, settled
         return settled
 

@@ -25,7 +25,7 @@ from .fx.tracing import (
     untouchable_reason,
 )
 from .fx.watching import TraceFailed
-from .live import guard_heads, live_form
+from .live import chain_live_bottlenecks, guard_heads, live_form
 from .packing import Constants, Packer, Staleness, packed_index
 from .recipes import DTYPES, Recipe, Unusable, check_same_device
 
@@ -198,9 +198,12 @@ class Program:
         placeholders = [node for node in result.graph.nodes if node.op == "placeholder"]
         self._data = [i for i, node in enumerate(placeholders) if not is_parameter(node)]
         self._images = [(placeholders.index(node), recipes) for node, recipes in result.images]
-        self._packer = Packer(result.recipes, root, staleness)
         self._telling_weight = telling_weight(result)
-        graph = live_form(result.graph) if staleness == "content" else result.graph
+        graph, chains = result.graph, []
+        if staleness == "content":
+            graph = live_form(graph)
+            chains = chain_live_bottlenecks(graph)
+        self._packer = Packer(result.recipes, root, staleness, chains)
         contiguous = contiguous_form(graph, reader)
         for form in (graph, contiguous):
             guard_heads(form)

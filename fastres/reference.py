@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from . import _checks
-from ._chain import run_chain
+from ._chain import run_chain, run_live_chain
 from .reference_packing import join_packed, pack_conv_weight, unpack_conv_weight
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "grouped_bottleneck",
     "join_packed",
     "live_bottleneck",
+    "live_bottleneck_chain",
     "live_conv_bn_act",
     "live_conv_max_pool",
     "max_pool",
@@ -355,6 +356,42 @@ def live_bottleneck(
         *(weight_down, scale_down, shift_down, stride, dilation, groups, algorithm, act),
     )
     return grouped_bottleneck(*packed_bottleneck(pack_conv_weight, *arguments))
+
+
+def live_bottleneck_chain(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    scale: Tensor,
+    shift: Tensor,
+    algorithms: Sequence[str],
+    convs: Sequence[int],
+    stride: Sequence[int],
+    dilation: Sequence[int],
+    groups: Sequence[int],
+    act: str,
+) -> Tensor:
+    """``live_bottleneck`` one after the other, each of what the one before returns.
+
+    Args:
+        x: [N, C, H, W], any float dtype and strides.
+        weights: of conv1, conv2, conv3 and perhaps the shortcut, of all blocks in turn.
+        scale: of all these weights' output channels, 1-D, float32 (float64 for float64 weights).
+        shift: likewise, float32 (float64 for a float64 x).
+        algorithms: of each block's conv2.
+        convs: of each block how many convolutions it has: 3, or 4 with the shortcut's.
+        stride: of each block vertical and horizontal, all in turn.
+        dilation: likewise.
+        groups: of each block.
+        act: of all: none, relu, relu6, silu or leaky_relu (with slope 0.01).
+
+    Returns:
+        [N, K3, OH, OW] of the last block in the dtype of x, dense channels_last strides.
+
+    Raises:
+        ValueError: the arguments do not fit together; names the block, counted from 0.
+    """
+    chain = (weights, scale, shift, algorithms, convs, stride, dilation, groups)
+    return run_live_chain(live_bottleneck, x, *chain, act)
 
 
 def packed_bottleneck(pack: Callable[..., Tensor], x: Tensor, *arguments: Any) -> tuple[Any, ...]:

@@ -77,6 +77,16 @@ BANDS: dict[str, BottleneckCase] = {
     "several bands, dilated": BottleneckCase(8, 192, 8, 3, dilation=2, down=False, h=67, w=61, n=1),
 }
 
+# Each block takes what the one before gives; odd sizes, every kind of shortcut and 3x3.
+CHAIN = [
+    BottleneckCase(17, 16, 33),
+    BottleneckCase(33, 24, 33, 3, down=False),
+    BottleneckCase(33, 32, 64, 8, stride=2),
+    BottleneckCase(64, 16, 64, down=False, algorithm="winograd"),
+    BottleneckCase(64, 20, 64, 5, dilation=2, down=False),
+]
+LONG = [BottleneckCase(24, 8, 24, 2, down=False)] * 13
+
 
 class Constants(NamedTuple):
     """Weight, scale and shift of each convolution."""

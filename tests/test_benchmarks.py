@@ -158,10 +158,11 @@ def test_a_run_records_how_good_the_machine_is_used(tmp_path):
         "test_conv_stats_backward",
         "test_grouped_bottleneck",
         "test_live_bottleneck",
+        "test_live_bottleneck_chain",
         "test_live_conv_bn_act",
         "test_max_pool",
     }
-    assert len({run["group"] for run in runs}) == 10
+    assert len({run["group"] for run in runs}) == 11
     multiplying = [run for run in runs if not run["group"].startswith("max_pool")]
     assert all(run["extra_info"]["gflops"] > 0 for run in multiplying)
     assert all(run["extra_info"]["gbytes_per_s"] > 0 for run in runs)

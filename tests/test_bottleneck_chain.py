@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from bottleneck_case import BottleneckCase, block_arguments, make_block
+from bottleneck_case import CHAIN, LONG, BottleneckCase, block_arguments, make_block
 from conv_case import ACTIVATIONS, DTYPES, LAYOUTS, laid_out
 from nets import Bottleneck, conv_bn, randomised
 from torch import nn
@@ -20,16 +20,6 @@ pytestmark = pytest.mark.usefixtures("kernels")
 
 REQUIRED = ("packed", "shift", "sizes", "channels", "convs")
 OP = torch.ops.fastres.bottleneck_chain.default
-
-# Each block takes what the one before gives; odd sizes, every kind of shortcut and 3x3.
-CHAIN = [
-    BottleneckCase(17, 16, 33),
-    BottleneckCase(33, 24, 33, 3, down=False),
-    BottleneckCase(33, 32, 64, 8, stride=2),
-    BottleneckCase(64, 16, 64, down=False, algorithm="winograd"),
-    BottleneckCase(64, 20, 64, 5, dilation=2, down=False),
-]
-LONG = [BottleneckCase(24, 8, 24, 2, down=False)] * 13
 
 
 def make_chain(cases: list[BottleneckCase], scale: float = 1.0) -> dict[str, Any]:

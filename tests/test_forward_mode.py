@@ -43,6 +43,9 @@ OPERATORS: dict[str, Callable[[Tensor], object]] = {
     "live_conv_bn_act": lambda x: ops.live_conv_bn_act(x, WEIGHT),
     "live_conv_max_pool": lambda x: ops.live_conv_max_pool(x, WEIGHT, VECTOR, VECTOR, **POOL),
     "live_bottleneck": live_block,
+    "live_bottleneck_chain": lambda x: ops.live_bottleneck_chain(
+        x, [POINT, WEIGHT, POINT], torch.rand(24), torch.rand(24), convs=[3]
+    ),
     "conv_stats": lambda x: ops.conv_stats(x, WEIGHT),
     "affine_add_act": lambda x: ops.affine_add_act(x, VECTOR, VECTOR, VECTOR),
 }

@@ -2,6 +2,7 @@
 
 #include <array>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "allocate.h"
@@ -136,6 +137,14 @@ BottleneckLayer configured(const CheckedLayer& checked, Extent stride, Extent di
 }
 
 }  // namespace
+
+CheckedLayer plain_layer(CheckedWeight source) {
+  CheckedLayer checked;
+  checked.layer.header = source.header;
+  checked.layer.plain = source.plain;
+  checked.kept = std::move(source.kept);
+  return checked;
+}
 
 void set_shift(CheckedLayer& checked, const Tensor& shift, const char* op, const char* name) {
   check_cpu(shift, op, name);

@@ -1,4 +1,4 @@
-// What grouped_bottleneck and live_bottleneck do alike: everything but the weights.
+// What the operators of bottlenecks do alike: everything but the weights.
 
 #pragma once
 
@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "bottleneck.h"
+#include "plain_tensor.h"
 #include "tensor_image.h"
 
 namespace fastres::cpu {
@@ -16,6 +17,9 @@ struct CheckedLayer {
   BottleneckLayer layer;
   std::vector<Tensor> kept;
 };
+
+// The layer of a weight that is packed at each call.
+CheckedLayer plain_layer(CheckedWeight source);
 
 // Adds a shift to a layer, whose header tells how many channels it has.
 void set_shift(CheckedLayer& checked, const Tensor& shift, const char* op, const char* name);
@@ -36,6 +40,10 @@ struct BottleneckArguments {
 struct WeightNames {
   const char *reduce, *spatial, *expand, *down;
 };
+
+// In a chain, whose arguments have no name for each.
+inline constexpr WeightNames kConvNames{"the weight of conv1", "the weight of conv2",
+                                        "the weight of conv3", "the weight of the shortcut"};
 
 // Checks that the layers fit together and runs the block.
 Tensor bottleneck(const BottleneckArguments& arguments, int64_t groups, const WeightNames& names,

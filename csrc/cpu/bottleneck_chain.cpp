@@ -14,9 +14,6 @@
 namespace fastres::cpu {
 namespace {
 
-constexpr WeightNames kNames{"the weight of conv1", "the weight of conv2", "the weight of conv3",
-                             "the weight of the shortcut"};
-
 CheckedLayer layer_at(const ChainConv& conv, const char* packed, const float* shift, const char* op,
                       const char* name) {
   CheckedLayer checked;
@@ -38,20 +35,22 @@ Tensor bottleneck_chain(const Tensor& x, const Tensor& packed, const Tensor& shi
   check_cpu(shift, kChainOp, "shift");
   const Tensor shifts = as_contiguous(shift);
   const auto* weights = static_cast<const char*>(packed.const_data_ptr());
-  const auto run = [&](const Tensor& input, const ChainBlock& block) {
+  const auto run = [&](const Tensor& input, size_t, const ChainBlock<ChainConv>& block) {
     const char* op = block.name.c_str();
     const auto layer = [&](size_t i, const char* name) {
       return layer_at(block.convs[i], weights, shifts.const_data_ptr<float>(), op, name);
     };
-    const CheckedLayer reduce = layer(0, kNames.reduce);
-    const CheckedLayer spatial = layer(1, kNames.spatial);
-    const CheckedLayer expand = layer(2, kNames.expand);
+    const CheckedLayer reduce = layer(0, kConvNames.reduce);
+    const CheckedLayer spatial = layer(1, kConvNames.spatial);
+    const CheckedLayer expand = layer(2, kConvNames.expand);
     std::optional<CheckedLayer> down;
-    if (block.convs.size() == 4) down = layer(3, kNames.down);
+    if (block.convs.size() == 4) down = layer(3, kConvNames.down);
     return bottleneck({input, reduce, spatial, expand, down, block.stride, block.dilation, act},
-                      block.groups, kNames, op);
+                      block.groups, kConvNames, op);
   };
-  return run_chain(x, {packed, shift, sizes, channels, convs, stride, dilation, groups}, run);
+  return run_chain(
+      kChainOp, x,
+      ChainArguments{packed, shift, sizes, channels, {convs, stride, dilation, groups}}, run);
 }
 
 Tensor join_packed(const std::vector<Tensor>& packed) {

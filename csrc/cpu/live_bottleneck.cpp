@@ -7,22 +7,18 @@
 #include <vector>
 
 #include "bottleneck_arguments.h"
-#include "plain_tensor.h"
 
 namespace fastres::cpu {
 namespace {
 
 constexpr const char* kOp = "live_bottleneck";
 
-CheckedLayer plain_layer(const Tensor& weight, const char* weight_name,
-                         const std::optional<Tensor>& scale, const Tensor& shift,
-                         const char* shift_name, int64_t groups, const std::string& algorithm) {
+CheckedLayer checked_layer(const Tensor& weight, const char* weight_name,
+                           const std::optional<Tensor>& scale, const Tensor& shift,
+                           const char* shift_name, int64_t groups, const std::string& algorithm) {
   check_cpu(weight, kOp, weight_name);
-  CheckedWeight source = checked_weight(weight, scale, groups, algorithm, kOp, weight_name);
-  CheckedLayer checked;
-  checked.layer.header = source.header;
-  checked.layer.plain = source.plain;
-  checked.kept = std::move(source.kept);
+  CheckedLayer checked =
+      plain_layer(checked_weight(weight, scale, groups, algorithm, kOp, weight_name));
   set_shift(checked, shift, kOp, shift_name);
   return checked;
 }
@@ -37,17 +33,17 @@ Tensor live_bottleneck(const Tensor& x, const Tensor& weight1, const std::option
                        const std::vector<int64_t>& dilation, int64_t groups,
                        const std::string& algorithm, const std::string& act) {
   const CheckedLayer reduce =
-      plain_layer(weight1, "weight1", scale1, shift1, "shift1", 1, "direct");
+      checked_layer(weight1, "weight1", scale1, shift1, "shift1", 1, "direct");
   const CheckedLayer spatial =
-      plain_layer(weight2, "weight2", scale2, shift2, "shift2", groups, algorithm);
+      checked_layer(weight2, "weight2", scale2, shift2, "shift2", groups, algorithm);
   const CheckedLayer expand =
-      plain_layer(weight3, "weight3", scale3, shift3, "shift3", 1, "direct");
+      checked_layer(weight3, "weight3", scale3, shift3, "shift3", 1, "direct");
   std::optional<CheckedLayer> down;
   check(weight_down.has_value() == shift_down.has_value(), kOp,
         ": weight_down and shift_down must be given together");
   if (weight_down.has_value()) {
-    down = plain_layer(*weight_down, "weight_down", scale_down, *shift_down, "shift_down", 1,
-                       "direct");
+    down = checked_layer(*weight_down, "weight_down", scale_down, *shift_down, "shift_down", 1,
+                         "direct");
   }
   return bottleneck({x, reduce, spatial, expand, down, stride, dilation, act}, groups,
                     {"weight1", "weight2", "weight3", "weight_down"}, kOp);

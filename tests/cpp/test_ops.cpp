@@ -139,6 +139,39 @@ void test_chain() {
             .equal(expected));
 }
 
+void test_live_chain() {
+  const Tensor x = at::randn({2, 16, 9, 7});
+  std::vector<Tensor> weight, packed, shift;
+  const auto add = [&](at::IntArrayRef size, int64_t groups) {
+    weight.push_back(at::randn(size));
+    packed.push_back(pack(weight.back(), std::nullopt, groups));
+    shift.push_back(at::randn({size[0]}));
+  };
+  for (int block = 0; block < 2; ++block) {
+    add({8, 16, 1, 1}, 1), add({8, 4, 3, 3}, 2), add({16, 8, 1, 1}, 1);
+  }
+  Tensor expected = x;
+  for (size_t i = 0; i < 6; i += 3) {
+    expected = bottleneck(expected, {packed[i], packed[i + 1], packed[i + 2]},
+                          {shift[i], shift[i + 1], shift[i + 2]}, 2);
+  }
+  static const auto chain =
+      op<Tensor(const Tensor&, at::TensorList, const Tensor&, const Tensor&,
+                const c10::List<std::string>&, at::IntArrayRef, at::IntArrayRef, at::IntArrayRef,
+                at::IntArrayRef, c10::string_view)>("fastres::live_bottleneck_chain");
+  const Tensor scale = at::ones({64}), shifts = at::cat(shift);
+  const c10::List<std::string> algorithms({"direct", "direct"});
+  const std::vector<int64_t> convs{3, 3}, ones{1, 1, 1, 1}, groups{2, 2};
+  check("live_bottleneck_chain is its blocks",
+        chain.call(x, weight, scale, shifts, algorithms, convs, ones, ones, groups, "relu")
+            .equal(expected));
+  check("live_bottleneck_chain without kernels is its blocks",
+        chain
+            .redispatch(kNoKernels, x, weight, scale, shifts, algorithms, convs, ones, ones, groups,
+                        "relu")
+            .equal(expected));
+}
+
 void test_stem() {
   const Tensor x = at::randn({2, 3, 13, 11}), weight = at::randn({8, 3, 3, 3});
   const Tensor scale = at::rand({8}), shift = at::randn({8});
@@ -203,6 +236,7 @@ int main() {
   test_conv(32, 32, 3, 2);
   test_bottleneck(8);
   test_chain();
+  test_live_chain();
   test_stem();
   test_head();
   test_bad_input();
