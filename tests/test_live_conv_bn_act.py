@@ -41,6 +41,8 @@ PANELS: dict[str, ConvCase] = {
     "pixels of three images": same(64, 1027, 3, 2, h=5, w=3, n=3),
     "no symmetry": ConvCase(48, 768, (2, 3), (2, 1), (1, 0, 2, 1), (1, 2), h=7, w=9, n=1),
     "more products than the cache holds": same(1300, 1024, 3, h=5, w=8, n=1),
+    "1x1 in parts": same(1024, 256, 1, h=14, w=13, n=1),
+    "3x3/2 in parts": same(256, 250, 3, 2, h=28, w=28, n=1),
 }
 # Which tiles take as they are, in bfloat16.
 WHOLE_TILES = {f"tiles, {k}": v._replace(algorithm="direct") for k, v in BFLOAT16.items()}
@@ -99,7 +101,7 @@ def test_weights_of_another_type_than_the_input():
                 assert torch.equal(live(case, inputs._replace(weight=other)), expected)
 
 
-@pytest.mark.parametrize("name", ["one pixel", "1x1 to 1000"])
+@pytest.mark.parametrize("name", ["one pixel", "1x1 to 1000", "1x1 in parts", "3x3/2 in parts"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")], ids=str)
 def test_not_finite_values_stay_where_eager_has_them(assert_accurate, name, value):
     case = PANELS[name]
@@ -111,6 +113,15 @@ def test_not_finite_values_stay_where_eager_has_them(assert_accurate, name, valu
 @pytest.mark.parametrize("channel", [0, 63, 64, 159])
 def test_not_finite_weights_of_a_later_panel(channel):
     check_infinite_weight(live, channel)
+
+
+@pytest.mark.parametrize("name", ["1x1 in parts", "3x3/2 in parts"])
+@pytest.mark.parametrize("part", [0, -1])
+def test_not_finite_weights_of_any_part(assert_accurate, name, part):
+    case = PANELS[name]
+    inputs = make_inputs(case)
+    inputs.weight[case.k // 2, part, -1, -1] = float("nan")
+    check_case(assert_accurate, case, inputs, "relu", live)
 
 
 def test_float64_goes_to_the_reference():

@@ -75,8 +75,9 @@ const float* panel_weights(const Microkernels& kernels, const ConvLayer& layer, 
   return layer.weights + block * layer.header.block_stride() + channel % kChannelBlock;
 }
 
-// The layer with this panel packed into the level-2 cache, in `memory`.
-ConvLayer packed_panel(const Microkernels& kernels, ConvLayer layer, int64_t panel,
+// The layer with this panel packed into the level-2 cache, in `memory`; of a part of the reduction
+// these input channels alone.
+ConvLayer packed_panel(const Microkernels& kernels, ConvLayer layer, int64_t panel, Range channels,
                        Scratch& memory) {
   const Range blocks = panel_blocks(kernels, layer, panel);
   float* packed = memory.floats(blocks.size() * layer.header.block_stride());
@@ -84,12 +85,14 @@ ConvLayer packed_panel(const Microkernels& kernels, ConvLayer layer, int64_t pan
     pack_bfloat16_panels(kernels, layer.header, *layer.plain, {panel, panel + 1},
                          reinterpret_cast<Bfloat16*>(packed));
   } else {
-    pack_blocks(kernels, layer.header, *layer.plain, blocks, packed);
+    pack_block_channels(kernels, layer.header, *layer.plain, blocks, channels, packed);
   }
   layer.weights = packed;
   layer.first_block = blocks.begin;
   return layer;
 }
+
+Range all_channels(const ConvLayer& layer) { return {0, layer.header.group_in_channels}; }
 
 // Some input channels of a group.
 struct Reduction {
@@ -112,7 +115,10 @@ FloatSpan next_weights(const Microkernels& kernels, const ConvLayer& layer, int6
                        const Reduction& reduction, bool& plain) {
   const Range blocks = panel_blocks(kernels, layer, next);
   plain = true;
-  if (layer.plain != nullptr) return plain_values(layer.header, *layer.plain, blocks);
+  if (layer.plain != nullptr) {
+    return reduction.whole ? plain_values(layer.header, *layer.plain, blocks)
+                           : plain_channels(layer.header, *layer.plain, blocks, reduction.channels);
+  }
   if (layer.packing != nullptr) {
     const FloatSpan unpacked = layer.packing->unpacked(blocks);
     if (unpacked.count > 0) return unpacked;
@@ -164,14 +170,15 @@ void select_inputs(ConvTile& t, const Reduction& reduction, int64_t all_channels
   t.act = Activation::none;
 }
 
-// The weights of the i-th panel, packed by then; until the next panel but one's.
+// The weights of the i-th panel, packed by then, of these input channels at least; until the next
+// panel but one's.
 const float* ready_weights(const Microkernels& kernels, const ConvLayer& layer, int64_t panel,
-                           int64_t i) {
+                           int64_t i, Range channels) {
   if (layer.packing != nullptr) layer.packing->prepare(panel_blocks(kernels, layer, panel));
   if (layer.plain == nullptr) return panel_weights(kernels, layer, panel);
   ThreadScratch& scratch = thread_scratch();
   Scratch& memory = i % 2 == 0 ? scratch.weights : scratch.next_weights;
-  return panel_weights(kernels, packed_panel(kernels, layer, panel, memory), panel);
+  return panel_weights(kernels, packed_panel(kernels, layer, panel, channels, memory), panel);
 }
 
 // One panel's tile, of the whole reduction.
@@ -183,9 +190,9 @@ ConvTile panel_tile(const Microkernels& kernels, const ConvLayer& layer, ConvTil
   return t;
 }
 ConvTile nth_panel_tile(const Microkernels& kernels, const ConvLayer& layer, const ConvTile& t,
-                        Range panels, int64_t i) {
+                        Range panels, int64_t i, Range channels) {
   const int64_t panel = nth_panel(layer, panels, i);
-  return panel_tile(kernels, layer, t, panel, ready_weights(kernels, layer, panel, i));
+  return panel_tile(kernels, layer, t, panel, ready_weights(kernels, layer, panel, i, channels));
 }
 
 // Whether a pixel's outputs can be written one after the other, for all panels before the next
@@ -202,7 +209,7 @@ bool goes_by_pixels(const Microkernels& kernels, const ConvLayer& layer, Range p
 bool split_pixels(const Microkernels& kernels, const ConvLayer& layer, const ConvTile& tile,
                   Range panels, SplitBand& split) {
   for (int64_t i = 0; i < panels.size(); ++i) {
-    const ConvTile t = nth_panel_tile(kernels, layer, tile, panels, i);
+    const ConvTile t = nth_panel_tile(kernels, layer, tile, panels, i, all_channels(layer));
     if (!split.split(t, nth_panel(layer, panels, i))) return false;
   }
   ConvTile t = tile;
@@ -226,11 +233,16 @@ void split_panels(const Microkernels& kernels, const ConvLayer& layer, const Con
     select_inputs(t, reduction(part), layer.header.group_in_channels);
     return SplitBand::PanelPart{t, nth_panel(layer, panels, i), part};
   };
-  ConvTile whole = nth_panel_tile(kernels, layer, tile, panels, 0);
+  const auto nth_tile = [&](int64_t i, Range channels) {
+    return nth_panel_tile(kernels, layer, tile, panels, i, channels);
+  };
+  const bool all = parts.size() == split.parts();
+  const Range loaded = all ? all_channels(layer) : split.channels(parts.begin);
+  ConvTile whole = nth_tile(0, loaded);
   for (int64_t i = 0; i < panels.size(); ++i) {
     const int64_t panel = nth_panel(layer, panels, i);
     const bool last = i + 1 == panels.size();
-    const ConvTile next_whole = last ? whole : nth_panel_tile(kernels, layer, tile, panels, i + 1);
+    const ConvTile next_whole = last ? whole : nth_tile(i + 1, loaded);
     for (int64_t part = parts.begin; part < parts.end; ++part) {
       const bool goes_on = part + 1 < parts.end;
       SplitBand::PanelPart here = select(whole, i, part);
@@ -242,7 +254,7 @@ void split_panels(const Microkernels& kernels, const ConvLayer& layer, const Con
       if (split.multiply(here, group, last && !goes_on ? nullptr : &next)) continue;
       // Register tiles cannot take a part of every tap. (A 1x1's residual may be its output, which
       // has lost it by the second part.)
-      kernels.igemm(computed.empty() ? here.tile : whole);
+      kernels.igemm(computed.empty() ? here.tile : nth_tile(i, all_channels(layer)));
       if (!computed.empty()) computed[static_cast<size_t>(i)] = true;
     }
     if (layer.finished != nullptr && parts.end == split.parts()) (*layer.finished)(panel);
@@ -261,8 +273,7 @@ void tile_panels(const Microkernels& kernels, ConvLayer layer, const ConvBand& b
     SplitBand split(kernels, layer, band, {some.begin / per_group, (some.end - 1) / per_group + 1});
     std::vector<bool> computed;
     if (layer.header.taps() > 1 && split.parts() > 1) computed.resize(some.size());
-    // A panel that is packed right before its use is used for all of the reduction.
-    const int64_t parts = layer.plain != nullptr ? split.parts() : 1;
+    const int64_t parts = split.loads_all_parts() ? split.parts() : 1;
     for (int64_t part = 0; part < split.parts(); part += parts) {
       split.load(band, {part, part + parts});
       if (goes_by_pixels(kernels, layer, some, split) &&
@@ -280,7 +291,7 @@ void register_panels(const Microkernels& kernels, const ConvLayer& layer,
                      std::span<const ConvBand> bands, Range panels) {
   for (int64_t i = 0; i < panels.size(); ++i) {
     const int64_t panel = nth_panel(layer, panels, i);
-    const float* weights = ready_weights(kernels, layer, panel, i);
+    const float* weights = ready_weights(kernels, layer, panel, i, all_channels(layer));
     FetchList next;
     for (int64_t b = 0; b < std::ssize(bands); ++b) {
       const ConvTile band = tile_of(layer, bands[static_cast<size_t>(b)]);

@@ -22,6 +22,8 @@ inline int64_t element_bytes(StorageType type) { return type == StorageType::flo
 struct FloatSpan {
   const float* data = nullptr;
   int64_t count = 0;
+  int64_t rows = 1;  // of `count` values each
+  ptrdiff_t row_stride = 0;
 };
 
 // What to fetch into the level-2 cache while something else is computed.
@@ -95,7 +97,8 @@ struct PackSource {
   int64_t channels;
   int64_t taps;
   bool taps_outside;
-  const float* scale;  // sixteen
+  const float* scale;    // sixteen
+  int64_t tap_channels;  // that the packed taps are apart; 0 for `channels`
 };
 
 // Products of the rows of a matrix with a few vectors.

@@ -119,11 +119,39 @@ FloatSpan plain_values(const PackedHeader& h, const PlainWeight& weight, Range b
   return {reinterpret_cast<const float*>(begin), (end - begin) / int64_t{sizeof(float)}};
 }
 
+FloatSpan plain_channels(const PackedHeader& h, const PlainWeight& weight, Range blocks,
+                         Range channels) {
+  const int64_t inside = weight.channels_last ? 1 : h.taps();
+  const int64_t row = h.group_in_channels * inside * element_bytes(weight.type);
+  const auto all = plain_values(h, weight, blocks);
+  const auto floats = [&](int64_t part) {
+    return row * part / h.group_in_channels / int64_t{sizeof(float)};
+  };
+  return {all.data + floats(channels.begin), floats(channels.size()),
+          all.count / floats(h.group_in_channels), floats(h.group_in_channels)};
+}
+
 void pack_blocks(const Microkernels& kernels, const PackedHeader& h, const PlainWeight& weight,
                  Range blocks, float* target) {
+  pack_block_channels(kernels, h, weight, blocks, {0, h.group_in_channels}, target);
+}
+
+void pack_block_channels(const Microkernels& kernels, const PackedHeader& h,
+                         const PlainWeight& weight, Range blocks, Range channels, float* target) {
+  const bool all = channels.size() == h.group_in_channels;
+  const int64_t outside = weight.channels_last && !all ? h.taps() : 1;
   for (int64_t block = blocks.begin; block < blocks.end; ++block) {
     float factors[kChannelBlock];
-    kernels.pack_direct(block_source(kernels, h, weight, block, factors), target);
+    PackSource source = block_source(kernels, h, weight, block, factors);
+    source.tap_channels = h.group_in_channels;
+    source.channels = channels.size();
+    source.taps /= outside;
+    source.weight += channels.begin * source.taps;
+    for (int64_t tap = 0; tap < outside; ++tap) {
+      const int64_t values = tap * h.group_in_channels;
+      kernels.pack_direct(source, target + (values + channels.begin) * kChannelBlock);
+      source.weight += h.group_in_channels;
+    }
     target += h.block_stride();
   }
 }

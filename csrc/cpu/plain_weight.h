@@ -25,9 +25,17 @@ int64_t block_count(const PackedHeader& header);
 // Where the values of blocks are, of one group, that follow each other: to be fetched.
 FloatSpan plain_values(const PackedHeader& header, const PlainWeight& weight, Range blocks);
 
+// The same of some input channels alone.
+FloatSpan plain_channels(const PackedHeader& header, const PlainWeight& weight, Range blocks,
+                         Range channels);
+
 // Packs blocks of the direct layouts, one after the other from `target` on.
 void pack_blocks(const Microkernels& kernels, const PackedHeader& header, const PlainWeight& weight,
                  Range blocks, float* target);
+
+// The same of some input channels of a group, layout igemm: each where it is in the whole block.
+void pack_block_channels(const Microkernels& kernels, const PackedHeader& header,
+                         const PlainWeight& weight, Range blocks, Range channels, float* target);
 
 // The same of panels of PackedLayout::bfloat16, for tiles that multiply bfloat16 values.
 void pack_bfloat16_panels(const Microkernels& kernels, const PackedHeader& header,

@@ -211,6 +211,9 @@ SplitBand::SplitBand(const Microkernels& kernels, const ConvLayer& layer, const 
   const int64_t positions = std::ssize(phases_) * phase_positions_ + kSplitPositions;
   // An odd number of cache lines: planes a power of two apart would fall into the same cache sets.
   plane_stride_ = (positions | 1) * kSplitChannels;
+  const int64_t planes = groups.size() * split_chunks(header_.group_in_channels) * kernels_.parts;
+  const int64_t bytes = planes * plane_stride_ * int64_t{sizeof(Bfloat16)};
+  loads_all_parts_ = layer.plain != nullptr && bytes <= planes_in_cache();
 }
 
 void SplitBand::find_phases() {

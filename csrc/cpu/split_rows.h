@@ -90,6 +90,9 @@ class SplitBand {
   // The input channels of a group come in so many parts of the reduction.
   int64_t parts() const { return parts_; }
   Range channels(int64_t part) const;
+  // Either all parts together, where each panel's weights are packed right before their use and the
+  // level-2 cache has room, or one after the other.
+  bool loads_all_parts() const { return loads_all_parts_; }
   void load(const ConvBand& band, Range parts);
 
   // Whether all loaded values have parts or, with narrow groups, are finite.
@@ -139,6 +142,7 @@ class SplitBand {
   const int64_t row_positions_;
   const int64_t phase_positions_;
   const int64_t parts_;
+  bool loads_all_parts_;
   const int64_t part_values_;   // of a panel's split weights, the most
   std::vector<Extent> phases_;  // that a tap reads
   std::vector<ptrdiff_t> taps_;

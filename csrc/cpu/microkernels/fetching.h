@@ -13,19 +13,17 @@ class Fetching {
  public:
   Fetching(const FetchList& list, int64_t steps) : list_(list) {
     int64_t bytes = 0;
-    for (const FloatSpan& span : list.spans) bytes += span.count * int64_t{sizeof(float)};
+    for (const FloatSpan& span : list.spans)
+      bytes += span.rows * span.count * int64_t{sizeof(float)};
     lines_ = std::min<int64_t>(kMostLines, (bytes / kLineBytes + steps - 1) / steps);
   }
   void step() {
     for (int64_t i = 0; i < lines_; ++i) {
       while (done_ >= list_.spans[span_].count) {
-        done_ = 0;
-        if (++span_ == FetchList::kSpans) {
-          lines_ = 0;
-          return;
-        }
+        if (!next_row()) return;
       }
-      __builtin_prefetch(list_.spans[span_].data + done_, 0, 2);
+      const FloatSpan& span = list_.spans[span_];
+      __builtin_prefetch(span.data + row_ * span.row_stride + done_, 0, 2);
       done_ += kLineBytes / int64_t{sizeof(float)};
     }
   }
@@ -34,9 +32,20 @@ class Fetching {
   static constexpr int64_t kLineBytes = 64;
   static constexpr int64_t kMostLines = 16;
 
+  // False after the last one.
+  bool next_row() {
+    done_ = 0;
+    if (++row_ < list_.spans[span_].rows) return true;
+    row_ = 0;
+    if (++span_ < FetchList::kSpans) return true;
+    lines_ = 0;
+    return false;
+  }
+
   const FetchList& list_;
   int64_t lines_;
   int span_ = 0;
+  int64_t row_ = 0;
   int64_t done_ = 0;
 };
 

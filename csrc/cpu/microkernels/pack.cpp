@@ -102,13 +102,14 @@ void pack_direct(const PackSource& s, float* block) {
   // Rows of sixteen output channels go from [C][taps] to [taps][C], by way of the level-1 cache.
   alignas(64) float piece[kPieceRows * kBlock];
   const int64_t count = s.channels * s.taps;
+  const int64_t tap_channels = s.tap_channels > 0 ? s.tap_channels : s.channels;
   int64_t c = 0;
   int64_t tap = 0;
   for (int64_t i = 0; i < count; i += kPieceRows) {
     const int64_t rows = std::min(kPieceRows, count - i);
     transpose_values(s, i, rows, piece);
     for (int64_t row = 0; row < rows; ++row) {
-      std::memcpy(block + (tap * s.channels + c) * kBlock, piece + row * kBlock,
+      std::memcpy(block + (tap * tap_channels + c) * kBlock, piece + row * kBlock,
                   kBlock * sizeof(float));
       if (++tap == s.taps) {
         tap = 0;
