@@ -9,8 +9,8 @@ from torch import Tensor, fx
 from torch.nn import functional as F
 
 from .chaining import find_chains, replace_chain
+from .fx.heads import suits_linear
 from .fx.names import FUSED
-from .fx.sources import PLAIN_TYPES
 from .packing import chain_names, live_index, live_names, packed_index
 
 
@@ -87,8 +87,7 @@ def guard_heads(graph: fx.Graph) -> None:
 
 
 def _head(x: Tensor, weight: Any, bias: Any) -> Tensor:
-    plain = bias is not None and PLAIN_TYPES.issuperset((type(weight), type(bias)))
-    if plain and weight.dtype == x.dtype == bias.dtype and bias.shape == weight.shape[:1]:
+    if suits_linear(weight, bias) and weight.dtype == x.dtype == bias.dtype:
         return torch.ops.fastres.avg_pool_linear(x, weight, bias)
     return F.linear(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1), weight, bias)
 

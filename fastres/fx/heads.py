@@ -52,10 +52,16 @@ def _read_linear(node: fx.Node, reader: Reader) -> Any:
     module: Any = reader.module(node)
     if module is None or original_class(module) is not nn.Linear:
         return None
-    weight, bias = module.weight, module.bias
-    if bias is None or not PLAIN_TYPES.issuperset((type(weight), type(bias))) or is_lazy(weight):
+    if not suits_linear(module.weight, module.bias):
         return None
-    return bind(node, "input").get("input") if bias.shape == weight.shape[:1] else None
+    return bind(node, "input").get("input")
+
+
+def suits_linear(weight: Any, bias: Any) -> bool:
+    """Whether these are parameters that ``avg_pool_linear`` takes, but for their dtypes."""
+    if bias is None or not PLAIN_TYPES.issuperset((type(weight), type(bias))) or is_lazy(weight):
+        return False
+    return bool(bias.shape == weight.shape[:1])
 
 
 def _read_flatten(node: fx.Node, reader: Reader) -> Any:
