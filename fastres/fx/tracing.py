@@ -24,7 +24,7 @@ from torch.utils import _pytree as pytree
 
 from .forwards import forwards_seen
 from .structure import ORIGINAL_FORWARD, Structure, has_hooks, original_class
-from .watching import TraceFailed, watch
+from .watching import DREW, TraceFailed, undisturbed, watch
 
 
 class _Tensor:
@@ -109,19 +109,44 @@ def trace(module: nn.Module, pattern: Pattern, grad: bool = False) -> Trace:
     Raises:
         TraceFailed: it cannot be recorded; says why.
     """
-    with _lock, torch.set_grad_enabled(grad):
-        tracer = _Tracer(module, pattern)
-        try:
-            seen = forwards_seen(module, tracer.call_forward)
-            with watch(module), _no_autograd_functions(), seen:
-                graph = tracer.trace(module)
-        except TraceFailed:
-            raise
-        except Exception as error:  # a forward may raise anything when it meets a proxy
-            raise TraceFailed(_reason(error)) from error
+    with _lock, torch.set_grad_enabled(grad), undisturbed():
+        tracer, graph = _record(module, pattern)
     structure = Structure(module, tracer.traced, tracer.leaves.values(), tracer.opaque_modules())
     assert tracer.out_spec is not None
     return Trace(graph, tracer.out_spec, structure, tracer.leaves, tracer.opaque)
+
+
+# How often to try where other threads may have drawn the random numbers that a trace met with.
+_TRIES = 4
+
+
+def _record(module: nn.Module, pattern: Pattern) -> tuple[_Tracer, fx.Graph]:
+    for _ in range(_TRIES - 1):
+        if threading.active_count() == 1:
+            break
+        try:
+            tracer, graph = _record_once(module, pattern, finds_drawer=False)
+        except TraceFailed as error:
+            if str(error) != DREW:
+                raise
+        else:
+            if not any(reason.endswith(DREW) for reason in tracer.opaque.values()):
+                return tracer, graph
+    return _record_once(module, pattern, finds_drawer=True)
+
+
+def _record_once(
+    module: nn.Module, pattern: Pattern, finds_drawer: bool
+) -> tuple[_Tracer, fx.Graph]:
+    tracer = _Tracer(module, pattern, finds_drawer)
+    try:
+        seen = forwards_seen(module, tracer.call_forward)
+        with watch(module), _no_autograd_functions(), seen:
+            return tracer, tracer.trace(module)
+    except TraceFailed:
+        raise
+    except Exception as error:  # a forward may raise anything when it meets a proxy
+        raise TraceFailed(_reason(error)) from error
 
 
 def _forward_of(module: nn.Module) -> Any:
@@ -218,8 +243,9 @@ def _no_autograd_functions() -> Iterator[None]:
 class _Tracer(fx.Tracer):
     proxy_buffer_attributes = True
 
-    def __init__(self, root: nn.Module, pattern: Pattern) -> None:
+    def __init__(self, root: nn.Module, pattern: Pattern, finds_drawer: bool) -> None:
         super().__init__()
+        self._finds_drawer = finds_drawer  # whether to tell which module draws random numbers
         if original_class(root) is not type(root):
             self.traced_func_name = ORIGINAL_FORWARD
         self._thread = threading.get_ident()
@@ -336,7 +362,7 @@ class _Tracer(fx.Tracer):
         if opaque_reason(m) is None:
             return self.call_module(m, forward, args, kwargs)
         self.traced.append(m)
-        with watch(m), self._runs(m):
+        with watch(m, self._finds_drawer), self._runs(m):
             return forward(*args, **kwargs)
 
     @contextmanager
@@ -361,7 +387,7 @@ class _Tracer(fx.Tracer):
         traced = len(self.traced)
         self.traced.append(m)
         try:
-            with watch(m), self._runs(m):
+            with watch(m, self._finds_drawer), self._runs(m):
                 return super().call_module(m, forward, args, kwargs)
         except Exception as error:
             self._undo(last)

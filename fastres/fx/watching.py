@@ -18,24 +18,52 @@ class TraceFailed(Exception):
     """A module cannot be traced; the message says why."""
 
 
+#: Why, where other threads may have done it.
+DREW = "it draws random numbers"
+
+
 @contextmanager
-def watch(module: nn.Module) -> Iterator[None]:
+def watch(module: nn.Module, draws_of_numpy: bool = True) -> Iterator[None]:
     """Raises TraceFailed if the body draws random numbers or changes the module's attributes.
 
     PyTorch's operators that would draw are not run. Other draws, and the attributes, are put back.
+
+    Args:
+        module: what has the attributes.
+        draws_of_numpy: whether to look for those of NumPy, which lets other threads run.
     """
     before = _Attributes(module)
-    states = _random_states()
+    states = _RandomStates(draws_of_numpy)
     try:
         with _NoDraws():
             yield
     finally:
-        drew = _restore_random_states(states)
+        drew = states.changed()
+        if drew:
+            states.restore()
         changed = before.restore()
     if drew:
-        raise TraceFailed("it draws random numbers")
+        raise TraceFailed(DREW)
     if changed is not None:
         raise TraceFailed(f"its forward assigns its attribute {changed!r}")
+
+
+# Seconds after which another thread runs that does not get its turn before.
+_LONG = 1.0
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Keeps other Python threads waiting while this one does not, or for a second.
+
+    What they drew at random, as those do that load data, would look like this one's draws.
+    """
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(_LONG)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(interval)
 
 
 class _NoDraws(TorchDispatchMode):
@@ -53,34 +81,43 @@ class _NoDraws(TorchDispatchMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         if torch.Tag.nondeterministic_seeded in func.tags:
-            raise TraceFailed("it draws random numbers")
+            raise TraceFailed(DREW)
         return func(*args, **(kwargs or {}))
 
 
-def _random_states() -> tuple[Any, ...]:
-    numpy = sys.modules.get("numpy")
-    legacy = numpy.random.get_state() if numpy is not None else None
-    return torch.get_rng_state(), random.getstate(), legacy
+class _RandomStates:
+    """States of the generators that a forward may draw from.
 
-
-def _restore_random_states(states: tuple[Any, ...]) -> bool:
-    """Puts the random states back; says whether they had changed.
-
-    With other threads about, the draws may have been theirs, and are not taken back.
+    What other threads draw would look like its draws: where there are any, reading a state must
+    not let them run. PyTorch's, which does, is left to ``_NoDraws`` then.
     """
-    current = _random_states()
-    if (
-        torch.equal(states[0], current[0])
-        and states[1] == current[1]
-        and (states[2] is None or all(map(_equal, states[2], current[2])))
-    ):
-        return False
-    if threading.active_count() == 1:
-        torch.set_rng_state(states[0])
-        random.setstate(states[1])
-        if states[2] is not None:
-            sys.modules["numpy"].random.set_state(states[2])
-    return True
+
+    def __init__(self, with_numpy: bool) -> None:
+        numpy = sys.modules.get("numpy") if with_numpy else None
+        self._numpy = None if numpy is None else numpy.random.get_state()
+        self._torch = torch.get_rng_state() if threading.active_count() == 1 else None
+        self._python = random.getstate()  # last, as what comes before may let others run
+
+    def changed(self) -> bool:
+        """Whether one is another by now."""
+        if random.getstate() != self._python:
+            return True
+        if self._torch is not None and not torch.equal(self._torch, torch.get_rng_state()):
+            return True
+        if self._numpy is None:
+            return False
+        current = sys.modules["numpy"].random.get_state()
+        return not all(map(_equal, self._numpy, current))
+
+    def restore(self) -> None:
+        """Puts them back, unless the draws may have been other threads'."""
+        if threading.active_count() > 1:
+            return
+        random.setstate(self._python)
+        if self._torch is not None:
+            torch.set_rng_state(self._torch)
+        if self._numpy is not None:
+            sys.modules["numpy"].random.set_state(self._numpy)
 
 
 def _equal(a: Any, b: Any) -> bool:
