@@ -8,6 +8,7 @@ it, which would otherwise be the next pass.
 
 from __future__ import annotations
 
+import threading
 from typing import Generic, TypeVar
 
 import torch
@@ -16,29 +17,47 @@ from torch import Tensor
 T = TypeVar("T")
 
 
-def _backward_pass() -> int:
+def backward_pass() -> int:
     """A number of the running backward pass that no other has."""
     return torch._C._current_graph_task_id()
 
 
+# Of so many backward passes a value may be on its way at once. (Passes do not say that they end.)
+_MOST_PASSES = 64
+
+
 class Handed(Generic[T]):
-    """A value on its way from one node to another; it reaches no other backward pass."""
+    """A value on its way from one node to another; it reaches no other backward pass.
+
+    Of a graph that is kept several may run at once, in threads or within each other's hooks.
+    """
 
     def __init__(self) -> None:
-        self._value: T | None = None
-        self._given = self._taken = -1
+        self._lock = threading.Lock()
+        # By the pass; None where the other node has run.
+        self._values: dict[int, T | None] = {}
 
     def give(self, value: T) -> bool:
         """Leaves a value; False if it is too late, as the other node has run."""
-        if self._taken == _backward_pass():
-            return False
-        self._value, self._given = value, _backward_pass()
-        return True
+        running = backward_pass()
+        with self._lock:
+            has_run = running in self._values and self._values[running] is None
+            if not has_run:
+                self._note(running, value)
+        return not has_run
 
     def take(self) -> T | None:
         """What was given in this backward pass, once."""
-        value, self._value, self._taken = self._value, None, _backward_pass()
-        return value if self._given == self._taken else None
+        running = backward_pass()
+        with self._lock:
+            value = self._values.get(running)
+            self._note(running, None)
+        return value
+
+    def _note(self, running: int, value: T | None) -> None:
+        self._values[running] = value
+        if len(self._values) > _MOST_PASSES:
+            del self._values[next(iter(self._values))]
 
 
 class Fork:

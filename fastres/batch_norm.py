@@ -73,13 +73,17 @@ class BatchNormCall(NamedTuple):
         else:
             assert self.running_mean is not None
             assert self.running_var is not None
-            centre, variance = self.running_mean.to(mean.dtype), self.running_var.to(mean.dtype)
+            # Copies of what is kept for backward: the next call may change it before that.
+            centre = self.running_mean.to(mean.dtype, copy=True)
+            variance = self.running_var.to(mean.dtype)
             if conv_bias is not None:
                 centre = centre - conv_bias.to(mean.dtype)
         scale = (variance + self.eps).rsqrt()
         if self.weight is not None:
             scale = scale * self.weight.to(mean.dtype)
-        bias = torch.zeros_like(mean) if self.bias is None else self.bias.to(mean.dtype)
+        bias = torch.zeros_like(mean)
+        if self.bias is not None:
+            bias = self.bias.to(mean.dtype, copy=True)
         return ChannelAffine(centre, scale, bias)
 
     def _batch_statistics(

@@ -11,7 +11,7 @@ They also hand gradients to each other where that saves a pass over one, see _ha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor
 from . import training_reference
 from ._algorithm import for_output
 from ._checks import MOST_PLACES
-from ._handed import Fork, Handed
+from ._handed import Fork, Handed, backward_pass
 from .fx.pools import MaxPoolWindow
 from .reference import compute_dtype
 from .training_ops import affine_add_act_gradients, conv_stats_gradients
@@ -31,12 +31,38 @@ _AUTOCAST = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU) | torch._C
 )
 
 
+def _once_a_pass(node: Any, name: str, compute: Callable[[], Any]) -> Any:
+    """A value that a node computes once in each backward pass, and keeps until another one's."""
+    kept = getattr(node, name)
+    if kept is None or kept[0] != backward_pass():
+        kept = backward_pass(), compute()
+        setattr(node, name, kept)
+    return kept[1]
+
+
+def _saved(node: Any) -> tuple[Any, ...]:
+    """A node's saved tensors, which a checkpoint lets be read once."""
+
+    def read() -> tuple[Any, ...]:
+        tensors: tuple[Any, ...] = node.saved_tensors
+        if not rebuilds(node):
+            return tensors
+        # What it has made leads to the node: a cycle, where its own backward does not run.
+        return tuple(None if tensor is None else tensor.detach() for tensor in tensors)
+
+    saved: tuple[Any, ...] = _once_a_pass(node, "saved", read)
+    return saved
+
+
 def _rebuilt(node: Any) -> Tensor:
     """The output of a convolution's node, which keeps it until its own backward is done."""
-    if node.value is None:
-        x, _ = _inputs_of(node)
-        node.value, _, _ = _call(node.act, node.geometry, x)
-    return node.value
+
+    def compute() -> Tensor:
+        y: Tensor = _call(node.act, node.geometry, _inputs_of(node)[0])[0]
+        return y
+
+    rebuilt: Tensor = _once_a_pass(node, "value", compute)
+    return rebuilt
 
 
 def _call(act: Sequence[Any], geometry: Sequence[Any], inputs: Sequence[Any]) -> Any:
@@ -50,10 +76,20 @@ def _call(act: Sequence[Any], geometry: Sequence[Any], inputs: Sequence[Any]) ->
 
 def _inputs_of(node: Any) -> tuple[list[Tensor | None], tuple[Tensor, ...]]:
     """x, in_mean, in_scale, in_bias and weight of a convolution's node, and what else it keeps."""
-    x, *vectors, weight, y, mean = node.saved_tensors
+    x, *vectors, weight, y, mean = _saved(node)
     if rebuilds(node.source):
         x = _rebuilt(node.source)
     return [x, *vectors, weight], (y, mean)
+
+
+def _is_contiguous(x: Tensor) -> bool:
+    """Whether eager gives a gradient of the usual strides: x has them, and not channels_last's."""
+    return x.is_contiguous() and not x.is_contiguous(memory_format=torch.channels_last)
+
+
+def _laid_out(grad: Tensor | None, contiguous: bool) -> Tensor | None:
+    """A gradient with the strides of the value that it is of; kernels give channels_last ones."""
+    return grad.contiguous() if grad is not None and contiguous else grad
 
 
 def rebuilds(node: Any) -> bool:
@@ -76,8 +112,8 @@ def _refuse_second_order(*nodes: Any) -> None:
 class Convolution(torch.autograd.Function):
     """``conv_stats``, whose output may be rebuilt in backward.
 
-    ``source`` is the node that made x. Of ``adds`` it adds the gradient to x's, and to ``gives`` it
-    hands x's.
+    ``has_norm`` tells whether anybody reads its statistics, and ``source`` is the node that made x.
+    Of ``adds`` it adds the gradient to x's, and to ``gives`` it hands x's.
     """
 
     @staticmethod
@@ -90,6 +126,7 @@ class Convolution(torch.autograd.Function):
         weight: Tensor,
         act: Sequence[Any],
         geometry: Sequence[Any],
+        has_norm: bool,
         rebuild: bool,
         source: Any,
         adds: Fork | None,
@@ -100,9 +137,14 @@ class Convolution(torch.autograd.Function):
         ctx.act, ctx.geometry, ctx.rebuild, ctx.source = act, geometry, rebuild, source
         ctx.adds, ctx.gives, ctx.grad_scale = adds, gives, Handed()
         ctx.before = None if adds is None else x.grad_fn
-        ctx.value = None
+        ctx.value = ctx.saved = None
+        ctx.contiguous = _is_contiguous(x)
+        if not has_norm:
+            ctx.mark_non_differentiable(mean, m2)
         kept_x = None if rebuilds(source) else x
-        ctx.save_for_backward(kept_x, *inputs[1:], None if rebuild else y, mean)
+        # Without a BatchNorm only others read it, who may also write to it.
+        kept_y = y if has_norm and not rebuild else None
+        ctx.save_for_backward(kept_x, *inputs[1:], kept_y, mean)
         ctx.set_materialize_grads(False)
         return y, mean, m2
 
@@ -111,7 +153,10 @@ class Convolution(torch.autograd.Function):
         _refuse_second_order(ctx.source, ctx)
         inputs, (y, mean) = _inputs_of(ctx)
         if ctx.rebuild:
-            y, ctx.value = _rebuilt(ctx), None
+            y = _rebuilt(ctx)
+        ctx.value = ctx.saved = None
+        if y is None:  # which only its statistics' gradients would need
+            y = grads[0]
         needs = ctx.needs_input_grad[:5]
         grad_in = None if ctx.adds is None else ctx.adds.take()
         rest = (y, mean), ctx.geometry
@@ -121,18 +166,18 @@ class Convolution(torch.autograd.Function):
                 grads, inputs, ctx.act, *rest, needs, ctx.grad_scale.take(), grad_in
             )
         else:
-            before = _end_inputs(end)
-            y_before, *affine, residual, _, _, _ = before
+            y_before, *affine, residual, _, _, _ = _end_inputs(end)
             x, weight = inputs[0], inputs[4]
             found = conv_stats_gradients(
                 grads, [y_before, *affine, weight], end.act, *rest, (*[True] * 4, needs[4]),
                 ctx.grad_scale.take(), grad_in, (residual, x),
             )  # fmt: skip
-            end.passed.give((found[1:4], before))
+            end.passed.give(found[1:4])
             found[1:4] = [None] * 3
         if ctx.gives is not None:
             found[0] = ctx.gives.give(found[0])
-        return (*found, *[None] * 6)
+        found[0] = _laid_out(found[0], ctx.contiguous)
+        return (*found, *[None] * 7)
 
 
 class Statistics(torch.autograd.Function):
@@ -147,6 +192,7 @@ class Statistics(torch.autograd.Function):
         mean, variance = unused  # of an empty batch
         if ctx.count:
             mean, variance = torch.ops.aten.batch_norm_update_stats(x, *unused, 0.0)
+        ctx.contiguous = _is_contiguous(x)
         ctx.save_for_backward(x, mean)
         ctx.set_materialize_grads(False)
         return mean, variance * ctx.count
@@ -160,7 +206,7 @@ class Statistics(torch.autograd.Function):
         slope = none if m2_grad is None else 2 * m2_grad
         offset = none if mean_grad is None else mean_grad / max(1, ctx.count)
         grad: Tensor = _OPS.affine_add_act(x, mean, slope, offset, *[None] * 4, "none", 0.0)
-        return grad
+        return _laid_out(grad, ctx.contiguous)
 
 
 class MaxPool(torch.autograd.Function):
@@ -172,7 +218,7 @@ class MaxPool(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, window: MaxPoolWindow) -> Tensor:  # noqa: D102
-        ctx.window, ctx.size = window, x.shape
+        ctx.window, ctx.size, ctx.contiguous = window, x.shape, _is_contiguous(x)
         places = window.kernel[0] * window.kernel[1]
         ctx.in_bytes = not x.is_cuda and window.is_plain and places <= MOST_PLACES
         if ctx.in_bytes:
@@ -192,13 +238,14 @@ class MaxPool(torch.autograd.Function):
             # Differentiated again, in plain PyTorch.
             plain = torch.is_grad_enabled() or grad.dtype == torch.float64
             op = (training_reference if plain else _OPS).max_pool_places_backward
-            return op(grad, where, ctx.size[2:], *ctx.window[:3]), None
+            found = op(grad, where, ctx.size[2:], *ctx.window[:3])
+            return _laid_out(found, ctx.contiguous), None
         # Its shape and strides are read alone.
         x = torch.empty(
             ctx.size, dtype=grad.dtype, device=grad.device, memory_format=torch.channels_last
         )
         backward = torch.ops.aten.max_pool2d_with_indices_backward
-        return backward(grad, x, *ctx.window, where.long()), None
+        return _laid_out(backward(grad, x, *ctx.window, where.long()), ctx.contiguous), None
 
 
 class BlockEnd(torch.autograd.Function):
@@ -218,10 +265,11 @@ class BlockEnd(torch.autograd.Function):
     ) -> Tensor:
         ctx.act, ctx.sources, ctx.gives = act, sources, gives
         ctx.inputs_given = [tensor is not None for tensor in inputs]
+        ctx.contiguous = inputs[4] is not None and _is_contiguous(inputs[4])
         ctx.again = False  # whether what its backward computed may be differentiated
-        # Where the gradient has passed the end: the affine's, and the inputs, because a checkpoint
-        # lets saved tensors be read once.
+        # Where the gradient has passed the end: the affine's.
         ctx.passed = Handed()
+        ctx.saved = None
         kept = list(inputs)
         for position, source in zip((0, 4), sources, strict=True):
             if rebuilds(source):
@@ -235,23 +283,25 @@ class BlockEnd(torch.autograd.Function):
         _refuse_second_order(*ctx.sources)
         ctx.again |= torch.is_grad_enabled()
         needs, passed = ctx.needs_input_grad[3:], ctx.passed.take()
-        inputs = _end_inputs(ctx) if passed is None else passed[1]
+        inputs = _end_inputs(ctx)
+        ctx.saved = None
         shared = _shares(ctx)
         if shared:
             _hand_scales(ctx, inputs)
         if passed is None:
             found = affine_add_act_gradients(grad, inputs, ctx.act, needs, shared)
         else:
-            both = [grad, *passed[0], grad, None, None, None]
+            both = [grad, *passed, grad, None, None, None]
             found = [g if needed else None for g, needed in zip(both, needs, strict=True)]
         if ctx.gives is not None:
             found[4] = ctx.gives.give(found[4])
+        found[4] = _laid_out(found[4], ctx.contiguous)
         return (None, None, None, *found)
 
 
 def _end_inputs(end: Any) -> list[Tensor | None]:
     """What ``affine_add_act`` was given."""
-    inputs = list(end.saved_tensors)
+    inputs = list(_saved(end))
     for position, source in zip((0, 4), end.sources, strict=True):
         if rebuilds(source):
             inputs[position] = _rebuilt(source)

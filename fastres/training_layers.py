@@ -75,7 +75,8 @@ class ConvLayer:
         algorithm = "winograd" if conv.suits_winograd and get_numerics() == "fast" else "direct"
         geometry = (conv.stride, conv.padding, conv.dilation, conv.groups, algorithm)
         y, mean, m2 = Convolution.apply(
-            x, *affine, weight, self.in_act, geometry, self.rebuild, source, adds, gives
+            *(x, *affine, weight, self.in_act, geometry),
+            *(self.norm is not None, self.rebuild, source, adds, gives),
         )
         if adds is not None:
             adds.is_open = True
@@ -96,7 +97,7 @@ class ConvLayer:
             raise Restructured("a convolution's weight is gone or has another shape")
         if weight.dtype not in DTYPES:
             raise Unusable(f"there is no kernel for {weight.dtype} weights")
-        vectors = [] if self.norm is None else self.norm.tensors(root)
+        vectors = [] if self.norm is None else _checked_tensors(self.norm, root)
         if self.conv.bias is not None:
             vectors.append(self.conv.bias.read(root, ()))
         check_device(weight)
@@ -136,7 +137,7 @@ class NormLayer:
 
     def check(self, root: nn.Module) -> None:
         """Raises Unusable where the kernels do not take a parameter."""
-        for tensor in self.norm.tensors(root):
+        for tensor in _checked_tensors(self.norm, root):
             if tensor is not None:
                 if type(tensor) not in PLAIN_TYPES:
                     raise Unusable("a parameter is of a type of its own")
@@ -189,6 +190,20 @@ class ForkLayer:
 
 
 Layer = ConvLayer | NormLayer | EndLayer | PoolLayer | ForkLayer
+
+
+def _checked_tensors(norm: BatchNorm, root: nn.Module) -> list[Tensor | None]:
+    """A BatchNorm's ``tensors``.
+
+    Raises:
+        Unusable: PyTorch refuses to run it in training mode, or any.
+    """
+    tensors = norm.tensors(root)
+    if (tensors[0] is None) != (tensors[1] is None):
+        raise Unusable("a BatchNorm has one of its two running statistics")
+    if norm.eps <= 0:
+        raise Unusable(f"a BatchNorm's eps is {norm.eps}")
+    return tensors
 
 
 def _cast(x: Tensor) -> Tensor:

@@ -56,9 +56,12 @@ def _differentiate_again(op: str) -> None:
         ctx.set_materialize_grads(False)
 
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        again = torch.is_grad_enabled()
         with torch.enable_grad():
-            saved = iter(ctx.saved_tensors)
-            arguments = [next(saved).detach() if o is None else o[0] for o in ctx.others]
+            # Of values of their own: one that is computed from another is a second argument here.
+            own = [t.view_as(t) if again else t.detach() for t in ctx.saved_tensors]
+            saved = iter(own)
+            arguments = [next(saved) if o is None else o[0] for o in ctx.others]
             wanted = [i for i, needed in enumerate(ctx.needs_input_grad) if needed]
             for i in wanted:
                 arguments[i].requires_grad_()
@@ -70,8 +73,10 @@ def _differentiate_again(op: str) -> None:
         result: list[Tensor | None] = [None] * len(arguments)
         if pairs:
             outputs, given = zip(*pairs, strict=True)
-            leaves = [arguments[i] for i in wanted]
-            found = torch.autograd.grad(outputs, leaves, given, allow_unused=True)
+            found = torch.autograd.grad(
+                outputs, [arguments[i] for i in wanted], given,
+                create_graph=again, allow_unused=True,
+            )  # fmt: skip
             for i, grad in zip(wanted, found, strict=True):
                 result[i] = grad
         return tuple(result)

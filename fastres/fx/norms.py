@@ -27,8 +27,13 @@ class ModuleNorm:
         """Whether it refuses anything but 4 dimensions."""
         return module_kind(self.module) is nn.BatchNorm2d
 
+    @property
+    def eps(self) -> float:
+        """What is added to the variance."""
+        return self.module.eps
+
     def tensors(self, root: nn.Module | None) -> list[Tensor | None]:
-        """Its parameters and running statistics as they are now."""
+        """Running mean and variance, weight and bias as they are now."""
         return [getattr(self.module, name) for name in _TENSORS]
 
     def call(self, root: nn.Module | None) -> BatchNormCall:
@@ -48,7 +53,7 @@ class FunctionNorm:
     checks_rank = False
 
     def tensors(self, root: nn.Module | None) -> list[Tensor | None]:
-        """Its parameters and running statistics as they are now."""
+        """Running mean and variance, weight and bias as they are now."""
         return [None if source is None else source.read(root, ()) for source in self.sources]
 
     def call(self, root: nn.Module | None) -> BatchNormCall:
