@@ -172,11 +172,14 @@ Tensor bottleneck(const BottleneckArguments& a, int64_t groups, const WeightName
   block.reduce = configured(a.reduce, {1, 1}, {1, 1}, activation);
   block.spatial = configured(a.spatial, block.stride, block.dilation, activation);
   block.expand = configured(a.expand, {1, 1}, {1, 1}, activation);
-  for (BottleneckLayer* layer : {&block.reduce, &block.spatial, &block.expand}) {
-    if (layer->plain.data != nullptr) set_live_layout(layer->header, storage_type(a.x));
-  }
-
   block.out = geometry_of(block, block.spatial, block.in, 1, op).out;
+  const StorageType type = storage_type(a.x);
+  const auto set_layout = [&](BottleneckLayer& layer) {
+    if (layer.plain.data != nullptr) set_live_layout(layer, type, block.batch, block.out);
+  };
+  set_layout(block.reduce);
+  set_layout(block.spatial);
+  set_layout(block.expand);
   const int64_t out_channels = block.expand.header.out_channels;
   if (a.down.has_value()) {
     check_packed(a.down->layer.header, {a.x.size(1), {1, 1}, 1}, op, names.down);
@@ -184,9 +187,7 @@ Tensor bottleneck(const BottleneckArguments& a, int64_t groups, const WeightName
           " must have the ", out_channels, " output channels of ", names.expand, ", got ",
           a.down->layer.header.out_channels);
     block.down = configured(*a.down, block.stride, {1, 1}, Activation::none);
-    if (block.down->plain.data != nullptr) {
-      set_live_layout(block.down->header, storage_type(a.x));
-    }
+    set_layout(*block.down);
   } else {
     check(out_channels == a.x.size(1) && block.out.h == block.in.h && block.out.w == block.in.w, op,
           ": without ", names.down, " the output [", block.batch, ", ", out_channels, ", ",

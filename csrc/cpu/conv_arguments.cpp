@@ -1,6 +1,7 @@
 #include "conv_arguments.h"
 
 #include "allocate.h"
+#include "conv_winograd.h"
 #include "split_rows.h"
 
 namespace fastres::cpu {
@@ -50,7 +51,7 @@ Tensor convolve(const ConvArguments& a, const ConvWeight& weight, const char* op
   const ConvGeometry& g = conv.geometry;
   Tensor out = empty_nhwc(g.batch, g.out_channels, g.out, a.x.scalar_type(), a.x);
   conv.out = image_of(out);
-  if (conv.plain.data != nullptr) set_live_layout(conv.layer.header, conv.x.type);
+  if (conv.plain.data != nullptr) set_live_layout(conv.layer, conv.x.type, g.batch, g.out);
   run_conv(kernels_for(conv.x.type, conv.layer), conv);
   return out;
 }

@@ -74,16 +74,32 @@ int64_t all_tiles(int64_t batch, Extent out) {
   return batch * ((out.h + 1) / 2) * ((out.w + 1) / 2);
 }
 
+// Smaller ones stay in the cache, and the buffers of a batch do not.
+bool has_large_transform(const ConvLayer& layer) {
+  return layer.header.layout == PackedLayout::winograd &&
+         weight_bytes(layer) >= level2_cache_bytes();
+}
+
 }  // namespace
 
 bool batches_winograd(const Microkernels& kernels, const ConvLayer& layer, int64_t batch,
                       Extent out) {
-  if (layer.header.layout != PackedLayout::winograd) return false;
-  // Smaller weights stay in the cache, and the buffers do not.
-  if (weight_bytes(layer) < level2_cache_bytes()) return false;
+  if (!has_large_transform(layer)) return false;
   ConvLayer product = winograd_product(layer);
   product.outputs = all_tiles(batch, out);
   return prefers_tiles(kernels, product, 1);
+}
+
+void set_live_layout(ConvLayer& layer, StorageType type, int64_t batch, Extent out) {
+  const Microkernels& kernels = selected_microkernels(type);
+  PackedHeader& header = layer.header;
+  const bool direct =
+      multiplies_bfloat16(kernels) || (kernels.split != nullptr && has_large_transform(layer) &&
+                                       !batches_winograd(kernels, layer, batch, out));
+  if (direct && header.layout == PackedLayout::winograd) header.layout = PackedLayout::igemm;
+  if (multiplies_bfloat16(kernels) && header.suits_bfloat16()) {
+    header.layout = PackedLayout::bfloat16;
+  }
 }
 
 void run_winograd_batches(const Microkernels& kernels, const Conv& conv) {

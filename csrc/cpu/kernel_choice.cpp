@@ -1,6 +1,7 @@
 #include "kernel_choice.h"
 
 #include "conv.h"
+#include "conv_winograd.h"
 #include "plain_tensor.h"
 #include "split_rows.h"
 #include "winograd.h"
@@ -44,7 +45,7 @@ std::string kernel_choice(const ConvShape& shape, const std::string& algorithm, 
   g.groups = shape.groups;
   set_output_size(g, kOp);
   conv.layer.header = header_of(shape.weight, shape.groups, algorithm);
-  if (live) set_live_layout(conv.layer.header, shape.type);
+  if (live) set_live_layout(conv.layer, shape.type, g.batch, g.out);
   conv.layer.stride = g.stride;
   conv.layer.dilation = g.dilation;
   if (live) conv.plain.data = &value;

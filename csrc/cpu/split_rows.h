@@ -16,14 +16,6 @@ inline bool multiplies_bfloat16(const Microkernels& kernels) {
   return kernels.split != nullptr && kernels.split->parts == kBfloat16Parts;
 }
 
-// The layout of a weight that is packed for one call on a tensor of `type`. Products of bfloat16
-// values leave Winograd's algorithm nothing to gain.
-inline void set_live_layout(PackedHeader& header, StorageType type) {
-  if (!multiplies_bfloat16(selected_microkernels(type))) return;
-  if (header.layout == PackedLayout::winograd) header.layout = PackedLayout::igemm;
-  if (header.suits_bfloat16()) header.layout = PackedLayout::bfloat16;
-}
-
 // The selected kernels for a tensor of `type`. `spatial` is the only layer that may be Winograd's,
 // whose transforms need float32's digits.
 inline const Microkernels& kernels_for(StorageType type, const ConvLayer& spatial) {
