@@ -168,7 +168,17 @@ def _convert(block: Any, form: Form) -> nn.Module:
         else:
             conv3 = copy.deepcopy(parts["conv3"])
             result = ConcatenatedBranches(branches, conv3, bn3, downsample)
-    return accelerate(result.train(block.training))
+    _set_mode(result, block.training)
+    return accelerate(result)
+
+
+def _set_mode(block: Any, training: bool) -> None:
+    """Sets the mode of what is new in a block; what was copied, frozen norms say, keeps its own."""
+    copied = {m for m in block.modules() if isinstance(m, nn.BatchNorm2d)}
+    if block.downsample is not None:
+        copied.update(block.downsample.modules())
+    for module in set(block.modules()) - copied:
+        module.training = training
 
 
 def _parts(block: Any) -> dict[str, Any]:
@@ -246,6 +256,7 @@ def joined_convs(convs: Sequence[Any], dim: int, groups: int = 1) -> nn.Conv2d:
         ValueError: they differ in kernel size, stride, padding or dilation.
     """
     _agree("convolutions", convs, ("kernel_size", "stride", "padding", "dilation", "padding_mode"))
+    _agree_on_gradients("convolutions", convs)
     biases = [conv.bias for conv in convs]
     bias = None if biases[0] is None else torch.cat(biases)
     return _conv_like(convs[0], torch.cat([conv.weight for conv in convs], dim), bias, groups)
@@ -275,7 +286,8 @@ def _cut_norm(norm: nn.BatchNorm2d, channels: slice) -> nn.BatchNorm2d:
 
 
 def _joined_norms(norms: Sequence[Any]) -> nn.BatchNorm2d:
-    _agree("BatchNorms", norms, ("eps", "momentum", "affine", "track_running_stats"))
+    _agree("BatchNorms", norms, ("eps", "momentum", "affine", "track_running_stats", "training"))
+    _agree_on_gradients("BatchNorms", norms)
     counts = {int(norm.num_batches_tracked or 0) for norm in norms}
     if len(counts) > 1:
         raise ValueError(f"branches: their BatchNorms have seen {sorted(counts)} batches")
@@ -307,3 +319,11 @@ def _agree(what: str, modules: Sequence[Any], attributes: Sequence[str]) -> None
         values = {getattr(module, name) for module in modules}
         if len(values) > 1:
             raise ValueError(f"branches: their {what} differ in {name}: {sorted(map(str, values))}")
+
+
+def _agree_on_gradients(what: str, modules: Sequence[Any]) -> None:
+    needs = {tuple(p.requires_grad for p in module.parameters()) for module in modules}
+    if len(needs) > 1:
+        raise ValueError(
+            f"branches: their {what} differ in requires_grad: {sorted(map(str, needs))}"
+        )

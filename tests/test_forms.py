@@ -156,6 +156,22 @@ def test_the_original_shares_nothing_and_modes_stay():
     assert torch.equal(block.conv3.weight, before)
 
 
+@pytest.mark.parametrize("end", FORMS)
+@pytest.mark.parametrize("frozen", [True, False], ids=["frozen norms", "norms that train alone"])
+def test_batch_norms_keep_their_modes(end, frozen):
+    block = _block(stride=2).train(frozen)
+    norms = [m for m in block.modules() if isinstance(m, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.train(not frozen)
+    x = torch.randn(2, 32, 9, 7)
+    converted = to_form(block, end)
+    assert converted.training == frozen
+    assert {m.training for m in converted.modules() if isinstance(m, nn.BatchNorm2d)} == {
+        not frozen
+    }
+    torch.testing.assert_close(converted(x), block(x), rtol=1e-3, atol=1e-4)
+
+
 def test_what_has_no_such_form_is_refused():
     with pytest.raises(ValueError, match="form: got 'd', expected 'a', 'b' or 'c'"):
         to_form(_block(), "d")
@@ -176,3 +192,12 @@ def test_what_has_no_such_form_is_refused():
     counted.branches[0][1].num_batches_tracked += 1
     with pytest.raises(ValueError, match=r"branches: their BatchNorms have seen \[0, 1\] batches"):
         to_form(counted, "c")
+    halted = to_form(_block(), "b")
+    halted.branches[2][4].train()
+    with pytest.raises(ValueError, match="branches: their BatchNorms differ in training"):
+        to_form(halted, "c")
+    for layer, what in ((1, "BatchNorms"), (3, "convolutions")):
+        partly = to_form(_block(), "b")
+        partly.branches[2][layer].requires_grad_(False)
+        with pytest.raises(ValueError, match=f"branches: their {what} differ in requires_grad"):
+            to_form(partly, "c")
