@@ -63,7 +63,7 @@ class Run:
         )
         self.checkpoint = Checkpoint(
             args.out / "checkpoint.pt",
-            settings_of(args, processes.count, len(data.train)),
+            settings_of(args, processes.count, len(data.train), data.classes),
             {
                 "model": model,
                 "average": self.average,
@@ -113,9 +113,7 @@ class Run:
         images = self.data.steps * self.data.batch * self.processes.count
         for batch in self.follow(batches, f"epoch {position.epoch}", images, position.images):
             if not len(batch.labels):
-                raise CliError(
-                    f"--data: no image of a batch can be read, {batch.broken[0]} neither"
-                )
+                raise CliError(f"--data: {len(batch.broken)} images in a row cannot be read")
             loss = self.train_step(parallel, batch, position)
             position.step += 1
             position.images += len(batch.labels)
@@ -160,6 +158,8 @@ class Run:
             loss_sum += F.cross_entropy(logits, labels, reduction="sum")
             counts += torch.bincount(labels * classes + logits.argmax(1), minlength=classes**2)
         counts, loss_sum = self.processes.sum(counts), self.processes.sum(loss_sum)
+        if not counts.any():
+            raise CliError("--data: none of the held-out images can be read")
         return float(loss_sum / counts.sum()), counts.view(classes, classes).long()
 
     def follow(
@@ -182,7 +182,7 @@ class Run:
                     say(f"skipped a broken image: {path}")
                 self.broken.update(batch.broken)
                 yield batch
-                bar.update(count * (len(batch.labels) + len(batch.broken)))
+                bar.update(count * batch.size)
 
     def note(self, position: Position, loss: float, confusion: Tensor) -> None:
         """Records an epoch, in figures of all processes together."""

@@ -86,7 +86,7 @@ def test_what_is_trained_as_fastres_runs_fused(network, monkeypatch):
     for name in digits.CONTESTANTS:
         learner = digits.Learner(name, net, steps=10)
         with torch.profiler.profile() as profile:
-            learner.learn([digits.Batch(x, torch.arange(4), [])])
+            learner.learn([digits.Batch(x, torch.arange(4), [], 4)])
         fused = any(event.name == "fastres::conv_stats" for event in profile.events())
         assert fused == (name == "fastres")
 

@@ -16,7 +16,7 @@ from torch import nn
 
 import fastres
 from fastres.cli import main
-from fastres.training import script
+from fastres.training import data, script
 from fastres.training.checkpoint import write_atomically
 from fastres.training.recipe import moving_average, parameter_groups, warm_up_then_cosine
 
@@ -272,6 +272,72 @@ def test_a_resumed_run_counts_what_was_broken_before(networks, photos, tmp_path,
         assert _train(networks, tmp_path / "run", *arguments) != 0
     assert _train(networks, tmp_path / "run", *arguments, "--resume") == 0
     assert _rows(tmp_path / "run")[-1]["broken_images"] == 10
+
+
+def test_a_batch_of_broken_images_is_filled_with_others(networks, photos, tmp_path):
+    for path in sorted((photos / "light").iterdir()):
+        path.write_bytes(path.read_bytes()[:-400])
+    # Of one image of 32x32 there is one value per channel in the end, which BatchNorm refuses.
+    for batch, size in (("1", "64"), ("2", "32")):
+        out = tmp_path / f"run{batch}"
+        more = ["--epochs", "1", "--batch", batch, "--model", "resnet18", "--size", size]
+        assert _train(networks, out, *_small(photos, *more)) == 0
+        assert _rows(out)[0]["broken_images"] == 20
+        steps = torch.load(out / "checkpoint.pt", weights_only=True)["schedule"]["last_epoch"]
+        assert steps == 32 // int(batch)
+
+
+def test_held_out_images_of_which_none_can_be_read(networks, photos, tmp_path, capsys):
+    root = tmp_path / "split"
+    (root / "val").mkdir(parents=True)
+    photos.rename(root / "train")
+    for label in ("dark", "light"):
+        (root / "val" / label).mkdir()
+        path = root / "train" / label / "00.png"
+        (root / "val" / label / "00.png").write_bytes(path.read_bytes()[:-400])
+    assert _train(networks, tmp_path / "run", *_small(root, "--epochs", "1")) == 2
+    assert "--data: none of the held-out images can be read" in capsys.readouterr().err
+
+
+def test_another_folder_with_as_many_images_is_another_run(networks, photos, tmp_path, capsys):
+    arguments = _small(photos, "--epochs", "1")
+    assert _train(networks, tmp_path / "run", *arguments) == 0
+    (photos / "dark").rename(photos / "shady")
+    assert _train(networks, tmp_path / "run", *arguments, "--resume") == 2
+    assert "has classes = dark, light, got light, shady" in capsys.readouterr().err
+
+
+def test_images_of_sixteen_bits_keep_their_greys(tmp_path):
+    values = numpy.arange(0, 65536, 257, dtype=numpy.uint16).reshape(16, 16)
+    Image.fromarray(values).save(tmp_path / "grey.png")
+    Image.fromarray(values).save(tmp_path / "grey.tif")
+    for name in ("grey.png", "grey.tif"):
+        found = numpy.asarray(data._read(str(tmp_path / name)))
+        assert numpy.array_equal(found[..., 0], numpy.arange(256).reshape(16, 16))
+
+
+@pytest.mark.parametrize("error", [NotImplementedError, MemoryError, SyntaxError, OSError])
+def test_whatever_pillow_raises_is_a_broken_image(photos, monkeypatch, error):
+    def refuse(*_):
+        raise error
+
+    monkeypatch.setattr(Image, "open", refuse)
+    assert data._read(str(photos / "dark" / "00.png")) is None
+    assert not data._is_image(str(photos / "dark" / "00.png"))
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "expected"),
+    [
+        ("--seed", "9" * 30, "expected an integer of at most 62 bits"),
+        ("--seed", "1.5", "expected an integer"),
+        ("--mixup", "1e-300", "expected 0 or a number of at least 1e-06"),
+    ],
+)
+def test_numbers_that_nothing_can_be_made_of(option, value, expected, capsys):
+    with pytest.raises(SystemExit):
+        main(["train", option, value])
+    assert f"{option}: got '{value}', {expected}" in capsys.readouterr().err
 
 
 def test_a_folder_with_train_and_val_is_taken_as_it_is(networks, photos, tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..cli_arguments import positive_int
@@ -13,6 +14,9 @@ __all__ = ["add_arguments", "settings_of"]
 #: What may differ between a run and its continuation: where files are, and how fast it goes.
 _FREE = {"command", "data", "device", "out", "resume", "run", "save_every", "tensorboard"}
 _FREE |= {"threads", "workers", "reference"}
+
+#: Of a Beta distribution in float32.
+_LEAST_MIXUP = 1e-6
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--label-smoothing", type=_below_one, default=0.1, metavar="P", help="(%(default)s)"
     )
     recipe.add_argument(
-        "--mixup", type=_not_negative, default=0.1, metavar="ALPHA", help="0: none (%(default)s)"
+        "--mixup", type=_mixup, default=0.1, metavar="ALPHA", help="0: none (%(default)s)"
     )
     recipe.add_argument(
         "--random-erasing", type=_below_one, default=0.1, metavar="P", help="(%(default)s)"
@@ -89,7 +93,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DECAY",
         help="moving average of the weights, which is what is evaluated; 0: none (%(default)s)",
     )
-    recipe.add_argument("--seed", type=int, default=0, help="(%(default)s)")
+    recipe.add_argument("--seed", type=_seed, default=0, help="(%(default)s)")
     machine = parser.add_argument_group("machine")
     machine.add_argument(
         "--device", default="auto", help="auto, cpu or cuda: auto takes a GPU if there is one"
@@ -113,10 +117,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     machine.add_argument("--tensorboard", action="store_true", help="log for TensorBoard, too")
 
 
-def settings_of(args: argparse.Namespace, processes: int, images: int) -> dict[str, object]:
+def settings_of(
+    args: argparse.Namespace, processes: int, images: int, classes: Sequence[str]
+) -> dict[str, object]:
     """What has to be the same when a run continues; ``images`` are those to train on."""
     settings = {name: value for name, value in vars(args).items() if name not in _FREE}
-    return {**settings, "processes": processes, "images": images}
+    more = {"processes": processes, "images": images, "classes": ", ".join(classes)}
+    return {**settings, **more}
 
 
 def _folder(text: str) -> Path:
@@ -129,6 +136,25 @@ def _natural(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"got {text!r}, expected an integer of at least 0")
     return int(text)
+
+
+def _seed(text: str) -> int:
+    """Seeds of epochs, steps and images are added to it, and PyTorch's have 64 bits."""
+    try:
+        value = int(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected an integer") from error
+    if abs(value) >= 2**62:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected an integer of at most 62 bits")
+    return value
+
+
+def _mixup(text: str) -> float:
+    value = _not_negative(text)
+    if 0 < value < _LEAST_MIXUP:
+        expected = f"0 or a number of at least {_LEAST_MIXUP}"
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected {expected}")
+    return value
 
 
 def _not_negative(text: str) -> float:

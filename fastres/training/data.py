@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -45,26 +46,48 @@ class Batch:
     images: Tensor
     labels: Tensor
     broken: list[str]
+    size: int
+    """How many images it was to have."""
 
 
-class _Images(Dataset[tuple[Tensor | None, int, str]]):
-    """Images by (index, seed); None and the file's name where one cannot be read."""
+# Of a training image that is broken, at most so many after it are tried in its place.
+_SPARES = 100
 
-    def __init__(self, samples: Sequence[Sample], transform: Transform) -> None:
+#: What an image comes to: None where neither it nor a spare can be read, its class, and the files
+#: that could not be.
+_Item = tuple[Tensor | None, int, list[str]]
+
+
+class _Images(Dataset[_Item]):
+    """Images by (index, seed).
+
+    Args:
+        samples: all of them.
+        transform: what becomes of an image.
+        has_spares: whether the next one that can be read takes the place of a broken one, so that
+            batches are whole: every process has to make every step, and BatchNorm needs more than
+            one value.
+    """
+
+    def __init__(self, samples: Sequence[Sample], transform: Transform, has_spares: bool) -> None:
         self.samples = samples
         self.transform = transform
+        self.tries = min(len(samples), 1 + _SPARES) if has_spares else 1
 
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index_and_seed: tuple[int, int]) -> tuple[Tensor | None, int, str]:
+    def __getitem__(self, index_and_seed: tuple[int, int]) -> _Item:
         index, seed = index_and_seed
-        source, label = self.samples[index]
-        image = _read(source)
-        if image is None:
-            return None, label, source
-        torch.manual_seed(seed)
-        return self.transform(image), label, ""
+        broken: list[str] = []
+        for i in range(self.tries):
+            source, label = self.samples[(index + i) % len(self.samples)]
+            image = _read(source)
+            if image is not None:
+                torch.manual_seed(seed)
+                return self.transform(image), label, broken
+            broken.append(source)
+        return None, -1, broken
 
 
 def _read(source: Any) -> Any:
@@ -73,12 +96,18 @@ def _read(source: Any) -> Any:
         return source
     import PIL.Image
 
-    # Pillow reports some broken headers as ValueError and a broken PNG as SyntaxError.
     try:
         with PIL.Image.open(source) as file:
-            return file.convert("RGB")
-    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError):
+            # Pillow cuts off what is above 255 of sixteen bits.
+            image = PIL.Image.fromarray(_high_bytes(file)) if file.mode[0] == "I" else file
+            return image.convert("RGB")
+    except Exception:  # Pillow's decoders raise whatever they meet, SyntaxError for a broken PNG
         return None
+
+
+def _high_bytes(file: Any) -> Any:
+    """Of pixels of sixteen bits."""
+    return (numpy.asarray(file) >> 8).clip(0, 255).astype(numpy.uint8)
 
 
 def _is_image(source: Any) -> bool:
@@ -90,16 +119,16 @@ def _is_image(source: Any) -> bool:
     try:
         with PIL.Image.open(source):
             return True
-    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError):
+    except Exception:  # as above
         return False
 
 
-def _collate(items: Sequence[tuple[Tensor | None, int, str]]) -> Batch:
+def _collate(items: Sequence[_Item]) -> Batch:
     images = [image for image, _, _ in items if image is not None]
     labels = [label for image, label, _ in items if image is not None]
-    broken = [path for image, _, path in items if image is None]
+    broken = [path for _, _, paths in items for path in paths]
     stacked = torch.stack(images) if images else torch.empty(0)
-    return Batch(stacked, torch.tensor(labels), broken)
+    return Batch(stacked, torch.tensor(labels), broken, len(items))
 
 
 @dataclass
@@ -170,8 +199,8 @@ def open_data(args: argparse.Namespace, processes: Processes) -> Data:
         workers = 0 if is_digits else max(1, (os.cpu_count() or 1) // (2 * processes.count))
     data = Data(
         classes,
-        _Images(train, _training_transform(size, scale, flip, args.random_erasing)),
-        _Images(validation, _validation_transform(size)),
+        _Images(train, _training_transform(size, scale, flip, args.random_erasing), True),
+        _Images(validation, _validation_transform(size), False),
         args.batch,
         args.seed,
         workers,
