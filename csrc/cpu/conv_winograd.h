@@ -12,10 +12,10 @@ namespace fastres::cpu {
 bool batches_winograd(const Microkernels& kernels, const ConvLayer& layer, int64_t batch,
                       Extent out);
 
-// The layout of a layer's weight that is packed for one call on a tensor of `type`. Products of
-// bfloat16 values leave Winograd's algorithm nothing to gain; nor do matrix tiles, of a large
-// weight that is not worth splitting sixteen times, what its transform takes: a direct convolution
-// of 256 channels at 14x14 takes 0.92 of the time.
+// The layout of a layer's weight that is packed for one call on a tensor of `type`: where tiles
+// multiply bfloat16 values Winograd's algorithm has nothing to gain. Nor has it on tiles where a
+// large weight meets too few pixels for batches_winograd, as its transform is for this call alone:
+// directly, 256 channels at 14x14 take 0.92 of the time.
 void set_live_layout(ConvLayer& layer, StorageType type, int64_t batch, Extent out);
 
 // The layer's weights are packed, or packed on use.
