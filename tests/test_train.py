@@ -316,6 +316,17 @@ def test_images_of_sixteen_bits_keep_their_greys(tmp_path):
         assert numpy.array_equal(found[..., 0], numpy.arange(256).reshape(16, 16))
 
 
+@pytest.mark.parametrize("mode", ["I", "I;16", "I;16B"])
+@pytest.mark.parametrize("step", [1, 257])
+def test_greys_of_more_than_eight_bits_have_all_levels(tmp_path, mode, step):
+    """Files with eight bits' values in sixteen or thirty-two bits, too."""
+    dtype = {"I": "<i4", "I;16": "<u2", "I;16B": ">u2"}[mode]
+    values = numpy.arange(256).reshape(16, 16)
+    path = tmp_path / "grey.tif"
+    Image.frombytes(mode, (16, 16), (step * values).astype(dtype).tobytes()).save(path)
+    assert numpy.array_equal(numpy.asarray(data._read(str(path)))[..., 2], values)
+
+
 @pytest.mark.parametrize("error", [NotImplementedError, MemoryError, SyntaxError, OSError])
 def test_whatever_pillow_raises_is_a_broken_image(photos, monkeypatch, error):
     def refuse(*_):

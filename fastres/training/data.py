@@ -99,15 +99,17 @@ def _read(source: Any) -> Any:
     try:
         with PIL.Image.open(source) as file:
             # Pillow cuts off what is above 255 of sixteen bits.
-            image = PIL.Image.fromarray(_high_bytes(file)) if file.mode[0] == "I" else file
+            image = PIL.Image.fromarray(_eight_bits(file)) if file.mode[0] == "I" else file
             return image.convert("RGB")
     except Exception:  # Pillow's decoders raise whatever they meet, SyntaxError for a broken PNG
         return None
 
 
-def _high_bytes(file: Any) -> Any:
-    """Of pixels of sixteen bits."""
-    return (numpy.asarray(file) >> 8).clip(0, 255).astype(numpy.uint8)
+def _eight_bits(file: Any) -> Any:
+    """Pixels of sixteen bits or more, which may hold no more than eight, in eight."""
+    pixels = numpy.asarray(file)
+    high = pixels >> 8 if pixels.max() > 255 else pixels
+    return high.clip(0, 255).astype(numpy.uint8)
 
 
 def _is_image(source: Any) -> bool:
