@@ -183,6 +183,19 @@ def test_not_finite_bfloat16_values_stay_in_their_group(value):
             torch.testing.assert_close(out, expected, rtol=0.05, atol=0.1, equal_nan=True)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")], ids=str)
+def test_not_finite_bfloat16_values_of_a_threads_last_rows(value, set_threads):
+    """Each begins at a panel of its own, and goes to other kernels for what is not finite."""
+    case = same(512, 512, groups=32, h=28, w=28, n=2)
+    inputs = make_inputs(case, torch.bfloat16)
+    inputs.x[1, 5, 25:, 3] = value
+    expected = exact(case, inputs, "relu")
+    for threads in (1, 2, 3):
+        set_threads(threads)
+        out = fused(case, inputs, "relu").double()
+        torch.testing.assert_close(out, expected, rtol=0.05, atol=0.1, equal_nan=True)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("-inf")], ids=str)
 def test_not_finite_weights(value):
     for name in ("1x1 of 72", "1x1 of 640", "1x1/2 of 72"):

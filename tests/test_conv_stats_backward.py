@@ -327,3 +327,27 @@ def test_an_infinity_stays_in_its_input_channel(dilation, set_threads):
             (grad,) = torch.autograd.grad(y, leaves.weight, torch.ones_like(y))
             grads.append(grad[:, 1:])
         torch.testing.assert_close(grads[1], grads[0], rtol=1e-4, atol=1e-4)
+
+
+def test_winograd_gradients_do_not_depend_on_what_memory_held(set_threads):
+    """Of 200 channels the last block has eight, and nothing is written beside them."""
+    set_threads(2)
+    op = torch.ops.fastres
+    x = torch.randn(4, 200, 14, 14).to(memory_format=torch.channels_last)
+    weight, none = torch.randn(200, 200, 3, 3) / 42, (None, None, None, "none", 0.0)
+    geometry = ([1, 1], [1, 1, 1, 1], [1, 1], 1)
+    y, mean, _ = op.conv_stats(x, *none, weight, *geometry, "winograd")
+    wanted = (False, False, True, None, None, "winograd")
+
+    def gradient() -> torch.Tensor:
+        found = op.conv_stats_backward(y, None, None, x, *none, weight, y, mean, *geometry, *wanted)
+        return found[4].clone()
+
+    expected = gradient()
+    for _ in range(2):
+        sizes = (mib * 2**20 // 64 for mib in (1, 2, 3, 4, 5, 6, 8, 10, 12, 16))
+        held = [
+            op.max_pool(torch.full((1, 16, 1, n), torch.nan), [1, 1], [1, 1], [0, 0]) for n in sizes
+        ]
+        del held
+        assert torch.equal(gradient(), expected)

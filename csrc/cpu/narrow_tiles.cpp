@@ -42,7 +42,8 @@ Band widened(const Microkernels& kernels, const Bfloat16Band& band, Extent size,
 }
 
 // Without tiles, which would multiply a group's infinities with the zeros of others.
-void narrow_float_panels(const ConvLayer& layer, const ConvBand& band, Range panels) {
+void narrow_float_panels(ConvLayer layer, const ConvBand& band, Range panels) {
+  layer.first_panel = 0;  // of all the layer's panels, of which these are some
   const Microkernels& kernels = selected_microkernels(StorageType::float32);
   const PackedHeader& h = layer.header;
   const int64_t channels = h.out_channels;

@@ -132,18 +132,21 @@ class WinogradWeightGradient {
     t.channels = header_.group_in_channels;
     t.sums_block_stride = header_.block_stride();
     t.blocks = blocks.size();
+    // Beyond the last output channel nothing was written that could be split.
+    const int64_t out_channels =
+        std::min<int64_t>(blocks.end * kChannelBlock, header_.out_channels) -
+        blocks.begin * kChannelBlock;
     for (int64_t position = positions.begin; position < positions.end; ++position) {
       t.input = input.at(position, 0);
       t.grad = gradient.at(position, 0) + blocks.begin * kChannelBlock;
       t.sums = sums + position * position_stride_ + blocks.begin * header_.block_stride();
       t.pixels = tiles;
-      add_products(t);
+      add_products(t, out_channels);
     }
   }
 
   // Of one position.
-  void add_products(WgradTile t) const {
-    const int64_t out_channels = t.blocks * kChannelBlock;
+  void add_products(const WgradTile& t, int64_t out_channels) const {
     if (prefers_split_sums(kernels_.base, t.channels, out_channels, 1)) {
       add_split_sums(kernels_.base, t, out_channels, {},
                      [this](const WgradTile& part) { add_blocks(part); });
