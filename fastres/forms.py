@@ -130,12 +130,14 @@ def to_form(module: nn.Module, form: Form) -> nn.Module:
         form: "a", "b" or "c".
 
     Returns:
-        The block, accelerated, or the network, with the training mode of the original.
+        The block, accelerated, or the network, with the training mode of the original; a BatchNorm
+        keeps its own, as where it is frozen.
 
     Raises:
         ValueError: unknown form, no ResNeXt block in the module, or a block that has no such form
-            (its last convolution has a bias; its branches' BatchNorms differ in more than their
-            channels).
+            (its last convolution has a bias; its branches' convolutions or BatchNorms, which become
+            one, differ in more than their channels, such as in ``training`` or
+            ``requires_grad``).
         TypeError: a convolution or normalisation is none of PyTorch's Conv2d and BatchNorm2d.
     """
     if form not in get_args(Form):
@@ -253,11 +255,14 @@ def joined_convs(convs: Sequence[Any], dim: int, groups: int = 1) -> nn.Conv2d:
     """One convolution for several: side by side along output (0) or input channels (1).
 
     Raises:
-        ValueError: they differ in kernel size, stride, padding or dilation.
+        ValueError: they differ in kernel size, stride, padding or dilation, in whether they have a
+            bias, or in ``requires_grad``.
     """
     _agree("convolutions", convs, ("kernel_size", "stride", "padding", "dilation", "padding_mode"))
-    _agree_on_gradients("convolutions", convs)
     biases = [conv.bias for conv in convs]
+    if len({bias is None for bias in biases}) > 1:
+        raise ValueError("branches: some of their convolutions have a bias, expected all or none")
+    _agree_on_gradients("convolutions", convs)
     bias = None if biases[0] is None else torch.cat(biases)
     return _conv_like(convs[0], torch.cat([conv.weight for conv in convs], dim), bias, groups)
 

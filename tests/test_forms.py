@@ -201,3 +201,7 @@ def test_what_has_no_such_form_is_refused():
         partly.branches[2][layer].requires_grad_(False)
         with pytest.raises(ValueError, match=f"branches: their {what} differ in requires_grad"):
             to_form(partly, "c")
+    uneven = to_form(_block(), "b")
+    uneven.branches[1][0].bias = nn.Parameter(torch.zeros(uneven.branches[1][0].out_channels))
+    with pytest.raises(ValueError, match="branches: some of their convolutions have a bias"):
+        to_form(uneven, "c")

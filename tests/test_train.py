@@ -2,6 +2,7 @@
 
 import csv
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -13,11 +14,13 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
+from torchvision.transforms.functional import to_tensor
 
 import fastres
 from fastres.cli import main
-from fastres.training import data, script
+from fastres.training import arguments, data, script
 from fastres.training.checkpoint import write_atomically
+from fastres.training.processes import Processes
 from fastres.training.recipe import moving_average, parameter_groups, warm_up_then_cosine
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -254,8 +257,8 @@ def test_broken_images_are_skipped_named_and_counted(networks, photos, tmp_path,
     body.write_bytes(body.read_bytes()[:-400])
     assert _train(networks, tmp_path / "run", *_small(photos, "--epochs", "2")) == 0
     messages = capsys.readouterr().err
-    assert messages.count(f"skipped a file that is no image: {header}") == 1
-    assert messages.count(f"skipped a broken image: {body}") == 1
+    assert messages.count(f"skipped a file that is no image: {header}: UnidentifiedImageErr") == 1
+    assert messages.count(f"skipped a broken image: {body}: OSError('image file is trunc") == 1
     assert _rows(tmp_path / "run")[-1]["broken_images"] == 2
 
 
@@ -287,6 +290,38 @@ def test_a_batch_of_broken_images_is_filled_with_others(networks, photos, tmp_pa
         assert steps == 32 // int(batch)
 
 
+def test_a_class_of_broken_images_is_filled_with_others(photos):
+    """More of them in a row than are tried in the place of one."""
+    bad, good = sorted((photos / "dark").iterdir())[:2]
+    bad.write_bytes(bad.read_bytes()[:-400])
+    samples = [(str(bad), 0)] * 2 * data._SPARES + [(str(good), 1)] * 2 * data._SPARES
+    images = data._Images(samples, numpy.asarray, True)
+    for index in range(20):
+        assert images[index, index][1] == 1
+
+
+def test_a_training_batch_is_whole_or_empty(photos, monkeypatch):
+    """BatchNorm refuses what a batch of two is without one of them."""
+    monkeypatch.setattr(data, "_SPARES", 0)
+    good, bad = sorted((photos / "dark").iterdir())[:2]
+    bad.write_bytes(bad.read_bytes()[:-400])
+    images = data._Images([(str(good), 0), (str(bad), 1)], to_tensor, True)
+    alone = Processes(0, 1, torch.device("cpu"))
+    (batch,) = data.Data(["a", "b"], images, images, 2, 0, 0, alone, []).training_batches(0)
+    assert (len(batch.images), len(batch.labels), batch.size) == (0, 0, 2)
+    assert [file.partition(":")[0] for file in batch.broken] == [str(bad)]
+
+
+def test_training_images_of_which_too_few_can_be_read(
+    networks, photos, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(data, "_SPARES", 1)
+    for path in photos.glob("*/*.png"):
+        path.write_bytes(path.read_bytes()[:-400])
+    assert _train(networks, tmp_path / "run", *_small(photos)) == 2
+    assert "error: --data: 16 images in a row cannot be read" in capsys.readouterr().err
+
+
 def test_held_out_images_of_which_none_can_be_read(networks, photos, tmp_path, capsys):
     root = tmp_path / "split"
     (root / "val").mkdir(parents=True)
@@ -305,6 +340,15 @@ def test_another_folder_with_as_many_images_is_another_run(networks, photos, tmp
     (photos / "dark").rename(photos / "shady")
     assert _train(networks, tmp_path / "run", *arguments, "--resume") == 2
     assert "has classes = dark, light, got light, shady" in capsys.readouterr().err
+
+
+def test_a_run_that_noted_no_classes_resumes(networks, photos, tmp_path):
+    arguments = _small(photos, "--epochs", "1")
+    assert _train(networks, tmp_path / "run", *arguments) == 0
+    state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
+    del state["settings"]["classes"]
+    torch.save(state, tmp_path / "run" / "checkpoint.pt")
+    assert _train(networks, tmp_path / "run", *arguments, "--resume") == 0
 
 
 def test_images_of_sixteen_bits_keep_their_greys(tmp_path):
@@ -327,14 +371,27 @@ def test_greys_of_more_than_eight_bits_have_all_levels(tmp_path, mode, step):
     assert numpy.array_equal(numpy.asarray(data._read(str(path)))[..., 2], values)
 
 
-@pytest.mark.parametrize("error", [NotImplementedError, MemoryError, SyntaxError, OSError])
+@pytest.mark.parametrize(
+    "error",
+    [
+        NotImplementedError("a DDS"),
+        MemoryError(),
+        SyntaxError("broken PNG"),
+        OSError("truncated"),
+        struct.error("unpack"),
+        Image.DecompressionBombError("too large"),
+    ],
+    ids=repr,
+)
 def test_whatever_pillow_raises_is_a_broken_image(photos, monkeypatch, error):
     def refuse(*_):
         raise error
 
     monkeypatch.setattr(Image, "open", refuse)
-    assert data._read(str(photos / "dark" / "00.png")) is None
-    assert not data._is_image(str(photos / "dark" / "00.png"))
+    path = str(photos / "dark" / "00.png")
+    assert data._drop_unreadable([(path, 0)]) == ([], [f"{path}: {error!r}"])
+    images = data._Images([(path, 0)], numpy.asarray, False)
+    assert images[0, 0] == (None, -1, [f"{path}: {error!r}"])
 
 
 @pytest.mark.parametrize(
@@ -342,13 +399,25 @@ def test_whatever_pillow_raises_is_a_broken_image(photos, monkeypatch, error):
     [
         ("--seed", "9" * 30, "expected an integer of at most 62 bits"),
         ("--seed", "1.5", "expected an integer"),
-        ("--mixup", "1e-300", "expected 0 or a number of at least 1e-06"),
+        ("--mixup", "1e-300", "expected 0 or a number from 0.01 to 1000000"),
+        ("--mixup", "0.001", "expected 0 or a number from 0.01 to 1000000"),
+        ("--mixup", "1e300", "expected 0 or a number from 0.01 to 1000000"),
     ],
 )
 def test_numbers_that_nothing_can_be_made_of(option, value, expected, capsys):
     with pytest.raises(SystemExit):
         main(["train", option, value])
     assert f"{option}: got '{value}', {expected}" in capsys.readouterr().err
+
+
+def test_the_least_mixup_mixes_as_little_as_it_says():
+    """Of a smaller alpha PyTorch draws 0.5, where a Beta distribution gives 0 or 1."""
+    torch.manual_seed(0)
+    alpha = torch.tensor(arguments._LEAST_MIXUP)
+    drawn = torch.distributions.Beta(alpha, alpha).sample((10000,))
+    exact = numpy.random.default_rng(0).beta(float(alpha), float(alpha), 10000)
+    mixed, expected = ((abs(v - 0.5) < 0.4).sum() / 10000 for v in (drawn.numpy(), exact))
+    assert mixed == pytest.approx(expected, abs=0.01)
 
 
 def test_a_folder_with_train_and_val_is_taken_as_it_is(networks, photos, tmp_path, capsys):

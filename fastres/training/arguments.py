@@ -15,8 +15,9 @@ __all__ = ["add_arguments", "settings_of"]
 _FREE = {"command", "data", "device", "out", "resume", "run", "save_every", "tensorboard"}
 _FREE |= {"threads", "workers", "reference"}
 
-#: Of a Beta distribution in float32.
-_LEAST_MIXUP = 1e-6
+#: Between them PyTorch, in float32, draws from a Beta distribution as it should: below, 0.5 comes
+#: instead of 0 or 1; far above, 0 instead of 0.5.
+_LEAST_MIXUP, _MOST_MIXUP = 0.01, 1_000_000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -151,8 +152,8 @@ def _seed(text: str) -> int:
 
 def _mixup(text: str) -> float:
     value = _not_negative(text)
-    if 0 < value < _LEAST_MIXUP:
-        expected = f"0 or a number of at least {_LEAST_MIXUP}"
+    if value and not _LEAST_MIXUP <= value <= _MOST_MIXUP:
+        expected = f"0 or a number from {_LEAST_MIXUP} to {_MOST_MIXUP}"
         raise argparse.ArgumentTypeError(f"got {text!r}, expected {expected}")
     return value
 

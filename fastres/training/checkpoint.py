@@ -15,6 +15,10 @@ from ..cli_errors import CliError
 __all__ = ["Checkpoint", "Position", "write_atomically"]
 
 
+#: Settings that older checkpoints lack, which says nothing about the run.
+_NOTED_LATER = {"classes"}
+
+
 class Stateful(Protocol):
     """A model, an optimizer, a schedule, a record."""
 
@@ -68,7 +72,8 @@ class Checkpoint:
         except (OSError, RuntimeError, pickle.UnpicklingError, KeyError, TypeError, EOFError) as e:
             raise CliError(f"--resume: {self.path} is not a checkpoint: {e}") from e
         for name, value in self.settings.items():
-            if settings.get(name) != value:
+            is_known = name in settings or name not in _NOTED_LATER
+            if is_known and settings.get(name) != value:
                 raise CliError(
                     f"--resume: the run in {self.path.parent} has {name} = {settings.get(name)}, "
                     f"got {value}"

@@ -8,10 +8,11 @@ have seen.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +47,13 @@ class Batch:
     images: Tensor
     labels: Tensor
     broken: list[str]
+    """The files that could not be read, each with the reason."""
     size: int
     """How many images it was to have."""
 
 
-# Of a training image that is broken, at most so many after it are tried in its place.
-_SPARES = 100
+#: So many images are tried in the place of one that is broken: enough where one of fifty is whole.
+_SPARES = 1000
 
 #: What an image comes to: None where neither it nor a spare can be read, its class, and the files
 #: that could not be.
@@ -64,15 +66,14 @@ class _Images(Dataset[_Item]):
     Args:
         samples: all of them.
         transform: what becomes of an image.
-        has_spares: whether the next one that can be read takes the place of a broken one, so that
-            batches are whole: every process has to make every step, and BatchNorm needs more than
-            one value.
+        has_spares: whether another one takes the place of a broken one, so that batches are whole:
+            every process has to make every step, and BatchNorm needs more than one value.
     """
 
     def __init__(self, samples: Sequence[Sample], transform: Transform, has_spares: bool) -> None:
         self.samples = samples
         self.transform = transform
-        self.tries = min(len(samples), 1 + _SPARES) if has_spares else 1
+        self.has_spares = has_spares
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -80,29 +81,56 @@ class _Images(Dataset[_Item]):
     def __getitem__(self, index_and_seed: tuple[int, int]) -> _Item:
         index, seed = index_and_seed
         broken: list[str] = []
-        for i in range(self.tries):
-            source, label = self.samples[(index + i) % len(self.samples)]
-            image = _read(source)
-            if image is not None:
+        for candidate in self._candidates(index, seed):
+            source, label = self.samples[candidate]
+            try:
+                image = _read(source)
+            except _BrokenImage as error:
+                broken.append(str(error))
+            else:
                 torch.manual_seed(seed)
                 return self.transform(image), label, broken
-            broken.append(source)
         return None, -1, broken
+
+    def _candidates(self, index: int, seed: int) -> Iterator[int]:
+        """The image and its spares: of any class, as it may be a whole class that is broken."""
+        yield index
+        if self.has_spares:
+            generator = torch.Generator().manual_seed(seed)
+            order = torch.randperm(len(self.samples), generator=generator)
+            yield from order[:_SPARES].tolist()
+
+
+class _BrokenImage(Exception):
+    """Says which file cannot be read, and what Pillow raised."""
+
+
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[Any]:
+    """The file as Pillow opens it; whatever goes wrong, there or within, is a broken image."""
+    import PIL.Image
+
+    try:
+        with PIL.Image.open(path) as file:
+            yield file
+    except Exception as error:  # decoders raise whatever they meet, SyntaxError for a broken PNG
+        raise _BrokenImage(f"{path}: {error!r}") from error
 
 
 def _read(source: Any) -> Any:
-    """The image, decoded; None where the file is broken."""
+    """The image, decoded.
+
+    Raises:
+        _BrokenImage: it cannot be.
+    """
     if not isinstance(source, str):
         return source
     import PIL.Image
 
-    try:
-        with PIL.Image.open(source) as file:
-            # Pillow cuts off what is above 255 of sixteen bits.
-            image = PIL.Image.fromarray(_eight_bits(file)) if file.mode[0] == "I" else file
-            return image.convert("RGB")
-    except Exception:  # Pillow's decoders raise whatever they meet, SyntaxError for a broken PNG
-        return None
+    with _opened(source) as file:
+        # Pillow cuts off what is above 255 of sixteen bits.
+        image = PIL.Image.fromarray(_eight_bits(file)) if file.mode[0] == "I" else file
+        return image.convert("RGB")
 
 
 def _eight_bits(file: Any) -> Any:
@@ -112,23 +140,21 @@ def _eight_bits(file: Any) -> Any:
     return high.clip(0, 255).astype(numpy.uint8)
 
 
-def _is_image(source: Any) -> bool:
-    """Whether the file's header is an image's; what is broken further in shows when it is read."""
+def _why_no_image(source: Any) -> str | None:
+    """What is wrong with a file's header; what is broken further in shows when it is read."""
     if not isinstance(source, str):
-        return True
-    import PIL.Image
-
+        return None
     try:
-        with PIL.Image.open(source):
-            return True
-    except Exception:  # as above
-        return False
+        with _opened(source):
+            return None
+    except _BrokenImage as error:
+        return str(error)
 
 
 def _collate(items: Sequence[_Item]) -> Batch:
     images = [image for image, _, _ in items if image is not None]
     labels = [label for image, label, _ in items if image is not None]
-    broken = [path for _, _, paths in items for path in paths]
+    broken = [file for _, _, files in items for file in files]
     stacked = torch.stack(images) if images else torch.empty(0)
     return Batch(stacked, torch.tensor(labels), broken, len(items))
 
@@ -145,7 +171,7 @@ class Data:
     workers: int
     processes: Processes
     unreadable: list[str]
-    """Files in the folder that are no images, and in neither set."""
+    """Files in the folder that are no images, each with the reason; they are in neither set."""
 
     @property
     def steps(self) -> int:
@@ -153,7 +179,10 @@ class Data:
         return len(self.train) // (self.batch * self.processes.count)
 
     def training_batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """This process's batches of an epoch, from step ``start`` on."""
+        """This process's batches of an epoch, from step ``start`` on.
+
+        Each is whole, or empty where too few images can be read to fill it.
+        """
         count, base = len(self.train), self.seed + epoch * len(self.train)
         generator = torch.Generator().manual_seed(base)
         order = torch.randperm(count, generator=generator).tolist()
@@ -163,7 +192,10 @@ class Data:
         batches = [
             mine[step * self.batch : (step + 1) * self.batch] for step in range(start, self.steps)
         ]
-        yield from self._load(self.train, batches)
+        for batch in self._load(self.train, batches):
+            is_whole = len(batch.labels) == batch.size
+            empty = replace(batch, images=batch.images[:0], labels=batch.labels[:0])
+            yield batch if is_whole else empty
 
     def validation_batches(self) -> Iterator[Batch]:
         """This process's part of the held-out images, each of them once."""
@@ -312,8 +344,8 @@ def _hold_out(samples: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
 
 
 def _drop_unreadable(samples: list[Sample]) -> tuple[list[Sample], list[str]]:
-    """The samples whose file is an image's, and the names of the others."""
+    """The samples whose file is an image's, and the other files, each with the reason."""
     with ThreadPoolExecutor(_READERS) as pool:
-        good = list(pool.map(lambda sample: _is_image(sample[0]), samples))
-    kept = [sample for sample, is_good in zip(samples, good, strict=True) if is_good]
-    return kept, [sample[0] for sample, is_good in zip(samples, good, strict=True) if not is_good]
+        reasons = list(pool.map(lambda sample: _why_no_image(sample[0]), samples))
+    kept = [sample for sample, reason in zip(samples, reasons, strict=True) if reason is None]
+    return kept, [reason for reason in reasons if reason is not None]
