@@ -162,7 +162,9 @@ class _Call(NamedTuple):
         """
         if self.training:
             return TrainingPlan(module, self.pattern, self.autocast, self.grad, options.memory)
-        return Plan(module, self.pattern, self.autocast, options.blocks, options.staleness)
+        return Plan(
+            module, self.pattern, self.autocast, options.blocks, options.staleness, self.grad
+        )
 
 
 class State:
@@ -290,6 +292,8 @@ def _run_plan(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     call = _Call(pattern, torch.is_autocast_enabled(device), training, torch.is_grad_enabled())
     for _ in range(2):
         plan = _find_plan(module, state, call)
+        if isinstance(plan, Plan) and call.grad and plan.may_need_grad(module):
+            plan = _find_plan(module, state, call._replace(training=True))
         if plan is None:
             return _NOT_RUN
         try:

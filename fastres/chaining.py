@@ -11,13 +11,13 @@ from torch import Tensor, fx
 
 from ._chain import ChainBlock, chain_blocks
 from .fx.names import FUSED
-from .packing import packed_index
+from .packing import first_number
 from .units import sole_user
 
 _BLOCK = torch.ops.fastres.grouped_bottleneck.default
 
 
-def chain_bottlenecks(graph: fx.Graph, constants: dict[str, Tensor]) -> None:
+def chain_bottlenecks(graph: fx.Graph, constants: dict[str, Tensor], first: int) -> None:
     """Puts a ``bottleneck_chain`` in the place of bottlenecks of which each feeds the next alone.
 
     Only on the CPU: on a GPU a packed weight is known by the tensor that it is, and slices are not.
@@ -26,10 +26,11 @@ def chain_bottlenecks(graph: fx.Graph, constants: dict[str, Tensor]) -> None:
         graph: a fused graph; rewritten in place.
         constants: what it reads, by name; those of chains are added, those that were joined and are
             read no more are taken out.
+        first: its ``first_number``.
     """
     if any(tensor.device.type != "cpu" for tensor in constants.values()):
         return
-    for index, chain in enumerate(find_chains(graph, _BLOCK)):
+    for index, chain in enumerate(find_chains(graph, _BLOCK), first):
         _join(graph, constants, chain, f"_chain_packed_{index}", f"_chain_shift_{index}")
     read = {node.target for node in graph.nodes if node.op == "get_attr"}
     for name in constants.keys() - read:
@@ -111,9 +112,8 @@ def replace_chain(graph: fx.Graph, chain: list[fx.Node], joined: fx.Node) -> Non
 
 def part_chains(frozen: fx.GraphModule) -> None:
     """Puts the bottlenecks back, in place, with constants of their own (``_packed_i``)."""
-    indices = (packed_index(name) for name, _ in frozen.named_buffers())
-    free = count(1 + max((index for index in indices if index is not None), default=-1))
     graph = frozen.graph
+    free = count(first_number(graph))
     for node in list(graph.nodes):
         if node.target is not torch.ops.fastres.bottleneck_chain:
             continue

@@ -14,12 +14,13 @@ from torch import fx, nn
 
 from . import _library
 from .fuse import fuse
+from .fx.effects import Effects
 from .fx.names import op_name
 from .fx.patterns import Reader
 from .fx.shapes import Image, image_of_example
 from .fx.sources import InputSource, Source
 from .packing import Staleness
-from .plan import Program, has_foreign_code
+from .plan import Program, has_foreign_code, plain_reader
 from .recipes import Unusable
 
 # Graphs with these switch something on or off for the nodes between them, which fusing would move.
@@ -96,7 +97,9 @@ def _program(
     graph.output(graph.graph_copy(graph_module.graph, val_map={}))
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
     examples_of = dict(zip(placeholders, examples, strict=True))
-    positions = {node: i for i, node in enumerate(placeholders)}
+    effects = Effects(graph, plain_reader({}))
+    # What the graph writes to is not the same where it is read as when it is called.
+    positions = {node: i for i, node in enumerate(placeholders) if not effects.is_written(node)}
 
     def is_parameter(node: fx.Node) -> bool:
         return _is_parameter(node, examples_of[node])

@@ -63,18 +63,19 @@ def freeze(
         if pattern is None:
             raise ValueError("freeze: example_input must hold tensors and plain constants only")
         fusion = Fusion(model, pattern, autocast=False, blocks=fuse_blocks)
-        packer = Packer(fusion.result.recipes, model, "content")
-        constants = packer.constants(model).all() if fusion.result.recipes else {}
+        result = fusion.result
+        packer = Packer(result.recipes, model, "content", first=result.first)
+        constants = packer.constants(model).all() if result.recipes else {}
     except TraceFailed as error:
         raise ValueError(
             f"freeze: model cannot be traced as a whole ({error}); freeze the part that can"
         ) from error
     except Unusable as error:
         raise ValueError(f"freeze: {error}") from error
-    graph = fusion.result.graph
+    graph = result.graph
     if not _gives_channels_last(fusion, model, arguments or ()):
         graph = contiguous_form(graph, fusion.reader())
-    chain_bottlenecks(graph, constants)
+    chain_bottlenecks(graph, constants, result.first)
     return _module(model, fusion, graph, constants)
 
 
@@ -107,8 +108,10 @@ def _module(
 
 
 def _copy_of(module: nn.Module) -> nn.Module:
-    duplicate = copy.deepcopy(module).eval()
-    return duplicate.requires_grad_(False)
+    duplicate = copy.deepcopy(module)
+    duplicate.eval()  # whose result a module of the user's may have forgotten to return
+    duplicate.requires_grad_(False)
+    return duplicate
 
 
 def _unflatten_output(graph: fx.Graph, spec: pytree.TreeSpec) -> None:

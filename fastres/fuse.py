@@ -26,7 +26,7 @@ from .fx.patterns import Reader
 from .fx.pools import read_max_pool
 from .fx.readings import Act, Add, Affine, Conv, Norm, Pad, Reading, Unfit
 from .fx.shapes import Image, Shapes
-from .packing import constant_names
+from .packing import constant_names, first_number
 from .recipes import NormRecipe, Recipe
 from .units import Block, Lone, Unit, describe, find_blocks, label, sole_user
 
@@ -58,6 +58,8 @@ class FusedGraph:
     graph: fx.Graph
     recipes: list[Recipe | NormRecipe] = field(default_factory=list)
     """Of the constants, ``_packed_i`` and so on, which the graph reads as attributes."""
+    first: int = 0
+    """The number of the first recipe's constants."""
     fused: list[Fused] = field(default_factory=list)
     left: list[Left] = field(default_factory=list)
     images: list[tuple[fx.Node, list[int]]] = field(default_factory=list)
@@ -112,7 +114,7 @@ class _Fuser:
         self._autocast = autocast
         self._effects = Effects(graph, reader)
         self._shapes = Shapes(graph, reader, inputs, autocast)
-        self._result = FusedGraph(graph)
+        self._result = FusedGraph(graph, first=first_number(graph))
         self._recipes: dict[Recipe | NormRecipe, int] = {}
         self._lone: list[Lone] = []
         self._replaced: dict[fx.Node, fx.Node] = {}
@@ -349,7 +351,7 @@ class _Fuser:
 
     def _read_constants(self, recipe: Recipe | NormRecipe, index: int) -> list[fx.Node]:
         # create_node: get_attr warns of names that the owning module lacks.
-        names = constant_names(recipe, index)
+        names = constant_names(recipe, self._result.first + index)
         return [self._graph.create_node("get_attr", name) for name in names]
 
     def _value(self, node: fx.Node) -> fx.Node:

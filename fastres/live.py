@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from .chaining import find_chains, replace_chain
 from .fx.heads import suits_linear
 from .fx.names import FUSED
-from .packing import chain_names, live_index, live_names, packed_index
+from .packing import chain_names, live_names, live_number, packed_number
 
 
 def live_form(graph: fx.Graph) -> fx.Graph:
@@ -40,23 +40,25 @@ def _drop_unread(graph: fx.Graph) -> None:
             graph.erase_node(node)
 
 
-def chain_live_bottlenecks(graph: fx.Graph) -> list[list[int]]:
+def chain_live_bottlenecks(graph: fx.Graph, first: int) -> list[list[int]]:
     """Puts a ``live_bottleneck_chain`` in the place of blocks of which each feeds the next alone.
 
     Args:
         graph: a ``live_form``; rewritten in place.
+        first: the ``first_number`` of its constants.
 
     Returns:
         Of each chain the recipes of its convolutions in turn: its scales and shifts are read under
         their ``chain_names``.
     """
     chains = find_chains(graph, torch.ops.fastres.live_bottleneck.default)
-    members = [_join(graph, chain, *chain_names(i)) for i, chain in enumerate(chains)]
+    members = [_join(graph, chain, *chain_names(i)) for i, chain in enumerate(chains, first)]
     _drop_unread(graph)
-    return members
+    return [[number - first for number in numbers] for numbers in members]
 
 
 def _join(graph: fx.Graph, chain: list[fx.Node], scale: str, shift: str) -> list[int]:
+    """The numbers of the recipes that were joined."""
     weights: list[fx.Node] = []
     algorithms: list[Any] = []
     geometry: tuple[list[int], ...] = ([], [], [], [])  # convs, stride, dilation, groups
@@ -75,8 +77,8 @@ def _join(graph: fx.Graph, chain: list[fx.Node], scale: str, shift: str) -> list
         )
     joined.meta[FUSED] = "live_bottleneck_chain"
     replace_chain(graph, chain, joined)
-    indices = [live_index(str(weight.target)) for weight in weights]
-    return [index for index in indices if index is not None]
+    numbers = [live_number(str(weight.target)) for weight in weights]
+    return [number for number in numbers if number is not None]
 
 
 def guard_heads(graph: fx.Graph) -> None:
@@ -164,6 +166,6 @@ def _bottleneck(
 
 def _live(graph: fx.Graph, packed: fx.Node) -> tuple[fx.Node, ...]:
     """The weight as it is, its scale and the algorithm, in place of a packed weight."""
-    index = packed_index(str(packed.target))
-    assert index is not None
-    return tuple(graph.create_node("get_attr", name) for name in live_names(index))
+    number = packed_number(str(packed.target))
+    assert number is not None
+    return tuple(graph.create_node("get_attr", name) for name in live_names(number))

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from . import _library
 from ._numerics import get_numerics
@@ -35,19 +35,29 @@ from .recipes import (
 Staleness = Literal["content", "version"]
 
 
-def constant_names(recipe: Recipe | NormRecipe, index: int) -> list[str]:
-    """What the constants are called that a graph's recipe ``index`` makes."""
-    return [f"_{name}_{index}" for name in recipe.names]
+def first_number(graph: fx.Graph) -> int:
+    """The number of a graph's first constants: above those in the names of what it reads already.
+
+    A model may have attributes with the very names of constants: it may be one that was frozen.
+    """
+    names = (str(node.target) for node in graph.nodes if node.op in ("get_attr", "call_module"))
+    numbers = (name.rpartition("_")[2] for name in names if name.startswith("_"))
+    return 1 + max((int(number) for number in numbers if number.isdecimal()), default=-1)
 
 
-def live_names(index: int) -> tuple[str, str, str]:
-    """Names of the weight as it is, the scale and the algorithm of recipe ``index``."""
-    return f"_weight_{index}", f"_scale_{index}", f"_algorithm_{index}"
+def constant_names(recipe: Recipe | NormRecipe, number: int) -> list[str]:
+    """What the constants are called that a graph's recipe of this number makes."""
+    return [f"_{name}_{number}" for name in recipe.names]
 
 
-def chain_names(index: int) -> tuple[str, str]:
-    """Names of the joined scales and shifts of a graph's live chain ``index``."""
-    return f"_chain_scale_{index}", f"_chain_shift_{index}"
+def live_names(number: int) -> tuple[str, str, str]:
+    """Names of the weight as it is, the scale and the algorithm of the recipe of this number."""
+    return f"_weight_{number}", f"_scale_{number}", f"_algorithm_{number}"
+
+
+def chain_names(number: int) -> tuple[str, str]:
+    """Names of the joined scales and shifts of a graph's live chain of this number."""
+    return f"_chain_scale_{number}", f"_chain_shift_{number}"
 
 
 def settled_constants(
@@ -55,6 +65,7 @@ def settled_constants(
     folds: Sequence[Fold],
     images: int | None,
     chains: Sequence[Sequence[int]] = (),
+    first: int = 0,
 ) -> dict[str, Any]:
     """What a graph reads beside weights, by name: shifts and affines, scales and algorithms.
 
@@ -63,14 +74,15 @@ def settled_constants(
         folds: what the vectors of each come to.
         images: how many images the call is for; None for any number.
         chains: of each live chain the recipes of its convolutions in turn.
+        first: the ``first_number`` of the graph.
     """
     values: dict[str, Any] = {}
-    for i, (recipe, fold) in enumerate(zip(recipes, folds, strict=True)):
+    for i, (recipe, fold) in enumerate(zip(recipes, folds, strict=True), first):
         values.update((f"_{name}_{i}", value) for name, value in fold.kept.items())
         if isinstance(recipe, Recipe):
             _, scale, algorithm = live_names(i)
             values[scale], values[algorithm] = fold.scale, recipe.algorithm(images)
-    for i, members in enumerate(chains):
+    for i, members in enumerate(chains, first):
         values.update(zip(chain_names(i), _joined([folds[m] for m in members]), strict=True))
     return values
 
@@ -85,23 +97,23 @@ def _joined(folds: Sequence[Fold]) -> tuple[Tensor, Tensor]:
     return torch.cat(scales), torch.cat(shifts)
 
 
-def packed_index(name: str) -> int | None:
-    """The recipe whose packed weight is called ``name``; None if it is something else."""
-    return _index(name, "_packed")
+def packed_number(name: str) -> int | None:
+    """The number of the recipe whose packed weight is called ``name``; None if it is another's."""
+    return _number(name, "_packed")
 
 
-def live_index(name: str) -> int | None:
-    """The recipe whose weight as it is is called ``name``; None if it is something else."""
-    return _index(name, "_weight")
+def live_number(name: str) -> int | None:
+    """The number of the recipe whose weight as it is is called so; None if it is another's."""
+    return _number(name, "_weight")
 
 
-def _index(name: str, kind: str) -> int | None:
+def _number(name: str, kind: str) -> int | None:
     prefix, _, digits = name.rpartition("_")
     return int(digits) if prefix == kind and digits.isdigit() else None
 
 
 class Constants:
-    """What a graph reads at one call: ``_packed_i``, ``_shift_i`` and so on, for recipe i.
+    """What a graph reads at one call: ``_packed_i``, ``_shift_i`` and so on, for each recipe.
 
     Args:
         recipes: of the constants.
@@ -112,6 +124,7 @@ class Constants:
         settled: what it reads beside them, of ``settled_constants``.
         packed: the packed weights that are kept between calls, by recipe; added to.
         keys: what tells that a kept one is up to date, None for those not to be kept.
+        first: the ``first_number`` of the graph.
     """
 
     def __init__(
@@ -124,7 +137,9 @@ class Constants:
         settled: dict[str, Any],
         packed: dict[int, tuple[Any, Tensor]],
         keys: Sequence[Any],
+        first: int,
     ) -> None:
+        self.first = first
         self._packed = packed
         self._keys = keys
         self._recipes = recipes
@@ -141,8 +156,9 @@ class Constants:
         values.update(zip(self._weight_names, self.weights, strict=True))
         return values
 
-    def pack(self, index: int) -> Tensor:
-        """The packed weight of recipe ``index``: made now, unless one is kept."""
+    def pack(self, number: int) -> Tensor:
+        """The packed weight of the recipe of this number: made now, unless one is kept."""
+        index = number - self.first
         recipe, weight = self._recipes[index], self.weights[index]
         assert isinstance(recipe, Recipe)
         scale, key = self._folds[index].scale, self._keys[index]
@@ -159,7 +175,8 @@ class Constants:
     def all(self) -> dict[str, Tensor]:
         """All of a graph's constants, by name."""
         values = {}
-        for i, (recipe, fold) in enumerate(zip(self._recipes, self._folds, strict=True)):
+        pairs = zip(self._recipes, self._folds, strict=True)
+        for i, (recipe, fold) in enumerate(pairs, self.first):
             for name in recipe.names:
                 value = self.pack(i) if name == "packed" else fold.kept[name]
                 values[f"_{name}_{i}"] = value
@@ -212,6 +229,7 @@ class Packer:
             small, and training-mode BatchNorm updates its statistics without counting versions. The
             hash waits for a GPU; while a CUDA graph is captured they are taken to be as before.
         chains: of each live chain of the graph the recipes of its convolutions in turn.
+        first: the ``first_number`` of the graph.
     """
 
     def __init__(
@@ -220,7 +238,9 @@ class Packer:
         root: nn.Module | None,
         staleness: Staleness,
         chains: Sequence[Sequence[int]] = (),
+        first: int = 0,
     ) -> None:
+        self._first = first
         self._recipes = list(recipes)
         self._chains = chains
         self._by_version = staleness == "version"
@@ -241,7 +261,7 @@ class Packer:
         self._lock = threading.Lock()
         self._state: _State | None = None
         self._packed: dict[int, tuple[Any, Tensor]] = {}
-        self._weight_names = [live_names(i)[0] for i in range(len(self._recipes))]
+        self._weight_names = [live_names(first + i)[0] for i in range(len(self._recipes))]
         self._settled: tuple[Any, Any, dict[str, Any]] = None, None, {}
 
     def constants(
@@ -268,8 +288,10 @@ class Packer:
         folds = self._fold(tensors, weights)
         keys = self._keys(weights, folds) if self._by_version else [None] * len(weights)
         settled = self._settled_for(folds, images)
-        names = self._weight_names
-        return Constants(self._recipes, weights, folds, images, names, settled, self._packed, keys)
+        names, first = self._weight_names, self._first
+        return Constants(
+            self._recipes, weights, folds, images, names, settled, self._packed, keys, first
+        )
 
     def _settled_for(self, folds: list[Fold], images: int | None) -> dict[str, Any]:
         """``settled_constants``, made again only for another fold, number of images or numerics."""
@@ -278,7 +300,7 @@ class Packer:
         if known_folds is not folds or known_key != key:
             # Not inference tensors, whatever mode this call is made in: they outlive it.
             with torch.inference_mode(False), torch.no_grad():
-                settled = settled_constants(self._recipes, folds, images, self._chains)
+                settled = settled_constants(self._recipes, folds, images, self._chains, self._first)
             self._settled = folds, key, settled
         return settled
 

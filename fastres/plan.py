@@ -26,7 +26,7 @@ from .fx.tracing import (
 )
 from .fx.watching import TraceFailed
 from .live import chain_live_bottlenecks, guard_heads, live_form
-from .packing import Constants, Packer, Staleness, packed_index
+from .packing import Constants, Packer, Staleness, packed_number
 from .recipes import DTYPES, Recipe, Unusable, check_same_device
 
 
@@ -38,13 +38,22 @@ class Fusion:
         pattern: how it is called.
         autocast: whether it is called under autocast.
         blocks: whether to make whole bottlenecks.
+        grad: whether it is called with gradients enabled, of which it will make none.
 
     Raises:
         TraceFailed: the module cannot be traced.
     """
 
-    def __init__(self, module: nn.Module, pattern: Pattern, autocast: bool, blocks: bool) -> None:
-        self.trace: Trace = trace(module, pattern)
+    def __init__(
+        self,
+        module: nn.Module,
+        pattern: Pattern,
+        autocast: bool,
+        blocks: bool,
+        grad: bool = False,
+    ) -> None:
+        self.trace: Trace = trace(module, pattern, grad)
+        self.tensors = _unregistered(module, self.trace.graph)
         reader, self.modules = reader_of(module, self.trace)
         self.result: FusedGraph = fuse(self.trace.graph, reader, image_input, autocast, blocks)
 
@@ -69,6 +78,18 @@ def reader_of(module: nn.Module, traced: Trace) -> tuple[Reader, dict[str, nn.Mo
         return AttributeSource(module.get_submodule(path) if path else None, name)
 
     return Reader(modules, source, lambda found: found.read(module, ())), modules
+
+
+def _unregistered(module: nn.Module, graph: fx.Graph) -> list[Source]:
+    """The attributes that a trace reads other than parameters."""
+    found: list[Source] = []
+    for node in graph.nodes:
+        if node.op == "get_attr":
+            path, _, name = str(node.target).rpartition(".")
+            owner = module.get_submodule(path)
+            if name not in owner._parameters:
+                found.append(AttributeSource(owner if path else None, name))
+    return found
 
 
 class AnyFusion(Protocol):
@@ -202,8 +223,8 @@ class Program:
         graph, chains = result.graph, []
         if staleness == "content":
             graph = live_form(graph)
-            chains = chain_live_bottlenecks(graph)
-        self._packer = Packer(result.recipes, root, staleness, chains)
+            chains = chain_live_bottlenecks(graph, result.first)
+        self._packer = Packer(result.recipes, root, staleness, chains, result.first)
         contiguous = contiguous_form(graph, reader)
         for form in (graph, contiguous):
             guard_heads(form)
@@ -259,8 +280,10 @@ class Program:
 
 def _scope(root: nn.Module, constants: Constants) -> Scope:
     def otherwise(name: str) -> Any:
-        index = packed_index(name)
-        return getattr(root, name) if index is None else constants.pack(index)
+        number = packed_number(name)
+        if number is None or number < constants.first:
+            return getattr(root, name)
+        return constants.pack(number)
 
     return Scope(constants.kept(), otherwise)
 
@@ -270,7 +293,7 @@ class Plan:
 
     Args:
         module: the module; not kept.
-        pattern, autocast, blocks: as for ``Fusion``.
+        pattern, autocast, blocks, grad: as for ``Fusion``.
         staleness: as for ``Packer``.
 
     Raises:
@@ -284,24 +307,31 @@ class Plan:
         autocast: bool,
         blocks: bool,
         staleness: Staleness,
+        grad: bool,
     ) -> None:
-        fusion = Fusion(module, pattern, autocast, blocks)
+        fusion = Fusion(module, pattern, autocast, blocks, grad)
         self.pattern = pattern
         self.autocast = autocast
         self.structure = fusion.trace.structure
         self.opaque = list(fusion.trace.opaque)
         self._spec = fusion.trace.out_spec
         self._program = None
+        self._foreign = bool(self.opaque) or has_foreign_code(fusion.result.graph)
+        self._tensors = fusion.tensors
         if fusion.result.recipes:
-            foreign = bool(self.opaque) or has_foreign_code(fusion.result.graph)
             self._program = Program(
-                fusion.result, fusion.reader(), module, staleness, autocast, foreign
+                fusion.result, fusion.reader(), module, staleness, autocast, self._foreign
             )
 
     @property
     def is_useful(self) -> bool:
         """Whether anything was fused."""
         return self._program is not None
+
+    def may_need_grad(self, module: nn.Module) -> bool:
+        """Whether a result may need a gradient although no parameter and no input does."""
+        read = (source.read(module, ()) for source in self._tensors)
+        return self._foreign or any(t is not None and t.requires_grad for t in read)
 
     def run(self, module: nn.Module, tensors: Sequence[Tensor]) -> Any:
         """Calls the module that was traced with its tensor arguments, in order.

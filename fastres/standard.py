@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from . import reference, training_reference
 from .chaining import part_chains
-from .packing import live_names, packed_index
+from .packing import live_names, packed_number
 
 
 def unpack(frozen: fx.GraphModule) -> fx.GraphModule:
@@ -44,10 +44,10 @@ class _Unpacking(fx.Transformer):
     """Makes the graph again, on other operators; ``module`` gets the unpacked weights."""
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
-        index = packed_index(target)
-        if index is not None:
-            target, *_ = live_names(index)
-            packed = self.module.get_buffer(f"_packed_{index}")
+        number = packed_number(target)
+        if number is not None:
+            packed = self.module.get_buffer(target)
+            target, *_ = live_names(number)
             self.module.register_buffer(target, reference.unpack_conv_weight(packed))
         return super().get_attr(target, args, kwargs)
 

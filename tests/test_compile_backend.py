@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from importlib import metadata
 
 import pytest
@@ -178,3 +179,21 @@ def test_options(model, x):
         torch._dynamo.reset()
         compiled = _compile(model, options={"fuse_blocks": False})
         torch.testing.assert_close(compiled(x), model(x))
+
+
+class _WritesParameters(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+
+    def forward(self, x):
+        self.conv.bias.add_(1.0)
+        return self.norm(self.conv(x))
+
+
+@torch.no_grad()
+def test_parameters_that_the_graph_writes_to(x):
+    model = randomised(_WritesParameters())
+    compiled = _compile(copy.deepcopy(model))
+    for _ in range(2):
+        torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-4)

@@ -126,3 +126,20 @@ def test_errors():
     foreign = torch.fx.symbolic_trace(lambda x: torch.ops.fastres.content_hash([x]))
     with pytest.raises(ValueError, match=r"fastres\.content_hash is not one of freeze's operators"):
         fastres.unpack(foreign)
+
+
+@pytest.mark.parametrize("make", [TinyNet, lambda: nn.Sequential(TinyNet())])
+@torch.no_grad()
+def test_constants_of_another_rewriting_keep_their_names(make):
+    model, x = randomised(make()), torch.randn(2, 3, 21, 24)
+    expected = model(x)
+    unpacked = fastres.unpack(fastres.freeze(model))
+    for again in (
+        fastres.accelerate(copy.deepcopy(unpacked)),
+        fastres.freeze(unpacked),
+        fastres.unpack(fastres.freeze(unpacked)),
+        fastres.freeze(fastres.freeze(model)),
+        fastres.unpack(fastres.freeze(fastres.freeze(model))),
+        fastres.accelerate(fastres.freeze(model)),
+    ):
+        torch.testing.assert_close(again(x), expected, rtol=1e-3, atol=1e-4)

@@ -21,6 +21,8 @@ _INPLACE_OPERATORS = {
     operator.ilshift, operator.irshift, operator.imatmul, operator.iconcat,
 }  # fmt: skip
 
+_INPLACE_METHODS = {f"__{function.__name__}__" for function in _INPLACE_OPERATORS}
+
 # These are closures that all have the same name.
 _DISPATCHERS = {F.max_pool2d: "max_pool2d", F.adaptive_max_pool2d: "adaptive_max_pool2d"}
 
@@ -54,6 +56,8 @@ def is_trusted(node: fx.Node) -> bool:
 def is_inplace(node: fx.Node) -> bool:
     """Whether a function or method of PyTorch's writes to its first argument."""
     name = op_name(node)
+    if node.op == "call_method" and name in _INPLACE_METHODS:
+        return True
     in_name = name.endswith("_") and not name.endswith("__")
     return in_name or node.target in _INPLACE_OPERATORS or _inplace_argument(node)
 

@@ -252,7 +252,6 @@ def _pair(name: str, value: Any) -> tuple[int, int]:
 
 _DROPOUTS = (nn.Dropout, nn.Dropout2d)
 NORM_MODULES = (nn.BatchNorm2d, nn.SyncBatchNorm)
-_ACT_MODULES = (nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.SiLU, nn.LeakyReLU)
 _KNOWN = (
     nn.Conv2d, nn.Conv1d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
     *NORM_MODULES, *_DROPOUTS, nn.Identity, nn.ReLU6, nn.ReLU, nn.Hardtanh, nn.SiLU, nn.LeakyReLU,

@@ -14,7 +14,9 @@ from operator import itemgetter
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from .sources import AttributeSource
 
 #: Name of the instance attribute in which an accelerated module keeps its derived state.
 STATE = "_fastres"
@@ -149,7 +151,31 @@ class _OwnTensors:
         )
 
 
-def _configs(module: nn.Module) -> Iterator[Any]:
+Facts = tuple[Any, ...]
+
+
+def facts(tensor: Tensor) -> Facts:
+    """A tensor's metadata: shape, strides, dtype, device and so on."""
+    strides = tensor.stride() if tensor.layout is torch.strided else None
+    return tensor.shape, strides, tensor.dtype, tensor.device, tensor.layout, tensor.requires_grad
+
+
+class _Metadata:
+    """What a tensor's metadata was."""
+
+    __slots__ = ("_module", "_name", "_then")
+
+    def __init__(self, root: nn.Module, path: str, then: Facts) -> None:
+        owner, _, self._name = path.rpartition(".")
+        self._module = root.get_submodule(owner) if owner else None
+        self._then = then
+
+    def holds(self, root: nn.Module) -> bool:
+        tensor = AttributeSource(self._module, self._name).read(root, ())
+        return tensor is not None and facts(tensor) == self._then
+
+
+def configs(module: nn.Module) -> Iterator[Any]:
     """Objects of the user's that ``module`` refers to, such as a config read in ``forward``."""
     for name, value in module.__dict__.items():
         if (
@@ -168,6 +194,7 @@ class Structure:
         traced: modules whose ``forward`` was traced through, ``root`` among them.
         leaves: modules that the trace calls, and whose attributes it may have read.
         opaque: modules that the trace calls and knows nothing about, such as those with hooks.
+        metadata: of the tensors whose metadata it has read what that was, by path.
     """
 
     def __init__(
@@ -176,15 +203,17 @@ class Structure:
         traced: Iterable[nn.Module],
         leaves: Iterable[nn.Module],
         opaque: Iterable[nn.Module],
+        metadata: dict[str, Facts] | None = None,
     ) -> None:
-        self._records: list[_Record | _OwnTensors] = []
+        self._records: list[_Record | _OwnTensors | _Metadata] = []
         for module in traced:
             self._records.append(_Record(module, root))
-            self._records.extend(_Record(config, root) for config in _configs(module))
+            self._records.extend(_Record(config, root) for config in configs(module))
             if module._parameters or module._buffers:
                 self._records.append(_OwnTensors(module, root))
         self._records.extend(_Record(module, root) for module in leaves)
         self._records.extend(_Record(module, root, _HOOKS) for module in opaque)
+        self._records.extend(_Metadata(root, path, then) for path, then in (metadata or {}).items())
 
     def holds(self, root: nn.Module) -> bool:
         """Whether everything is as it was."""

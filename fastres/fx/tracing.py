@@ -9,10 +9,11 @@ that does such a thing (or branches on data, or has hooks) is left as a call in 
 
 from __future__ import annotations
 
+import gc
 import inspect
-import operator
 import re
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,9 +23,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from .forwards import forwards_seen
+from .forwards import check_types_unread, forwards_seen
+from .metadata import MetadataReads
+from .proxies import PROXIES, TensorProxy, ValueProxy
 from .structure import ORIGINAL_FORWARD, Structure, has_hooks, original_class
-from .watching import DREW, TraceFailed, undisturbed, watch
+from .watching import DREW, TraceFailed, take_back, undisturbed, watch
 
 
 class _Tensor:
@@ -111,7 +114,13 @@ def trace(module: nn.Module, pattern: Pattern, grad: bool = False) -> Trace:
     """
     with _lock, torch.set_grad_enabled(grad), undisturbed():
         tracer, graph = _record(module, pattern)
-    structure = Structure(module, tracer.traced, tracer.leaves.values(), tracer.opaque_modules())
+    structure = Structure(
+        module,
+        tracer.traced,
+        tracer.leaves.values(),
+        tracer.opaque_modules(),
+        tracer.metadata.read,
+    )
     assert tracer.out_spec is not None
     return Trace(graph, tracer.out_spec, structure, tracer.leaves, tracer.opaque)
 
@@ -141,8 +150,12 @@ def _record_once(
     tracer = _Tracer(module, pattern, finds_drawer)
     try:
         seen = forwards_seen(module, tracer.call_forward)
-        with watch(module), _no_autograd_functions(), seen:
-            return tracer, tracer.trace(module)
+        check_types_unread(module)
+        with watch(module), _no_autograd_functions(), tracer.metadata, seen:
+            graph = tracer.trace(module)
+        tracer.check()
+        tracer.check_nothing_kept()
+        return tracer, graph
     except TraceFailed:
         raise
     except Exception as error:  # a forward may raise anything when it meets a proxy
@@ -198,30 +211,6 @@ def opaque_reason(module: nn.Module) -> str | None:
     return None
 
 
-class _Proxy(fx.Proxy):
-    """A proxy that knows ``+=`` from ``+``, which ``torch.fx`` would record as the same."""
-
-
-def _inplace_method(function: Callable[[Any, Any], Any]) -> Callable[[_Proxy, Any], fx.Proxy]:
-    def method(self: _Proxy, other: Any) -> fx.Proxy:
-        return self.tracer.create_proxy("call_function", function, (self, other), {})
-
-    return method
-
-
-for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor"):
-    setattr(_Proxy, f"__i{_name}__", _inplace_method(getattr(operator, f"i{_name}")))
-
-
-class _TensorProxy(_Proxy):
-    """A proxy that passes for a tensor, so that ``isinstance(x, Tensor)`` is what it will be."""
-
-    __class__ = property(lambda self: Tensor)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> fx.Proxy:
-        raise TraceFailed("it deep-copies a tensor")
-
-
 @contextmanager
 def _no_autograd_functions() -> Iterator[None]:
     """Keeps proxies from ``autograd.Function.apply``, which takes them for tensors and crashes."""
@@ -229,7 +218,7 @@ def _no_autograd_functions() -> Iterator[None]:
     original = function.__dict__["apply"]
 
     def apply(cls: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:
-        if any(type(value) in (_TensorProxy, _Proxy) for value in args):
+        if any(type(value) in PROXIES for value in args):
             raise TraceFailed(f"it calls {cls.__name__}, an autograd.Function")
         return original.__get__(None, cls)(*args, **kwargs)
 
@@ -262,6 +251,9 @@ class _Tracer(fx.Tracer):
         self.leaves: dict[str, nn.Module] = {}
         self.opaque: dict[str, str] = {}
         self.out_spec: pytree.TreeSpec | None = None
+        self._failures: list[str] = []  # messages
+        self.metadata = MetadataReads(self._tensors, self._failures)
+        self._proxies: list[weakref.ref[fx.Proxy]] = []
 
     def opaque_modules(self) -> list[nn.Module]:
         return [self.root.get_submodule(path) for path in self.opaque]
@@ -293,28 +285,60 @@ class _Tracer(fx.Tracer):
 
         return flat_forward, proxies
 
+    # -- failures --
+
+    def failure(self, reason: str) -> TraceFailed:
+        """An error to raise, which counts even where the user's code catches it."""
+        self._failures.append(reason)
+        return TraceFailed(reason)
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        raise self.failure("it branches on a value that is not known before the call")
+
+    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        raise self.failure("it loops over a value that is not known before the call")
+
+    def check(self, failures: int = 0) -> None:
+        """Raises TraceFailed if there were failures, beyond the given number."""
+        if len(self._failures) > failures:
+            raise TraceFailed(self._failures[failures])
+
+    def check_nothing_kept(self) -> None:
+        """Raises TraceFailed if anything holds a proxy still: ``forward`` put it somewhere."""
+        self._attributes.clear()
+        if any(proxy() is not None for proxy in self._proxies):
+            gc.collect()
+        # A tuple: lists are what values are taken from.
+        kept = tuple(proxy for known in self._proxies if (proxy := known()) is not None)
+        for proxy in kept:
+            take_back(proxy)
+        if kept:
+            raise TraceFailed("it keeps a value outside of the module")
+
     # -- values --
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         # Contexts are entered while tracing, and no graph remembers that they were.
         if torch.is_grad_enabled() != self._grad:
-            raise TraceFailed(f"it {'disables' if self._grad else 'enables'} gradients")
+            raise self.failure(f"it {'disables' if self._grad else 'enables'} gradients")
         if _saved_tensors_hooks() != self._saving:
-            raise TraceFailed("it hooks what is saved for backward, as checkpoints do")
+            raise self.failure("it hooks what is saved for backward, as checkpoints do")
         if _autocast_state() != self._autocast:
-            raise TraceFailed("it switches autocast")
+            raise self.failure("it switches autocast")
         return super().create_node(*args, **kwargs)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         node.meta["tensor"] = _is_tensor(node)
-        return (_TensorProxy if node.meta["tensor"] else _Proxy)(node, self)
+        proxy = (TensorProxy if node.meta["tensor"] else ValueProxy)(node, self)
+        self._proxies.append(weakref.ref(proxy))
+        return proxy
 
     def create_arg(self, a: Any) -> Any:
-        if type(a) in (_TensorProxy, _Proxy):
+        if type(a) in PROXIES:
             return a.node
         if isinstance(a, Tensor):
             if id(a) not in self._tensors:
-                raise TraceFailed("it makes a tensor out of nothing")
+                raise self.failure("it makes a tensor out of nothing")
             return self._attribute(self._tensors[id(a)]).node
         return super().create_arg(a)
 
@@ -384,12 +408,16 @@ class _Tracer(fx.Tracer):
         """Traces a module's inside; if that fails, calls the module instead."""
         last = next(iter(reversed(self.graph.nodes)))
         stack = dict(self.module_stack)
-        traced = len(self.traced)
+        traced, failures = len(self.traced), len(self._failures)
         self.traced.append(m)
         try:
+            check_types_unread(m)
             with watch(m, self._finds_drawer), self._runs(m):
-                return super().call_module(m, forward, args, kwargs)
+                out = super().call_module(m, forward, args, kwargs)
+            self.check(failures)
+            return out
         except Exception as error:
+            del self._failures[failures:]
             self._undo(last)
             del self.traced[traced:]
             self.module_stack.clear()

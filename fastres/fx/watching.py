@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import sys
 import threading
@@ -12,6 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from .structure import configs
 
 
 class TraceFailed(Exception):
@@ -32,17 +35,19 @@ def watch(module: nn.Module, draws_of_numpy: bool = True) -> Iterator[None]:
         module: what has the attributes.
         draws_of_numpy: whether to look for those of NumPy, which lets other threads run.
     """
-    before = _Attributes(module)
-    states = _RandomStates(draws_of_numpy)
+    before = [_Attributes(watched) for watched in (module, *configs(module))]
+    with torch._C.DisableTorchFunction():  # these reads are nobody's to see
+        states, draws = _RandomStates(draws_of_numpy), _NoDraws()
     try:
-        with _NoDraws():
+        with draws:
             yield
     finally:
-        drew = states.changed()
-        if drew:
-            states.restore()
-        changed = before.restore()
-    if drew:
+        with torch._C.DisableTorchFunction():
+            drew = states.changed()
+            if drew:
+                states.restore()
+        changed = next(filter(None, [attributes.restore() for attributes in before]), None)
+    if drew or draws.refused:  # the user's code may have caught what was raised
         raise TraceFailed(DREW)
     if changed is not None:
         raise TraceFailed(f"its forward assigns its attribute {changed!r}")
@@ -73,6 +78,16 @@ class _NoDraws(TorchDispatchMode):
     there nearly always are others, such as a progress bar's.
     """
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Else PyTorch imports Dynamo at the first operator, which takes seconds and keeps what it
+        # finds of nn.Module, while torch.fx has patched that.
+        return False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.refused = False
+
     def __torch_dispatch__(
         self,
         func: Any,
@@ -81,8 +96,21 @@ class _NoDraws(TorchDispatchMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         if torch.Tag.nondeterministic_seeded in func.tags:
+            self.refused = True
             raise TraceFailed(DREW)
         return func(*args, **(kwargs or {}))
+
+
+def take_back(value: Any) -> None:
+    """Removes a value from the lists, sets and dicts that hold it, as far as these can be found."""
+    for holder in gc.get_referrers(value):
+        if isinstance(holder, list):
+            holder[:] = [item for item in holder if item is not value]
+        elif isinstance(holder, set):
+            holder.discard(value)
+        elif isinstance(holder, dict):
+            for key in [key for key, item in holder.items() if item is value]:
+                del holder[key]
 
 
 class _RandomStates:
@@ -125,9 +153,9 @@ def _equal(a: Any, b: Any) -> bool:
 
 
 class _Attributes:
-    """A module's attributes, with the contents of lists, dicts and sets one level deep."""
+    """An object's attributes, with the contents of lists, dicts and sets one level deep."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: Any) -> None:
         self._module = module
         self._values = dict(module.__dict__)
         self._contents = {
