@@ -198,8 +198,6 @@ class Plan:
             plan.cuda, no_cuda = find_cuda()
             if plan.cuda is None:
                 plan.skip_cuda(no_cuda)
-        if not CUDA_SOURCES:
-            plan.skipped["libfastres_cuda"] = "this version has no CUDA kernels (csrc/cuda/*.cu)"
         python_h = Path(sysconfig.get_path("include")) / "Python.h"
         plan.diagnostics = python_h.is_file()
         if not plan.diagnostics:
@@ -285,7 +283,7 @@ def build_native_command(plan: Plan) -> type:
             "Install it, or leave out --no-build-isolation, or set FASTRES_NATIVE=0."
         )
 
-    if plan.cuda and CUDA_SOURCES and torch.version.cuda is None:
+    if plan.cuda and torch.version.cuda is None:
         plan.skip_cuda(f"torch {torch.__version__}, which is built against, is a CPU build")
 
     class BuildNative(cpp_extension.BuildExtension):

@@ -8,6 +8,7 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <limits>
 #include <optional>
@@ -72,11 +73,16 @@ inline void check_input(const Tensor& x, const char* op) {
         torch::headeronly::toString(x.scalar_type()));
 }
 
+// Of strides, paddings and the like: their sums and products stay within 64 bits.
+constexpr int64_t kLargestArgument = (int64_t{1} << 31) - 1;
+
 inline Extent positive_pair(const std::vector<int64_t>& values, const char* op, const char* name) {
   check(values.size() == 2, op, ": ", name, " must be two positive integers, got ", values.size(),
         " values");
   check(values[0] > 0 && values[1] > 0, op, ": ", name, " must be two positive integers, got ",
         values[0], ", ", values[1]);
+  check(std::max(values[0], values[1]) <= kLargestArgument, op, ": ", name, " must be at most ",
+        kLargestArgument, ", got ", values[0], ", ", values[1]);
   return {values[0], values[1]};
 }
 
@@ -85,6 +91,8 @@ inline Padding padding_of(const std::vector<int64_t>& values, const char* op) {
         " values");
   for (const int64_t value : values) {
     check(value >= 0, op, ": padding must not be negative, got ", value);
+    check(value <= kLargestArgument, op, ": padding must be at most ", kLargestArgument, ", got ",
+          value);
   }
   return {values[0], values[1], values[2], values[3]};
 }

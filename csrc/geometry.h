@@ -6,6 +6,8 @@
 
 namespace fastres {
 
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
 struct Padding {
   int64_t top = 0, bottom = 0, left = 0, right = 0;
   bool any() const { return top != 0 || bottom != 0 || left != 0 || right != 0; }

@@ -1,4 +1,4 @@
-// The packed weight: a header that says which convolution it is of, then float32 values.
+// The packed weight: a header that says which convolution it is of, then values.
 //
 // The layout is the same on every instruction set, so a packed weight can be saved on one machine
 // and used on another. fastres/reference.py reads the same layouts in Python.
@@ -26,10 +26,9 @@ enum class PackedLayout : int32_t {
   // [16][ceil(K/16)][C][16]: the 4x4 Winograd transforms of a dense 3x3, for stride 1.
   winograd = 3,
   // [K][R * S * Cg, padded with zeros to a multiple of 8], three times: float32, bfloat16, float16,
-  // then kKrscTail zero bytes. What CUDA kernels read, each the copy of its input's dtype: which
-  // one
-  // that is, autocast decides at every call. The tail gives it a size that no other layout has, and
-  // so tells it from them where the header cannot be read, on a GPU.
+  // then kKrscTail zero bytes. What CUDA kernels read, each the copy of its input's dtype, which
+  // autocast decides at every call. The tail gives it a size that no other layout has, and so tells
+  // it from them where the header cannot be read, on a GPU.
   krsc = 4,
   // [groups][Kg/32][R][S][Cg/32][2][16][16][2], bfloat16: of 32 output channels and 32 input
   // channels what a matrix tile takes, blocks of 16 output channels, in which every row has two

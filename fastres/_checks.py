@@ -24,10 +24,16 @@ def _shape(tensor: Tensor) -> list[int]:
     return list(tensor.shape)
 
 
+# Sums and products of larger strides, paddings and the like leave the kernels' 64 bits.
+_LARGEST_ARGUMENT = 2**31 - 1
+
+
 def _require_ints(op: str, name: str, values: Sequence[int], count: int, minimum: int) -> None:
     if len(values) != count or any(value < minimum for value in values):
         kind = "positive" if minimum == 1 else "not negative"
         raise ValueError(f"{op}: {name} must be {count} ints, all {kind}, got {list(values)}")
+    if max(values) > _LARGEST_ARGUMENT:
+        raise ValueError(f"{op}: {name} must be at most {_LARGEST_ARGUMENT}, got {list(values)}")
 
 
 def _require_same_device(op: str, x: Tensor, **others: Tensor | None) -> None:

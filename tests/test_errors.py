@@ -76,6 +76,12 @@ CONV_VALUES = {
     "negative stride": ({"stride": (-1, 1)}, r"stride must be .*positive.*-1, 1"),
     "zero dilation": ({"dilation": (0, 1)}, r"dilation must be .*positive.*0, 1"),
     "negative padding": ({"padding": (1, 1, -1, 1)}, r"padding must .*negative.*-1"),
+    "huge stride": ({"stride": (1, 2**31)}, r"stride must be at most.*2147483648"),
+    "huge dilation": (
+        {"dilation": (2**63 - 1, 1)},
+        r"dilation must be at most.*92233720368",
+    ),
+    "huge padding": ({"padding": (2**62, 2**62, 1, 1)}, r"padding must be at most.*46116860184"),
     "input below kernel": (
         {"x": torch.randn(2, 8, 1, 7), "padding": (0, 1, 1, 1), "residual": None},
         r"x .*too small.*2.*3",

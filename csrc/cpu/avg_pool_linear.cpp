@@ -61,7 +61,7 @@ void average(const Microkernels& kernels, const Image& x, int64_t n, Range chann
 
 // The averages of all images, [n][channels].
 void average_all(const Microkernels& kernels, const Image& x, float* averages) {
-  const int64_t groups = (x.channels + kChannelsAtOnce - 1) / kChannelsAtOnce;
+  const int64_t groups = ceil_div(x.channels, kChannelsAtOnce);
   // Images that have to be loaded are loaded for all channels.
   const int64_t shares = x.is_float32_nhwc() ? std::min(groups, thread_count()) : 1;
   const int64_t parts = std::min(thread_count(), x.batch * shares);
@@ -149,7 +149,7 @@ Tensor avg_pool_linear(const Tensor& x, const Tensor& weight, const std::optiona
   Linear linear{
       matrix_image(dense_weight, outputs, image.channels), {}, averages.data(), image.batch, y};
   if (dense_bias.has_value()) linear.bias = matrix_image(*dense_bias, outputs, 1);
-  const int64_t chunks = (outputs + kRowsAtOnce - 1) / kRowsAtOnce;
+  const int64_t chunks = ceil_div(outputs, kRowsAtOnce);
   const int64_t parts = std::min(thread_count(), chunks);
   parallel_parts(parts, [&](int64_t part) {
     const Range mine = even_range(chunks, parts, part);

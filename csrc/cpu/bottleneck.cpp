@@ -57,7 +57,7 @@ class BandWalker {
     // Bands of nearly equal height, in pairs of rows: what Winograd's tiles are made of.
     const int64_t pairs = (last - first + 1) / 2;
     const int64_t pairs_in_cache = std::max<int64_t>(1, rows_in_cache() / 2);
-    const int64_t bands = (pairs + pairs_in_cache - 1) / pairs_in_cache;
+    const int64_t bands = ceil_div(pairs, pairs_in_cache);
     int64_t computed = first * block_.stride.h - block_.dilation.h;  // inner rows before this one
     for (int64_t i = 0; i < bands; ++i) {
       const Range pair = even_range(pairs, bands, i);
@@ -182,7 +182,7 @@ class BandWalker {
     if (!prefers_tiles(kernels_, block_.reduce, block_.in.w)) return 1;
     const int64_t at_once =
         std::max<int64_t>(1, split_rows_in_cache(kernels_, block_.reduce, block_.in.w));
-    return (rows + at_once - 1) / at_once;
+    return ceil_div(rows, at_once);
   }
 
   // `next_row` is the first row of x that the band after this one reads first.

@@ -61,7 +61,7 @@ int64_t rows_per_slice(const Conv& conv) {
 
 int64_t slices_per_image(const Conv& conv) {
   const int64_t rows = rows_per_slice(conv);
-  return (conv.geometry.out.h + rows - 1) / rows;
+  return ceil_div(conv.geometry.out.h, rows);
 }
 
 // What one thread does: some slices (of the whole batch) and some panels of channels.
@@ -100,8 +100,7 @@ class Partition {
   // Time of the slowest thread in units of one FLOP: a byte from the shared cache costs about as
   // much as ten.
   static double cost(double flops, int64_t units, int64_t parts, double bytes_per_thread) {
-    const double slowest =
-        static_cast<double>((units + parts - 1) / parts) / static_cast<double>(units);
+    const double slowest = static_cast<double>(ceil_div(units, parts)) / static_cast<double>(units);
     return flops * slowest + 10.0 * bytes_per_thread;
   }
 
@@ -182,8 +181,8 @@ class BandRunner {
     const int64_t per_image = slices_per_image(conv_);
     const int64_t left = std::min(per_image - slices.begin % per_image, slices.size());
     if (left == slices.size() && left <= slices_alone_) return slices;
-    const int64_t bands = (left + slices_at_once_ - 1) / slices_at_once_;
-    return {slices.begin, slices.begin + (left + bands - 1) / bands};
+    const int64_t bands = ceil_div(left, slices_at_once_);
+    return {slices.begin, slices.begin + ceil_div(left, bands)};
   }
 
   int64_t slices_in_cache(Fetching fetching) const {

@@ -44,7 +44,7 @@ class PooledRows {
 
   // Output rows [first, last) of image n.
   void walk(int64_t n, int64_t first, int64_t last) const {
-    const int64_t bands = (last - first + rows_at_once() - 1) / rows_at_once();
+    const int64_t bands = ceil_div(last - first, rows_at_once());
     Range held{0, 0};  // rows of the convolution that are in the buffer
     for (int64_t i = 0; i < bands; ++i) {
       const Range rows = even_range(last - first, bands, i);

@@ -110,7 +110,7 @@ void run_winograd_batches(const Microkernels& kernels, const Conv& conv) {
   // Large images in parts of nearly equal height, which are pairs of rows.
   const int64_t pairs = (g.out.h + 1) / 2;
   const int64_t pairs_at_once = winograd_rows_at_once(g.out, channels) / 2;
-  const int64_t parts = (pairs + pairs_at_once - 1) / pairs_at_once;
+  const int64_t parts = ceil_div(pairs, pairs_at_once);
   for_each_winograd_batch(g.batch, g.out, channels, [&](Range images) {
     for (int64_t i = 0; i < parts; ++i) {
       const Range pair = even_range(pairs, parts, i);

@@ -69,8 +69,8 @@ void load_row(const Microkernels& kernels, const Image& image, int64_t n, int64_
 }  // namespace
 
 Image strided_image(Image image, Extent step) {
-  image.height = (image.height + step.h - 1) / step.h;
-  image.width = (image.width + step.w - 1) / step.w;
+  image.height = ceil_div(image.height, step.h);
+  image.width = ceil_div(image.width, step.w);
   image.stride_h *= step.h;
   image.stride_w *= step.w;
   return image;

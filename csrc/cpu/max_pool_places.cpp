@@ -20,7 +20,7 @@ PoolWindow placed_window(const std::vector<int64_t>& kernel_size,
                          Extent in, const char* op) {
   const PoolWindow window =
       pool_window(kernel_size, stride, padding, in, op, {"x", "kernel_size", "stride", "padding"});
-  check(window.kernel.h * window.kernel.w <= kMostPlaces, op, ": kernel_size must have at most ",
+  check(window.kernel.h <= kMostPlaces / window.kernel.w, op, ": kernel_size must have at most ",
         kMostPlaces, " places, got ", window.kernel.h, " x ", window.kernel.w);
   return window;
 }

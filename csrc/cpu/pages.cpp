@@ -1,12 +1,13 @@
 #include "pages.h"
 
 #include <sys/mman.h>
+#include <unistd.h>
 
 namespace fastres::cpu {
 
 size_t rounded_to_pages(size_t bytes) {
-  constexpr size_t kPage = 4096;
-  return (bytes + kPage - 1) / kPage * kPage;
+  static const auto page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+  return (bytes + page - 1) / page * page;
 }
 
 // Maps one huge page more and unmaps the ends.

@@ -166,7 +166,7 @@ class ChannelRange {
       std::fill_n(sums + k * sums_stride_ + lanes_, input_.loose(), 0.0F);
     }
     const int64_t at_once = products_in_cache();
-    const int64_t chunks = (input_.length() + at_once - 1) / at_once;
+    const int64_t chunks = ceil_div(input_.length(), at_once);
     for (int64_t i = 0; i < chunks; ++i) {
       multiply(input, even_range(input_.length(), chunks, i), sums);
     }

@@ -11,10 +11,11 @@ PoolWindow pool_window(const std::vector<int64_t>& size, const std::vector<int64
   window.kernel = positive_pair(size, op, names.size);
   window.stride = positive_pair(stride, op, names.stride);
   const Extent kernel = window.kernel;
+  check(in.h > 0 && in.w > 0, op, ": ", names.pooled, " must have pixels, got ", in.h, " x ", in.w);
   check(padding.size() == 2, op, ": ", names.padding, " must be 2 ints, got ", padding.size(),
         " values");
-  check(padding[0] >= 0 && padding[1] >= 0 && 2 * padding[0] <= kernel.h &&
-            2 * padding[1] <= kernel.w,
+  check(padding[0] >= 0 && padding[1] >= 0 && padding[0] <= kernel.h / 2 &&
+            padding[1] <= kernel.w / 2,
         op, ": ", names.padding, " must be 2 ints from 0 to half of ", names.size, ", got ",
         padding[0], ", ", padding[1]);
   window.padding = {padding[0], padding[1]};

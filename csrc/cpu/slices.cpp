@@ -5,12 +5,6 @@
 #include "scratch.h"
 
 namespace fastres::cpu {
-namespace {
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-}  // namespace
-
 Slices::Slices(int64_t images, int64_t rows, int64_t rows_in_cache, int64_t step, int64_t fewest)
     : images_(images), rows_(rows), step_(step) {
   const int64_t steps = ceil_div(rows, step);
@@ -21,7 +15,7 @@ Slices::Slices(int64_t images, int64_t rows, int64_t rows_in_cache, int64_t step
 }
 
 Slices::Slice Slices::operator[](int64_t i) const {
-  const Range steps = even_range((rows_ + step_ - 1) / step_, per_image_, i % per_image_);
+  const Range steps = even_range(ceil_div(rows_, step_), per_image_, i % per_image_);
   const int64_t row = steps.begin * step_;
   return {i / per_image_, row, std::min(steps.end * step_, rows_) - row};
 }

@@ -22,8 +22,6 @@ constexpr int64_t kGroupChannels = 128;
 // either way.
 constexpr int64_t kMostKeptBytes = int64_t{1} << 19;
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 // Of the padded input, along one axis, the positions that `outputs` read and that are `phase` after
 // a multiple of the stride.
 int64_t positions_read(int64_t outputs, int64_t taps, int64_t dilation, int64_t stride,

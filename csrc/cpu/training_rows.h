@@ -32,7 +32,6 @@ class AffineConstants {
   explicit AffineConstants(int64_t channels)
       : zeros_(static_cast<size_t>(channels), 0.0F), ones_(static_cast<size_t>(channels), 1.0F) {}
   Affine identity() const { return {zeros_.data(), ones_.data(), zeros_.data()}; }
-  const float* zeros() const { return zeros_.data(); }
 
  private:
   std::vector<float> zeros_, ones_;

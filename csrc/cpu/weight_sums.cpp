@@ -23,8 +23,6 @@ constexpr int64_t kTileChannels = 512;
 constexpr int64_t kTileTapChannels = 128;
 constexpr int64_t kTileUnits = 32;
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 // Images without borders between them are one image, and such rows one row.
 void join(WgradTile& tile) {
   if (tile.tap_rows * tile.tap_cols > 1) return;

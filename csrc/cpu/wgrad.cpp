@@ -8,8 +8,6 @@
 namespace fastres::cpu {
 namespace {
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 // A part of the batch: whole images, or rows of one.
 struct PixelBlock {
   int64_t image, images;

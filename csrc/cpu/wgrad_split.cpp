@@ -15,7 +15,6 @@ namespace {
 constexpr int64_t kFewestPixels = 4 * kSplitChannels;
 constexpr int64_t kMostPixels = 32 * kSplitChannels;
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t round_up(int64_t value, int64_t multiple) { return ceil_div(value, multiple) * multiple; }
 
 // What a tile's pixels are shared out along: images, rows or pixels.

@@ -156,7 +156,7 @@ class WinogradWeightGradient {
   }
 
   void add_blocks(const WgradTile& all) const {
-    const int64_t parts = (all.pixels + kTilesAtOnce - 1) / kTilesAtOnce;
+    const int64_t parts = ceil_div(all.pixels, kTilesAtOnce);
     for (int64_t part = 0; part < parts; ++part) {
       const Range mine = even_range(all.pixels, parts, part);
       WgradTile t = all;

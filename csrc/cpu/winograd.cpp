@@ -180,8 +180,8 @@ void winograd_products(const Microkernels& kernels, const ConvLayer& layer,
   const int64_t bytes = input.channels * int64_t{sizeof(float)};
   const int64_t at_once = prefers_tiles(kernels, product, 1)
                               ? split_rows_in_cache(kernels, product, 1)
-                              : level2_cache_bytes() / 2 / bytes;
-  const int64_t parts = (tiles + at_once - 1) / at_once;
+                              : std::max<int64_t>(level2_cache_bytes() / 2 / bytes, 1);
+  const int64_t parts = ceil_div(tiles, at_once);
   for (int64_t position = positions.begin; position < positions.end; ++position) {
     // Threads begin with different panels, which inference may pack on use.
     product.first_panel = panels.size() * position / kWinogradPositions;

@@ -27,7 +27,7 @@ template <class Use>
 void for_each_winograd_batch(int64_t images, Extent out, int64_t channels, const Use& use) {
   const int64_t image_rows = (out.h + 1) / 2 * 2;
   const int64_t at_once = std::max<int64_t>(1, winograd_rows_at_once(out, channels) / image_rows);
-  const int64_t parts = (images + at_once - 1) / at_once;
+  const int64_t parts = ceil_div(images, at_once);
   for (int64_t i = 0; i < parts; ++i) use(even_range(images, parts, i));
 }
 

@@ -10,6 +10,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "../geometry.h"
+
 namespace fastres::cuda {
 
 enum class Dtype : int32_t { f32, bf16, f16 };
@@ -46,8 +48,6 @@ class Executor {
     launch({kernel, grid, block, shared, &params, sizeof(params)});
   }
 };
-
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // A size as kernels take it: elements are counted in 64 bits, pixels along an axis in 32.
 inline int32_t narrow(int64_t size) {

@@ -18,7 +18,6 @@ namespace {
 
 constexpr int64_t kTileRows = 16;
 constexpr int64_t kRowBytes = 64;
-constexpr int64_t kTileFloats = kTileRows * 16;
 
 // As assembly, so that neither compilers without these instructions' names nor a build of their own
 // are needed. None says that it reads memory: what they read was written by other functions.
