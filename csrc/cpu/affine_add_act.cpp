@@ -194,10 +194,6 @@ class BlockEndGradient {
   const bool unscaled_;
 };
 
-Tensor empty_vector(int64_t size, const Tensor& like) {
-  return torch::stable::empty({size}, ScalarType::Float, std::nullopt, like.device());
-}
-
 // The gradients of an affine's mean, scale and bias.
 struct AffineGradients {
   Tensor mean, scale, bias;

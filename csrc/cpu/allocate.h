@@ -38,6 +38,11 @@ inline Tensor empty_nhwc(int64_t n, int64_t c, Extent size, ScalarType type, con
                                   &release_buffer);
 }
 
+// Float32 [size].
+inline Tensor empty_vector(int64_t size, const Tensor& like) {
+  return torch::stable::empty({size}, ScalarType::Float, std::nullopt, like.device());
+}
+
 // Room for packed weights of so many bytes.
 inline Tensor empty_packed(int64_t bytes, const Tensor& like) {
   if (bytes < static_cast<int64_t>(kPooledBytes)) {

@@ -131,8 +131,8 @@ class BandRunner {
                         panels.size() == panel_count(kernels, conv.layer) &&
                         weight_bytes(conv.layer) <= level2_cache_bytes() / 4),
         loaded_stride_(scratch_pixel_stride(conv.layer)),
-        slices_alone_(slices_in_cache(Fetching::no)),
-        slices_at_once_(slices_in_cache(Fetching::yes)) {}
+        slices_alone_(slices_in_cache(Prefetch::no)),
+        slices_at_once_(slices_in_cache(Prefetch::yes)) {}
 
   // Whether each panel of weights is used once.
   bool uses_panels_once(Range slices) const {
@@ -167,7 +167,7 @@ class BandRunner {
   };
 
   // Whether there is a next band, whose rows are fetched.
-  enum class Fetching { no, yes };
+  enum class Prefetch { no, yes };
 
   Place place(Range slices) const {
     const int64_t per_image = slices_per_image(conv_);
@@ -185,17 +185,17 @@ class BandRunner {
     return {slices.begin, slices.begin + ceil_div(left, bands)};
   }
 
-  int64_t slices_in_cache(Fetching fetching) const {
-    return std::max<int64_t>(1, rows_in_cache(fetching) / rows_per_slice(conv_));
+  int64_t slices_in_cache(Prefetch prefetch) const {
+    return std::max<int64_t>(1, rows_in_cache(prefetch) / rows_per_slice(conv_));
   }
 
-  int64_t rows_in_cache(Fetching fetching) const {
+  int64_t rows_in_cache(Prefetch prefetch) const {
     const ConvGeometry& g = conv_.geometry;
     const int64_t input_bytes = stored_input_ ? sizeof(Bfloat16) : sizeof(float);
     const int64_t output_bytes = stored_output_ ? sizeof(Bfloat16) : sizeof(float);
     const int64_t output_row = g.out.w * g.out_channels * output_bytes;
     int64_t bytes_per_row = g.stride.h * g.padded_width() * g.in_channels * input_bytes;
-    if (fetching == Fetching::yes && !on_tiles_) bytes_per_row *= 2;
+    if (prefetch == Prefetch::yes && !on_tiles_) bytes_per_row *= 2;
     if (!direct_output_) bytes_per_row += output_row;
     if (fetches_output_) bytes_per_row += 2 * output_row;
     if (fetches_residual()) bytes_per_row += 2 * output_row;

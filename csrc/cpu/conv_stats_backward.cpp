@@ -20,10 +20,6 @@ constexpr const char* kOp = "conv_stats_backward";
 
 using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 
-Tensor empty_vector(int64_t size, const Tensor& like) {
-  return torch::stable::empty({size}, ScalarType::Float, std::nullopt, like.device());
-}
-
 float* floats_of(Tensor& tensor) { return static_cast<float*>(tensor.mutable_data_ptr()); }
 
 // Those of the affine's mean, scale and bias.
