@@ -162,7 +162,11 @@ def _load() -> None:
     _find_cudnn()
     _find_triton()
     _register_reference()
-    set_backend(os.environ.get("FASTRES_BACKEND") or "auto")
+    try:
+        set_backend(os.environ.get("FASTRES_BACKEND") or "auto")
+    except ValueError as error:
+        reason = str(error).removeprefix("set_backend: ")
+        raise ValueError(f"FASTRES_BACKEND: {reason}") from None
 
 
 def _native_is_off() -> bool:

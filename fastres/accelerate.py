@@ -124,7 +124,12 @@ def restore(model: nn.Module) -> nn.Module:
 
     Returns:
         ``model``.
+
+    Raises:
+        TypeError: ``model`` is not a module.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"restore: model must be an nn.Module, got {type(model).__name__}")
     for module in model.modules():
         if is_accelerated(module):
             module.__class__ = original_class(module)

@@ -113,7 +113,7 @@ def test_memory_is_freed_without_the_garbage_collector(x):
 
 @pytest.mark.parametrize("wrong", [None, torch.relu, {}])
 def test_not_a_module(wrong):
-    for function in (fastres.accelerate, fastres.explain, fastres.freeze):
+    for function in (fastres.accelerate, fastres.explain, fastres.freeze, fastres.restore):
         with pytest.raises(
             TypeError, match=rf"model must be an nn.Module, got {type(wrong).__name__}"
         ):

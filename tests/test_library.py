@@ -98,7 +98,7 @@ def test_the_backend_can_be_set_from_outside():
     ran = run_python(CONVOLVE + "print(fastres.get_backend())", FASTRES_BACKEND="reference")
     assert ran.stdout.strip() == "reference", ran.stderr
     ran = run_python("import fastres", FASTRES_BACKEND="tpu")
-    assert "ValueError: set_backend: unknown backend 'tpu', expected one of auto" in ran.stderr
+    assert "ValueError: FASTRES_BACKEND: unknown backend 'tpu', expected one of auto" in ran.stderr
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import gc
 import inspect
+import math
 import re
 import threading
 import weakref
@@ -65,8 +66,10 @@ class Pattern:
 def _kind(value: Any) -> Any:
     if type(value) in (Tensor, nn.Parameter):
         return TENSOR
-    # With its type, because 1 == True == 1.0.
-    return (type(value), value) if type(value) in _CONSTANTS else None
+    if type(value) not in _CONSTANTS:
+        return None
+    # With its type and sign, because 1 == True == 1.0, and 0.0 == -0.0.
+    return type(value), value, type(value) is float and math.copysign(1.0, value) < 0
 
 
 @dataclass
