@@ -37,7 +37,10 @@ def activation_memory(model: nn.Module, input_shape: Sequence[int]) -> Activatio
     x = torch.empty(*input_shape, dtype=dtype, device="meta")
     was_training = model.training
     try:
-        return ActivationMemory(_peak(model.eval(), x), _saved(model.train(), x))
+        model.eval()
+        peak = _peak(model, x)
+        model.train()
+        return ActivationMemory(peak, _saved(model, x))
     except (NotImplementedError, RuntimeError, ValueError):
         return None
     finally:

@@ -35,7 +35,8 @@ def kernel_choices(
     native = _library.diagnostics()
     if native is None:
         return {}
-    on_meta = model.to("meta").eval()
+    on_meta = model.to("meta")
+    on_meta.eval()
     choices: dict[str, str] = {}
 
     def noting(name: str) -> Any:

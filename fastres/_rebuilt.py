@@ -70,7 +70,8 @@ def measure(
     Raises:
         ValueError: the model does not run with such an input, or not on the meta device.
     """
-    on_meta = model.to("meta").eval()
+    on_meta = model.to("meta")
+    on_meta.eval()
     memory = activation_memory(on_meta, input_shape)
     outputs = _Outputs(on_meta)
     run_on_meta(on_meta, input_shape, "explain")

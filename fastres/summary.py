@@ -161,7 +161,8 @@ def summarize(
         RuntimeError, ValueError, TypeError: whatever the model says to an input of that shape.
     """
     layers = _record(model, input_shape)
-    on_meta = restore(copy.deepcopy(model)).to("meta").eval()
+    on_meta = restore(copy.deepcopy(model)).to("meta")
+    on_meta.eval()  # which some models' own forget to return
     return Summary(
         model=name or type(model).__name__,
         input_shape=tuple(input_shape),
@@ -203,7 +204,8 @@ class _Recorder:
     """Hooks on every module that note what went in, what came out, and the operations between."""
 
     def __init__(self, model: nn.Module) -> None:
-        self._model = model.eval()
+        model.eval()
+        self._model = model
         self._flops = FlopCounterMode(display=False)
         self._layers: list[Layer] = []
         self._counted: set[Tensor] = set()

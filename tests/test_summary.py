@@ -112,6 +112,25 @@ def test_the_model_is_left_alone():
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
+class _ReturnsNothing(nn.Sequential):
+    """Overrides ``train`` without returning the module, as timm's LeViT does."""
+
+    def train(self, mode: bool = True) -> None:
+        super().train(mode)
+
+
+def test_a_model_whose_train_returns_nothing():
+    model = nn.Sequential(_ReturnsNothing(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)), nn.ReLU())
+    model[0].register_forward_hook(lambda *_: None)  # called as it is, also by what freeze returns
+    model.eval()
+    x = torch.randn(1, 3, 9, 9)
+    with torch.no_grad():
+        torch.testing.assert_close(fastres.freeze(model)(x), model(x))
+    for whole in (model, model[0]):
+        assert summarize(whole, (1, 3, 9, 9)).layers
+        assert fastres.explain(whole, input_shape=(1, 3, 9, 9)).fused
+
+
 def test_an_accelerated_model_has_the_layers_of_its_original():
     model = torchvision.models.resnet18().eval()
     expected = summarize(model, (1, 3, 32, 32))
