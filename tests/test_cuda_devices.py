@@ -43,7 +43,7 @@ def move_to_gpu(model: nn.Module) -> None:
 
 def test_an_inference_plan_stays_on_the_gpu():
     model = small_resnext().eval()
-    plan = Plan(model, default_pattern(model), False, True, "content")
+    plan = Plan(model, default_pattern(model), False, True, "content", grad=False)
     with FakeTensorMode(), torch.no_grad():
         move_to_gpu(model)
         x = torch.randn(2, 3, 32, 32, device="cuda")
@@ -81,7 +81,7 @@ def test_max_pooling_goes_back_on_the_gpu():
 
 def test_parameters_on_two_devices_are_unusable():
     model = small_resnext().eval()
-    plan = Plan(model, default_pattern(model), False, True, "content")
+    plan = Plan(model, default_pattern(model), False, True, "content", grad=False)
     with FakeTensorMode():
         move_to_gpu(model[4])
         with pytest.raises(Unusable, match="different devices"):
