@@ -71,6 +71,7 @@ PATHS: dict[str, ConvCase] = {
     "3x3 of 72, dilated": ConvCase(72, 56, padding=(2, 2, 3, 3), dilation=(2, 3)),
     "3x3 of 64, dilated, /2": ConvCase(64, 64, (3, 3), (2, 2), (2, 2, 2, 2), (3, 2)),
     "4x1/3 of 64 a group": ConvCase(192, 72, (4, 1), (3, 3), groups=3, w=11),
+    "1x2/3 of 96 a group": ConvCase(384, 96, (1, 2), (3, 3), groups=4, h=12, w=17),
     "3x3 winograd": same(17, 33, algorithm="winograd"),
     "3x3 winograd, even": same(64, 48, h=14, w=10, algorithm="winograd"),
     "3x3 winograd of 512": same(512, 33, h=7, w=7, n=1, algorithm="winograd"),
