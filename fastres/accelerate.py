@@ -167,9 +167,8 @@ class _Call(NamedTuple):
         """
         if self.training:
             return TrainingPlan(module, self.pattern, self.autocast, self.grad, options.memory)
-        return Plan(
-            module, self.pattern, self.autocast, options.blocks, options.staleness, self.grad
-        )
+        fusion = Fusion(module, self.pattern, self.autocast, options.blocks, self.grad)
+        return Plan(module, fusion, options.staleness)
 
 
 class State:

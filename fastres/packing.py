@@ -64,8 +64,8 @@ def settled_constants(
     recipes: Sequence[Recipe | NormRecipe],
     folds: Sequence[Fold],
     images: int | None,
-    chains: Sequence[Sequence[int]] = (),
-    first: int = 0,
+    chains: Sequence[Sequence[int]],
+    first: int,
 ) -> dict[str, Any]:
     """What a graph reads beside weights, by name: shifts and affines, scales and algorithms.
 

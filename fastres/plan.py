@@ -52,6 +52,7 @@ class Fusion:
         blocks: bool,
         grad: bool = False,
     ) -> None:
+        self.autocast = autocast
         self.trace: Trace = trace(module, pattern, grad)
         self.tensors = _unregistered(module, self.trace.graph)
         reader, self.modules = reader_of(module, self.trace)
@@ -292,26 +293,12 @@ class Plan:
     """A fused module that can be run.
 
     Args:
-        module: the module; not kept.
-        pattern, autocast, blocks, grad: as for ``Fusion``.
+        module: the module that was fused; not kept.
+        fusion: of the module.
         staleness: as for ``Packer``.
-
-    Raises:
-        TraceFailed: the module cannot be traced.
     """
 
-    def __init__(
-        self,
-        module: nn.Module,
-        pattern: Pattern,
-        autocast: bool,
-        blocks: bool,
-        staleness: Staleness,
-        grad: bool,
-    ) -> None:
-        fusion = Fusion(module, pattern, autocast, blocks, grad)
-        self.pattern = pattern
-        self.autocast = autocast
+    def __init__(self, module: nn.Module, fusion: Fusion, staleness: Staleness) -> None:
         self.structure = fusion.trace.structure
         self.opaque = list(fusion.trace.opaque)
         self._spec = fusion.trace.out_spec
@@ -320,7 +307,7 @@ class Plan:
         self._tensors = fusion.tensors
         if fusion.result.recipes:
             self._program = Program(
-                fusion.result, fusion.reader(), module, staleness, autocast, self._foreign
+                fusion.result, fusion.reader(), module, staleness, fusion.autocast, self._foreign
             )
 
     @property

@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from fastres.fx.pools import MaxPoolWindow
 from fastres.fx.sources import PLAIN_TYPES
 from fastres.fx.tracing import default_pattern
-from fastres.plan import Plan
+from fastres.plan import Fusion, Plan
 from fastres.recipes import Unusable
 from fastres.training_functions import MaxPool
 from fastres.training_plan import TrainingPlan
@@ -43,7 +43,7 @@ def move_to_gpu(model: nn.Module) -> None:
 
 def test_an_inference_plan_stays_on_the_gpu():
     model = small_resnext().eval()
-    plan = Plan(model, default_pattern(model), False, True, "content", grad=False)
+    plan = Plan(model, Fusion(model, default_pattern(model), False, True), "content")
     with FakeTensorMode(), torch.no_grad():
         move_to_gpu(model)
         x = torch.randn(2, 3, 32, 32, device="cuda")
@@ -81,7 +81,7 @@ def test_max_pooling_goes_back_on_the_gpu():
 
 def test_parameters_on_two_devices_are_unusable():
     model = small_resnext().eval()
-    plan = Plan(model, default_pattern(model), False, True, "content", grad=False)
+    plan = Plan(model, Fusion(model, default_pattern(model), False, True), "content")
     with FakeTensorMode():
         move_to_gpu(model[4])
         with pytest.raises(Unusable, match="different devices"):

@@ -15,7 +15,7 @@ from .watching import TraceFailed
 # All that ``facts`` holds, in one form or another.
 _PROPERTIES = (
     "dtype", "device", "shape", "ndim", "layout", "requires_grad", "is_cuda", "is_cpu", "itemsize",
-    "is_sparse", "is_leaf", "nbytes",
+    "is_sparse", "nbytes",
 )  # fmt: skip
 _METHODS = (
     "size", "dim", "numel", "nelement", "stride", "is_contiguous", "is_floating_point",
