@@ -2,7 +2,7 @@
 
 import argparse
 
-from fastres.cli_arguments import output_file, positive_int
+from fastres.cli.arguments import output_file, positive_int
 
 from .shapes import DEFAULT_MODELS
 

@@ -27,8 +27,8 @@ from fastres import _plots
 from fastres._progress import Progress
 from fastres._table import format_table
 from fastres._version import __version__
-from fastres.cli_arguments import output_file, picture_file, positive_int
-from fastres.cli_errors import CliError
+from fastres.cli.arguments import output_file, picture_file, positive_int
+from fastres.cli.errors import CliError
 from fastres.models import CifarBottleneck
 from fastres.training.arguments import add_arguments
 from fastres.training.data import Batch, Data, open_data

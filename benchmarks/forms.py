@@ -16,7 +16,7 @@ from torch import nn
 import fastres
 from fastres._measure import medians, relative_error, time_in_turn
 from fastres._table import format_markdown, format_table
-from fastres.cli_arguments import positive_int
+from fastres.cli.arguments import positive_int
 from fastres.forms import Form, to_form
 
 #: Stage -> (input channels, planes, height and width at 224 pixels).

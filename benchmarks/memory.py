@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 
 from fastres._table import format_table
-from fastres.cli_errors import CliError
-from fastres.cli_models import load_model
+from fastres.cli.errors import CliError
+from fastres.cli.models import load_model
 
 from .arguments import network_parser
 from .contestants import BUILDERS, EAGER, EAGER_CHANNELS_LAST, FASTRES, Call

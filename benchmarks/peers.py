@@ -18,10 +18,10 @@ from fastres import _measure, _plots
 from fastres._progress import Progress
 from fastres._table import format_markdown, format_table
 from fastres._version import __version__
-from fastres.cli_arguments import output_file, picture_file
-from fastres.cli_errors import CliError
-from fastres.cli_images import load_photos, photo_batch
-from fastres.cli_models import load_model, make_ready
+from fastres.cli.arguments import output_file, picture_file
+from fastres.cli.errors import CliError
+from fastres.cli.images import load_photos, photo_batch
+from fastres.cli.models import load_model, make_ready
 
 from .arguments import network_parser
 from .contestants import BUILDERS, EAGER, EAGER_CHANNELS_LAST, FASTRES, Call

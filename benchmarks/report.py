@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fastres._table import format_table
-from fastres.cli_arguments import output_file
+from fastres.cli.arguments import output_file
 
 from .baseline import is_eager
 from .report_plots import network_bars, peak_bars, roofline

@@ -18,10 +18,11 @@ from types import ModuleType
 
 import torch
 
-from fastres import _algorithm, _library, _measure
+from fastres import _library, _measure
 from fastres._progress import Progress
 from fastres._table import format_markdown, format_table
-from fastres.cli_arguments import output_file
+from fastres.cli.arguments import output_file
+from fastres.weights import algorithm
 
 from .arguments import network_parser
 from .layers import conv_layer
@@ -107,7 +108,7 @@ def _timed(cases: list[tuple[ConvShape, int]], rounds: int) -> Iterable[tuple[st
 
 def _algorithm_of(shape: ConvShape) -> str:
     *_, best = shape.algorithms
-    return _algorithm.for_output(best, shape.in_channels // shape.groups)
+    return algorithm.for_output(best, shape.in_channels // shape.groups)
 
 
 def _kind(shape: ConvShape) -> str:

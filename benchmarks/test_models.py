@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from fastres import _measure
-from fastres.cli_contenders import Contenders
-from fastres.cli_images import load_photos, photo_batch
-from fastres.cli_models import calibrate_batch_norm, load_model
-from fastres.summary import summarize
+from fastres.cli.contenders import Contenders
+from fastres.cli.images import load_photos, photo_batch
+from fastres.cli.models import calibrate_batch_norm, load_model
+from fastres.report.summary import summarize
 
 from .shapes import IMAGE_SIZE
 

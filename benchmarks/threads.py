@@ -14,8 +14,8 @@ from torch import Tensor
 from fastres import _measure
 from fastres._progress import Progress
 from fastres._table import format_table
-from fastres.cli_errors import CliError
-from fastres.cli_models import load_model
+from fastres.cli.errors import CliError
+from fastres.cli.models import load_model
 
 from .arguments import network_parser
 from .contestants import BUILDERS, EAGER_CHANNELS_LAST, FASTRES, FREEZE, Call

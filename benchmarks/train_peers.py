@@ -24,7 +24,7 @@ from fastres._progress import Progress
 from fastres._saved import saved_bytes
 from fastres._table import format_markdown, format_table
 from fastres._version import __version__
-from fastres.cli_arguments import output_file, positive_int
+from fastres.cli.arguments import output_file, positive_int
 
 from .shapes import ConvShape
 from .training_layers import TRAINING_IMPLEMENTATIONS, TrainingLayer

@@ -1,5 +1,5 @@
 // Operators made of others, on devices without kernels of their own for them: a program without
-// Python has them from here. With Python they are those of fastres/_composed.py, whose errors are
+// Python has them from here. With Python they are those of fastres/composed.py, whose errors are
 // ValueErrors.
 
 #include <torch/csrc/stable/library.h>

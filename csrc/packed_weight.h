@@ -1,7 +1,7 @@
 // The packed weight: a header that says which convolution it is of, then values.
 //
 // The layout is the same on every instruction set, so a packed weight can be saved on one machine
-// and used on another. fastres/reference.py reads the same layouts in Python.
+// and used on another. fastres/reference/packing.py reads the same layouts in Python.
 
 #pragma once
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from sphinx.application import Sphinx
 
 import fastres
-from fastres.cli import build_parser
+from fastres.cli.main import build_parser
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torchvision import models
 
 import fastres
-from fastres.cli_images import load_photos, photo_batch
-from fastres.cli_models import load_model, make_ready
+from fastres.cli.images import load_photos, photo_batch
+from fastres.cli.models import load_model, make_ready
 
 FORMATS = ("torchscript", "aot", "onnx")
 

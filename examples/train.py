@@ -19,14 +19,15 @@ from torchvision.transforms import v2
 from tqdm import tqdm
 
 import fastres
-from fastres.cli_errors import CliError
-from fastres.training.arguments import add_arguments, settings_of
-from fastres.training.checkpoint import Checkpoint, Position
-from fastres.training.data import Batch, Data, open_data
-from fastres.training.networks import build_network
-from fastres.training.processes import Processes, start_processes
-from fastres.training.recipe import moving_average, parameter_groups, warm_up_then_cosine
-from fastres.training.record import Record, say
+
+from ..cli.errors import CliError
+from .arguments import add_arguments, settings_of
+from .checkpoint import Checkpoint, Position
+from .data import Batch, Data, open_data
+from .networks import build_network
+from .processes import Processes, start_processes
+from .recipe import moving_average, parameter_groups, warm_up_then_cosine
+from .record import Record, say
 
 
 def train(args: argparse.Namespace) -> None:

@@ -6,7 +6,7 @@ from ._numerics import get_numerics, set_numerics
 from ._version import __version__
 from .accelerate import accelerate, restore
 from .frozen import freeze
-from .report import explain
+from .report.explain import explain
 from .standard import unpack
 
 __all__ = [

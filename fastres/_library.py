@@ -23,10 +23,10 @@ from typing import Any
 
 import torch
 
-from . import _composed, cudnn, reference, training_reference, triton
-from ._packed import KRSC, PLAIN, native_layout
-from ._schemas import SCHEMAS
+from . import composed, cudnn, reference, triton
 from ._version import __version__
+from .schema.operators import SCHEMAS
+from .schema.packed_weight import KRSC, PLAIN, native_layout
 
 _FOLDER = Path(__file__).resolve().parent
 
@@ -257,18 +257,13 @@ def _define_from_python() -> None:
     _state.registrations.append(library)
 
 
-def _reference_of(name: str) -> Callable[..., Any]:
-    module = reference if hasattr(reference, name) else training_reference
-    return getattr(module, name)
-
-
 def _register_reference() -> None:
     # CompositeExplicitAutograd: for every device without a kernel of its own, and below autograd.
     library = torch.library.Library("fastres", "IMPL")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that csrc/composed.cpp is overridden
         for name in SCHEMAS:
-            kernel = _composed.OPERATORS.get(name) or _reference_of(name)
+            kernel = composed.OPERATORS.get(name) or getattr(reference, name)
             library.impl(name, kernel, "CompositeExplicitAutograd", allow_override=True)
     _state.registrations.append(library)
 
@@ -306,14 +301,15 @@ def _put_over(kernels: Mapping[str, str]) -> torch.library.Library:
 def _python_kernel(backend: str, name: str) -> Callable[..., Any] | None:
     """A backend's operator, None where it has none or the native libraries have it."""
     if backend == "reference":
-        return _reference_of(name)
+        kernel: Callable[..., Any] = getattr(reference, name)
+        return kernel
     if backend == "cudnn" and name in cudnn.OPERATORS:
         return cudnn.OPERATORS[name]
     # What cuDNN has not is the next best's: of the native library, if that is there.
     next_best = backend == "cudnn" and "triton" in _state.loaded and "cuda" not in _state.loaded
     if (backend == "triton" or next_best) and name in triton.OPERATORS:
         return triton.operator(name)
-    return _composed.OPERATORS.get(name) if backend in ("cudnn", "triton") else None
+    return composed.OPERATORS.get(name) if backend in ("cudnn", "triton") else None
 
 
 def _choices() -> str:

@@ -1,7 +1,7 @@
 """``accelerate(model)``: the same model, which runs fused, in inference and in training.
 
 The object stays the object: only its class is exchanged, for a subclass of the old one whose
-``forward`` decides at each call. It runs a plan (``fastres.plan``, ``fastres.training_plan``) where
+``forward`` decides at each call. It runs a plan (``fastres.rewrite.plan``, ``training_plan``) where
 it can, and otherwise the old ``forward``, which is also what TorchScript, ``torch.export``, Dynamo
 and anybody else who traces the model gets to see. Plans and packed weights are derived state, kept
 out of ``state_dict``, pickles and copies.
@@ -33,11 +33,11 @@ from .fx.structure import (
 )
 from .fx.tracing import Pattern
 from .fx.watching import TraceFailed
-from .packing import Staleness
-from .plan import Fusion, Plan, walk
-from .recipes import DEVICES, Restructured, Unusable
-from .training_fuse import Memory
-from .training_plan import TrainingPlan
+from .rewrite.plan import Fusion, Plan, walk
+from .rewrite.training_fuse import Memory
+from .rewrite.training_plan import TrainingPlan
+from .weights.packing import Staleness
+from .weights.recipes import DEVICES, Restructured, Unusable
 
 # How many plans a module keeps (training flags, call patterns, autocast), and how often it may miss
 # them in a row, or at all, before it is taken for one that changes at every call.

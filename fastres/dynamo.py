@@ -13,15 +13,15 @@ import torch
 from torch import fx, nn
 
 from . import _library
-from .fuse import fuse
 from .fx.effects import Effects
 from .fx.names import op_name
 from .fx.patterns import Reader
 from .fx.shapes import Image, image_of_example
 from .fx.sources import InputSource, Source
-from .packing import Staleness
-from .plan import Program, has_foreign_code, plain_reader
-from .recipes import Unusable
+from .rewrite.fuse import fuse
+from .rewrite.plan import Program, has_foreign_code, plain_reader
+from .weights.packing import Staleness
+from .weights.recipes import Unusable
 
 # Graphs with these switch something on or off for the nodes between them, which fusing would move.
 _SWITCHES = {"_enter_autocast", "_exit_autocast", "_set_grad_enabled"}

@@ -11,15 +11,15 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
-from .chaining import chain_bottlenecks
 from .fx.names import FUSED
 from .fx.patterns import Reader
 from .fx.readings import Norm
 from .fx.tracing import Pattern, default_pattern
 from .fx.watching import TraceFailed
-from .packing import Packer
-from .plan import Fusion, contiguous_form, is_channels_last, telling_weight
-from .recipes import Unusable
+from .rewrite.chaining import chain_bottlenecks
+from .rewrite.plan import Fusion, contiguous_form, is_channels_last, telling_weight
+from .weights.packing import Packer
+from .weights.recipes import Unusable
 
 #: What a call may be given as an example of: one tensor, or the positional arguments.
 Example = Tensor | tuple[Any, ...]

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
 
-from . import reference, training_reference
-from .chaining import part_chains
-from .packing import live_names, packed_number
+from . import reference
+from .rewrite.chaining import part_chains
+from .weights.packing import live_names, packed_number
 
 
 def unpack(frozen: fx.GraphModule) -> fx.GraphModule:
@@ -87,7 +87,7 @@ def _affine_act(
     y: Tensor, mean: Tensor, scale: Tensor, bias: Tensor, *shortcut_and_act: Any
 ) -> Tensor:
     *_, act, act_slope = shortcut_and_act  # a BatchNorm that stands alone has no shortcut
-    out = training_reference.affine(y.float(), mean, scale, bias)
+    out = reference.affine(y.float(), mean, scale, bias)
     return reference.apply_act(out, act, act_slope).type_as(y)
 
 

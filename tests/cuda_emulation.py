@@ -32,7 +32,7 @@ sys.path.append(str(ROOT / "tests" / "ptxemu"))
 
 import ptxemu  # noqa: E402
 
-from fastres import _composed  # noqa: E402
+from fastres import composed  # noqa: E402
 
 HAS_NVCC = shutil.which("nvcc") is not None or bool(os.environ.get("CUDA_HOME"))
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -560,7 +560,7 @@ def emulated_operators() -> Iterator[None]:
         warnings.simplefilter("ignore", UserWarning)  # that kernels are overridden
         for name in OPERATORS:
             library.impl(name, operator(name), "CPU", allow_override=True)
-        for name, kernel in _composed.OPERATORS.items():  # as on a GPU
+        for name, kernel in composed.OPERATORS.items():  # as on a GPU
             library.impl(name, kernel, "CPU", allow_override=True)
     yield
     library._destroy()

@@ -14,12 +14,12 @@ from torch import nn
 from torchvision.transforms._presets import ImageClassification
 
 import fastres
-from fastres import cli_contenders, cli_models
 from fastres.accelerate import is_accelerated
-from fastres.cli import main
-from fastres.cli_errors import CliError
-from fastres.cli_images import load_photos, photo_batch, prepare
-from fastres.cli_models import calibrate_batch_norm, load_model
+from fastres.cli import contenders, models
+from fastres.cli.errors import CliError
+from fastres.cli.images import load_photos, photo_batch, prepare
+from fastres.cli.main import main
+from fastres.cli.models import calibrate_batch_norm, load_model
 
 SMALL = """
 import torch, fastres, helper
@@ -66,7 +66,7 @@ def small(tmp_path):
 @pytest.fixture
 def offline(monkeypatch):
     """No download is tried."""
-    monkeypatch.setattr(cli_models, "_is_reachable", lambda url: False)
+    monkeypatch.setattr(models, "_is_reachable", lambda url: False)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     if "huggingface_hub" in sys.modules:  # an earlier test had timm imported; it has read that
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
@@ -216,11 +216,11 @@ def test_calibration_sets_the_statistics_and_nothing_else():
 def test_statistics_that_a_function_set_are_kept(small):
     target = load_model(f"{small}:trained")
     images = torch.randn(2, 3, 64, 64)
-    cli_models.make_ready(target, images)
+    models.make_ready(target, images)
     assert target.weights == "the function's own"
     assert (target.model[0].bn.running_mean == 0.01).all()
     fresh = load_model(f"{small}:net")
-    cli_models.make_ready(fresh, images)
+    models.make_ready(fresh, images)
     assert "BatchNorm statistics from the input" in fresh.weights
     assert fresh.model[0].bn.running_mean.any()
 
@@ -236,7 +236,7 @@ def _spoil(monkeypatch):
             next(model.parameters()).mul_(1.01)
         return fastres.accelerate(model)
 
-    monkeypatch.setattr(cli_contenders, "accelerate", spoilt)
+    monkeypatch.setattr(contenders, "accelerate", spoilt)
 
 
 def test_bench_prints_and_writes_what_it_measured(capsys, small, tmp_path):
@@ -374,7 +374,7 @@ def test_interrupting_is_no_crash(monkeypatch):
     def interrupt(name, weights):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("fastres.cli_summary.load_model", interrupt)
+    monkeypatch.setattr("fastres.cli.summary.load_model", interrupt)
     assert main(["summary", "resnet18"]) == 130
 
 
@@ -403,7 +403,7 @@ def test_a_reader_that_leaves_is_no_crash(small, tmp_path):
     # The reader's end of the pipe is closed before anything is written.
     code = (
         "import os, sys\n"
-        "from fastres.cli import main\n"
+        "from fastres.cli.main import main\n"
         "reader, writer = os.pipe()\n"
         "os.dup2(writer, 1)\n"
         "os.close(reader)\n"
@@ -415,7 +415,7 @@ def test_a_reader_that_leaves_is_no_crash(small, tmp_path):
 
 def test_importing_the_package_imports_no_optional_one():
     code = (
-        "import sys, fastres, fastres.cli, fastres.summary\n"
+        "import sys, fastres, fastres.cli.main, fastres.report.summary\n"
         "optional = {'torchvision', 'timm', 'matplotlib', 'sklearn', 'PIL'}\n"
         "print(sorted(optional & set(sys.modules)))"
     )
@@ -425,6 +425,6 @@ def test_importing_the_package_imports_no_optional_one():
 
 def test_an_untracked_norm_needs_no_calibration():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False))
-    target = cli_models.Target("mine", model.eval(), "mine")
-    cli_models.make_ready(target, torch.randn(2, 3, 8, 8))
+    target = models.Target("mine", model.eval(), "mine")
+    models.make_ready(target, torch.randn(2, 3, 8, 8))
     assert target.weights == "mine"

@@ -15,10 +15,10 @@ from torch._subclasses.fake_tensor import FakeTensor
 from fastres.fx.pools import MaxPoolWindow
 from fastres.fx.sources import PLAIN_TYPES
 from fastres.fx.tracing import default_pattern
-from fastres.plan import Fusion, Plan
-from fastres.recipes import Unusable
-from fastres.training_functions import MaxPool
-from fastres.training_plan import TrainingPlan
+from fastres.rewrite.plan import Fusion, Plan
+from fastres.rewrite.training_functions import MaxPool
+from fastres.rewrite.training_plan import TrainingPlan
+from fastres.weights.recipes import Unusable
 
 
 @pytest.fixture(autouse=True)

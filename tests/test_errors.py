@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fastres import _packed, ops, reference
+from fastres import ops, reference
+from fastres.schema import packed_weight
 
 pytestmark = pytest.mark.usefixtures("kernels")
 
@@ -58,7 +59,9 @@ def packed(*shape: int, groups: int = 1) -> torch.Tensor:
 
 def winograd(k: int, c: int) -> torch.Tensor:
     # As the kernels pack it: the reference refuses what they refuse.
-    return reference.pack_conv_weight(torch.randn(k, c, 3, 3), None, 1, layout=_packed.WINOGRAD)
+    return reference.pack_conv_weight(
+        torch.randn(k, c, 3, 3), None, 1, layout=packed_weight.WINOGRAD
+    )
 
 
 # (changed arguments, what the message has to say); wrong values, so ValueError everywhere.

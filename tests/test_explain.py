@@ -11,7 +11,7 @@ from torch import nn
 
 import fastres
 from fastres import _library
-from fastres.fuse import Fused, Left
+from fastres.rewrite.fuse import Fused, Left
 
 
 def test_report_of_a_network():

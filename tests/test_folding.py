@@ -8,10 +8,10 @@ from nets import randomised
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastres.folding import fold_all
 from fastres.fx.tracing import default_pattern
-from fastres.plan import Fusion
-from fastres.recipes import Unusable
+from fastres.rewrite.plan import Fusion
+from fastres.weights.folding import fold_all
+from fastres.weights.recipes import Unusable
 
 
 class Count(TorchDispatchMode):

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import fastres
-from fastres.fuse import Left
+from fastres.rewrite.fuse import Left
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import torch
 
 import fastres
 from fastres import _library, ops, reference
-from fastres._schemas import SCHEMAS
+from fastres.schema.operators import SCHEMAS
 
 PACKAGE = Path(fastres.__file__).parent
 NATIVE_IS_OFF = os.environ.get("FASTRES_NATIVE") == "0"

@@ -10,7 +10,7 @@ import torch
 import fastres
 from fastres.accelerate import is_accelerated
 from fastres.models import CONSTRUCTORS, imagenet
-from fastres.summary import summarize
+from fastres.report.summary import summarize
 
 OWN = sorted(set(CONSTRUCTORS) - set(imagenet.CONSTRUCTORS))
 _FIGURES = re.compile(r"accelerated: ([\d.]+) M parameters, ([\d.]+) GMACs\s+(?:at|for a) (\d+)x")

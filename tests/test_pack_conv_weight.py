@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fastres import _library, _packed, ops, reference
+from fastres import _library, ops, reference
+from fastres.schema import packed_weight
 
 SHAPES = {  # [K, C/groups, R, S], groups
     "one value": ((1, 1, 1, 1), 1),
@@ -39,7 +40,9 @@ def test_unpacks_to_the_scaled_weight(kernels, shape, groups, scaled):
 def test_bytes_do_not_depend_on_the_kernels(kernels, shape, groups):
     weight, scale = torch.randn(shape), torch.randn(shape[0])
     layout = (
-        _packed.PLAIN if kernels == "reference" else _packed.native_layout(shape, groups, "direct")
+        packed_weight.PLAIN
+        if kernels == "reference"
+        else packed_weight.native_layout(shape, groups, "direct")
     )
     packed = ops.pack_conv_weight(weight, scale, groups)
     assert torch.equal(packed, reference.pack_conv_weight(weight, scale, groups, layout=layout))
@@ -48,7 +51,7 @@ def test_bytes_do_not_depend_on_the_kernels(kernels, shape, groups):
 @pytest.mark.parametrize("shape", [(1, 1), (17, 5), (32, 16)], ids=str)
 def test_winograd_packs_the_transformed_weight(kernels, shape):
     weight, scale = torch.randn(*shape, 3, 3), torch.randn(shape[0])
-    layout = _packed.PLAIN if kernels == "reference" else _packed.WINOGRAD
+    layout = packed_weight.PLAIN if kernels == "reference" else packed_weight.WINOGRAD
     packed = ops.pack_conv_weight(weight, scale, algorithm="winograd")
     assert torch.equal(packed, reference.pack_conv_weight(weight, scale, 1, layout=layout))
     expected = weight * scale[:, None, None, None]
@@ -61,10 +64,10 @@ def test_winograd_packs_the_transformed_weight(kernels, shape):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_bfloat16_packs_the_rounded_weight(kernels, shape, groups, dtype):
     weight, scale = torch.randn(shape).to(dtype), torch.randn(shape[0])
-    layout = _packed.PLAIN if kernels == "reference" else _packed.BFLOAT16
+    layout = packed_weight.PLAIN if kernels == "reference" else packed_weight.BFLOAT16
     packed = ops.pack_conv_weight(weight, scale, groups, "bfloat16")
     assert torch.equal(packed, reference.pack_conv_weight(weight, scale, groups, layout=layout))
-    if layout == _packed.BFLOAT16:
+    if layout == packed_weight.BFLOAT16:
         expected = (weight.float() * scale[:, None, None, None]).bfloat16().float()
         assert torch.equal(reference.unpack_conv_weight(packed), expected)
         assert len(packed) == 64 + 2 * weight.numel()

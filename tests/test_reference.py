@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fastres import _packed, reference
-from fastres._schemas import SCHEMAS
+from fastres import reference
+from fastres.schema import packed_weight
+from fastres.schema.operators import SCHEMAS
 
-LAYOUTS = (_packed.PLAIN, _packed.IGEMM, _packed.LANES)
+LAYOUTS = (packed_weight.PLAIN, packed_weight.IGEMM, packed_weight.LANES)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -17,7 +18,7 @@ def test_every_layout_unpacks(layout, groups, channels):
     weight, scale = torch.randn(groups * channels, channels, 3, 2), torch.randn(groups * channels)
     packed = reference.pack_conv_weight(weight, scale, groups, layout=layout)
     assert packed.dtype == torch.uint8
-    assert packed.shape == (_packed.read_header(packed).total_bytes(),)
+    assert packed.shape == (packed_weight.read_header(packed).total_bytes(),)
 
 
 def test_apply_act_names_the_choices():

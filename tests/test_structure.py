@@ -8,10 +8,10 @@ from torch.nn import functional as F
 
 import fastres
 from fastres._activation_memory import activation_memory
-from fastres.cli import main
+from fastres.cli.main import main
 from fastres.models import CONSTRUCTORS
-from fastres.structure import structure_of
-from fastres.summary import summarize
+from fastres.report.structure import structure_of
+from fastres.report.summary import summarize
 
 
 def _structure(name, size=(64, 64)):

@@ -8,7 +8,7 @@ import torchvision
 from torch import nn
 
 import fastres
-from fastres.summary import summarize
+from fastres.report.summary import summarize
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnext50_32x4d", "mobilenet_v3_small", "vit_b_16"])

@@ -17,7 +17,7 @@ from torch import nn
 from torchvision.transforms.functional import to_tensor
 
 import fastres
-from fastres.cli import main
+from fastres.cli.main import main
 from fastres.training import arguments, data, script
 from fastres.training.checkpoint import write_atomically
 from fastres.training.processes import Processes

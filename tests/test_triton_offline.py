@@ -12,7 +12,8 @@ import torch
 from conv_case import ConvCase, same
 from torch import Tensor
 
-from fastres import _packed, reference, training_reference
+from fastres import reference
+from fastres.schema import packed_weight
 from fastres.triton import operator
 
 pytest.importorskip("triton")
@@ -50,7 +51,7 @@ def weight_of(case: ConvCase) -> Tensor:
 
 def infer(conv_bn_act: Any, case: ConvCase, x: Tensor) -> Tensor:
     weight = weight_of(case)
-    layout = _packed.native_layout(tuple(weight.shape), case.groups, "direct")
+    layout = packed_weight.native_layout(tuple(weight.shape), case.groups, "direct")
     packed = reference.pack_conv_weight(weight, None, case.groups, layout=layout)
     return conv_bn_act(
         x, packed, torch.zeros(case.k), None, case.kernel, *geometry(case), "relu", 0.0
@@ -159,6 +160,6 @@ def test_emulated_training(name):
         torch.manual_seed(1)
         found = train(operator, case, x)
     torch.manual_seed(1)
-    expected = train(lambda op: getattr(training_reference, op), case, x)
+    expected = train(lambda op: getattr(reference, op), case, x)
     for ours, theirs in zip(found, expected, strict=True):
         assert (ours.float() - theirs.float()).norm() <= 4e-3 * theirs.float().norm()

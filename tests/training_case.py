@@ -10,7 +10,7 @@ from conv_case import FACTORS, PATHS, SLOPE, ConvCase, laid_out, same
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastres import ops, reference, training_reference
+from fastres import ops, reference
 
 CASES = dict(PATHS)
 CASES["3x3 winograd, many images at once"] = same(300, 160, h=6, w=5, n=3, algorithm="winograd")
@@ -143,7 +143,7 @@ def gradient_magnitudes(
     centred = (y - mean[:, None, None]).abs() + y.abs().mean()
     dy = grad_y + grad_mean / pixels + 2 * grad_m2 * centred
     positive = absolute(inputs)
-    grad_x, *affine, grad_weight = training_reference.conv_stats_backward(
+    grad_x, *affine, grad_weight = reference.conv_stats_backward(
         dy, None, None, positive.x, *(positive.affine or (None,) * 3), "none", 0.0,
         positive.weight, y, mean, case.stride, case.padding, case.dilation, case.groups,
         True, True, True, None, None if grad_in is None else grad_in.double().abs(),
@@ -253,11 +253,11 @@ def check_gradients_through_a_block_end(
     def separate(wide: Callable[[Tensor], Tensor]) -> list[Tensor]:
         """The same in two operators of the reference."""
         constants = [wide(t) for t in (inputs.weight, y, mean)]
-        grad, _, _, _, grad_weight = training_reference.conv_stats_backward(
+        grad, _, _, _, grad_weight = reference.conv_stats_backward(
             *map(wide, grads), wide(activated), None, None, None, "none", 0.0, *constants,
             *geometry, True, False, True, wide(scale), wide(grad_in),
         )  # fmt: skip
-        end = training_reference.affine_add_act_backward(
+        end = reference.affine_add_act_backward(
             grad, *map(wide, (inputs.x, *inputs.affine, residual)), None, None, None, act, SLOPE,
             True,
         )  # fmt: skip

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .. import _checks, reference
+from .. import reference
+from ..schema import checks
 from .convolve import convolve, once_for_all_alike
 from .pack_conv_weight import packed_operand
 
-_CHECK = functools.partial(_checks.conv_bn_act_shape, read_packed=True)
+_CHECK = functools.partial(checks.conv_bn_act_shape, read_packed=True)
 
 
 def conv_bn_act(

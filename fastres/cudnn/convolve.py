@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import reference
-from .._composed import Geometry
+from ..composed import Geometry
 
 # Arguments that were checked, without the tensors: checking costs a small convolution's time.
 _checked: set[tuple[object, ...]] = set()

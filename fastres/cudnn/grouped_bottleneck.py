@@ -8,12 +8,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .. import _checks, reference
-from .._composed import LEAKY_SLOPE, Geometry, Layer, bottleneck
+from .. import reference
+from ..composed import LEAKY_SLOPE, Geometry, Layer, bottleneck
+from ..schema import checks
 from .convolve import convolve, once_for_all_alike
 from .pack_conv_weight import packed_operand
 
-_CHECK = functools.partial(_checks.grouped_bottleneck_shape, read_packed=True)
+_CHECK = functools.partial(checks.grouped_bottleneck_shape, read_packed=True)
 
 
 def layer(weight: Tensor, shift: Tensor) -> Layer:

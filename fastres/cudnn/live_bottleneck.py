@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _checks, reference
-from .._composed import Layer, bottleneck
+from .. import reference
+from ..composed import Layer, bottleneck
+from ..schema import checks
 from .convolve import once_for_all_alike
 from .grouped_bottleneck import layer
 from .live_conv_bn_act import scaled
@@ -20,7 +21,7 @@ def live_bottleneck(x: Tensor, *arguments: Any) -> Tensor:
         return reference.live_bottleneck(x, *arguments)
     *arrays, stride, dilation, groups, algorithm, act = arguments
     options = (stride, dilation, groups, algorithm, act)
-    once_for_all_alike(_checks.live_bottleneck_shape, (x, *arrays), options)
+    once_for_all_alike(checks.live_bottleneck_shape, (x, *arrays), options)
 
     def scaled_layer(number: int) -> Layer:
         weight, scale, shift = arrays[3 * number : 3 * number + 3]

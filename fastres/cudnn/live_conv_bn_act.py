@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .. import _checks, reference
+from .. import reference
+from ..schema import checks
 from .convolve import convolve, once_for_all_alike
 
 
@@ -32,7 +33,7 @@ def live_conv_bn_act(
             act_slope,
         )  # fmt: skip
     once_for_all_alike(
-        _checks.live_conv_bn_act_shape,
+        checks.live_conv_bn_act_shape,
         (x, weight, scale, shift, residual),
         (stride, padding, dilation, groups, algorithm, act),
     )

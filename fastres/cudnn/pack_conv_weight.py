@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from .._packed import HEADER_BYTES, KRSC, KRSC_COPIES, PackedHeader
+from ..schema.packed_weight import HEADER_BYTES, KRSC, KRSC_COPIES, PackedHeader
 
 
 def pack_conv_weight(

@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.nn.parameter import is_lazy
 
-from .._arguments import pair, resolve_padding
+from ..ops.arguments import pair, resolve_padding
 from .expressions import Expressions, channels_of
 from .readings import Act, Add, Affine, Conv, Norm, Pad, Reading, Same, Unfit
 from .sources import AttributeSource, Source

@@ -3,7 +3,7 @@
 A trace freezes every Python value that a ``forward`` looked at: which submodules there are,
 strides, flags, training modes. A ``Structure`` remembers them and compares, in well under a
 microsecond a module, so that a fused program is never run for a model that has become another one.
-The values of parameters and buffers are not its business (``fastres.packing`` hashes those).
+The values of parameters and buffers are not its business (``weights/packing.py`` hashes those).
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@ from typing import TypeVar
 
 from torch import nn
 
-from .._weights import load_file
 from ..accelerate import accelerate
+from ._weights import load_file
 
 __all__ = ["Checkpoint", "finish", "he_initialise"]
 

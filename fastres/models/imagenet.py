@@ -7,9 +7,9 @@ after ``torch.manual_seed(s)`` both start from the same random weights.
 
 from typing import Any, NamedTuple, Protocol
 
-from .._weights import Weights, load_weights
 from ..accelerate import accelerate
 from ..nn import BasicBlock, Bottleneck
+from ._weights import Weights, load_weights
 from .resnet import ResNet
 
 __all__ = [

@@ -5,8 +5,8 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..cli_arguments import positive_int
-from ..cli_models import MODEL_HELP
+from ..cli.arguments import positive_int
+from ..cli.models import MODEL_HELP
 from .networks import DEFAULT_NETWORK
 
 __all__ = ["add_arguments", "settings_of"]

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO, Protocol
 
 import torch
 
-from ..cli_errors import CliError
+from ..cli.errors import CliError
 
 __all__ = ["Checkpoint", "Position", "write_atomically"]
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..cli_errors import CliError
+from ..cli.errors import CliError
 from .processes import Processes
 
 __all__ = ["Batch", "Data", "open_data"]

@@ -3,7 +3,7 @@
 from torch import nn
 
 from ..accelerate import restore
-from ..cli_models import load_model
+from ..cli.models import load_model
 from ..models import CifarResNeXt
 
 __all__ = ["DEFAULT_NETWORK", "build_network"]

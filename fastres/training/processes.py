@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..cli_errors import CliError
+from ..cli.errors import CliError
 
 __all__ = ["Processes", "start_processes"]
 

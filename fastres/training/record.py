@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .. import _plots
 from .._table import format_table
-from ..cli_errors import CliError
+from ..cli.errors import CliError
 from .checkpoint import write_atomically
 
 __all__ = ["Record", "say"]

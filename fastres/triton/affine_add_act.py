@@ -7,8 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .. import _training_checks as checks
-from .. import training_reference
+from .. import reference
+from ..schema import training_checks
 from .activation import activate, activate_grad
 from .coverage import otherwise
 from .moments import sum_parts
@@ -31,7 +31,7 @@ def _rows(pixels: int, channels: int) -> int:
     return tall * min(16, max(1, programs // 1024))
 
 
-@otherwise(training_reference.affine_add_act)
+@otherwise(reference.affine_add_act)
 def affine_add_act(
     y: Tensor,
     mean: Tensor,
@@ -44,8 +44,8 @@ def affine_add_act(
     act: str,
     act_slope: float,
 ) -> Tensor:
-    """``act((y - mean) * scale + bias + shortcut)``, see ``training_reference.affine_add_act``."""
-    checks.affine_add_act_check(
+    """``act((y - mean) * scale + bias + shortcut)``, see ``reference.affine_add_act``."""
+    training_checks.affine_add_act_check(
         "affine_add_act", y, mean, scale, bias, residual, res_mean, res_scale, res_bias, act
     )
     n, c, h, w = y.shape
@@ -64,7 +64,7 @@ def _strides(tensor: Tensor | None) -> tuple[int, ...]:
     return (0, 0, 0, 0) if tensor is None else tensor.stride()
 
 
-@otherwise(training_reference.affine_add_act_backward)
+@otherwise(reference.affine_add_act_backward)
 def affine_add_act_backward(
     grad: Tensor,
     y: Tensor,
@@ -79,12 +79,12 @@ def affine_add_act_backward(
     act_slope: float,
     unscaled: bool = False,
 ) -> tuple[Tensor, ...]:
-    """Its gradients, see ``training_reference.affine_add_act_backward``."""
+    """Its gradients, see ``reference.affine_add_act_backward``."""
     op = "affine_add_act_backward"
-    checks.affine_add_act_check(
+    training_checks.affine_add_act_check(
         op, y, mean, scale, bias, residual, res_mean, res_scale, res_bias, act
     )
-    checks.output_like_check(op, tuple(y.shape), y, grad=grad)
+    training_checks.output_like_check(op, tuple(y.shape), y, grad=grad)
     n, c, h, w = y.shape
     pixels = n * h * w
     grad_y = empty_channels_last(y, y.shape)

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from .. import _checks, reference
+from .. import reference
+from ..schema import checks
 from .coverage import otherwise
 from .fprop import Geometry, fprop
 from .operands import packed_operand
@@ -27,7 +28,7 @@ def conv_bn_act(
     act_slope: float,
 ) -> Tensor:
     """``act(conv(x) + shift + residual)``, see ``reference.conv_bn_act``."""
-    shape = _checks.conv_bn_act_shape(
+    shape = checks.conv_bn_act_shape(
         x, packed, shift, residual, kernel_size, stride, padding, dilation, groups, act,
         read_packed=True,
     )  # fmt: skip

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from .. import _training_checks as checks
-from .. import training_reference
+from .. import reference
+from ..schema import training_checks
 from .coverage import otherwise
 from .fprop import Affine, Geometry, empty_statistics, fprop
 from .moments import merge_moments
 from .operands import weight_operand
 
 
-@otherwise(training_reference.conv_stats)
+@otherwise(reference.conv_stats)
 def conv_stats(
     x: Tensor,
     in_mean: Tensor | None,
@@ -31,9 +31,9 @@ def conv_stats(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Convolution of ``in_act((x - in_mean) * in_scale + in_bias)``, mean and m2 of its output.
 
-    See ``training_reference.conv_stats``.
+    See ``reference.conv_stats``.
     """
-    shape = checks.conv_stats_shape(
+    shape = training_checks.conv_stats_shape(
         "conv_stats", x, in_mean, in_scale, in_bias, in_act, weight, stride, padding, dilation,
         groups, algorithm,
     )  # fmt: skip

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .. import training_reference
+from .. import reference
 from .coverage import otherwise
 from .dgrad import dgrad
 from .fprop import Affine, Geometry
@@ -17,7 +17,7 @@ from .output_gradient import output_gradient
 from .wgrad import wgrad
 
 
-@otherwise(training_reference.conv_stats_backward)
+@otherwise(reference.conv_stats_backward)
 def conv_stats_backward(
     grad_y: Tensor,
     grad_mean: Tensor | None,
@@ -44,8 +44,8 @@ def conv_stats_backward(
     in_residual: Tensor | None = None,
     activated: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
-    """Gradients of ``conv_stats``, see ``training_reference.conv_stats_backward``."""
-    training_reference.conv_stats_backward_check(
+    """Gradients of ``conv_stats``, see ``reference.conv_stats_backward``."""
+    reference.conv_stats_backward_check(
         grad_y, grad_mean, grad_m2, x, in_mean, in_scale, in_bias, in_act, in_act_slope, weight, y,
         mean, stride, padding, dilation, groups, grad_scale, grad_in, algorithm, in_residual,
         activated,

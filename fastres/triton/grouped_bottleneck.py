@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .. import _checks, _composed, reference
+from .. import composed, reference
+from ..schema import checks
 from .coverage import otherwise
 from .fprop import Geometry, fprop
 from .operands import packed_operand
@@ -36,7 +37,7 @@ def grouped_bottleneck(
 
     Between the convolutions activations are rounded to the dtype of x, as eager PyTorch does.
     """
-    _checks.grouped_bottleneck_shape(
+    checks.grouped_bottleneck_shape(
         x, packed1, shift1, packed2, shift2, packed3, shift3, packed_down, shift_down,
         stride, dilation, groups, act, read_packed=True,
     )  # fmt: skip
@@ -44,15 +45,15 @@ def grouped_bottleneck(
     second, down = _layer(packed2, shift2, 3, x.dtype), None
     if packed_down is not None and shift_down is not None:
         down = _layer(packed_down, shift_down, 1, x.dtype)
-    return _composed.bottleneck((first, second, third), down, x, stride, dilation, groups, act)
+    return composed.bottleneck((first, second, third), down, x, stride, dilation, groups, act)
 
 
-def _layer(packed: Tensor, shift: Tensor, kernel: int, dtype: torch.dtype) -> _composed.Layer:
+def _layer(packed: Tensor, shift: Tensor, kernel: int, dtype: torch.dtype) -> composed.Layer:
     operand = packed_operand(packed, dtype)
 
-    def run(x: Tensor, residual: Tensor | None, geometry: _composed.Geometry, act: str) -> Tensor:
+    def run(x: Tensor, residual: Tensor | None, geometry: composed.Geometry, act: str) -> Tensor:
         options = geometry[:3]
-        size = _checks.conv_output_size(
+        size = checks.conv_output_size(
             "grouped_bottleneck", x.shape[2:], (kernel, kernel), *options
         )
         return fprop(
@@ -63,7 +64,7 @@ def _layer(packed: Tensor, shift: Tensor, kernel: int, dtype: torch.dtype) -> _c
             shift=shift,
             residual=residual,
             act=act,
-            act_slope=_composed.LEAKY_SLOPE,
+            act_slope=composed.LEAKY_SLOPE,
         )
 
     return run

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from .. import _checks, reference
+from .. import reference
+from ..schema import checks
 from .coverage import otherwise
 from .fprop import Geometry, fprop
 from .operands import weight_operand
@@ -28,7 +29,7 @@ def live_conv_bn_act(
     act_slope: float,
 ) -> Tensor:
     """``act(conv(x, weight * scale) + shift + residual)``, see ``reference.live_conv_bn_act``."""
-    shape = _checks.live_conv_bn_act_shape(
+    shape = checks.live_conv_bn_act_shape(
         x, weight, scale, shift, residual, stride, padding, dilation, groups, algorithm, act
     )
     return fprop(

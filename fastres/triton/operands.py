@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .. import reference
-from .._packed import (
+from ..schema.packed_weight import (
     CHANNEL_BLOCK,
     HEADER_BYTES,
     PackedHeader,

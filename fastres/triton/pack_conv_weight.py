@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import _checks, reference
-from .._packed import HEADER_BYTES, PackedHeader, native_layout
+from .. import reference
+from ..schema import checks
+from ..schema.packed_weight import HEADER_BYTES, PackedHeader, native_layout
 from .operands import pack_values
 
 
@@ -18,7 +19,7 @@ def pack_conv_weight(
     ``algorithm`` is checked and otherwise ignored: tensor cores gain nothing from Winograd's
     algorithm, whose transforms are bound by memory.
     """
-    _checks.pack_conv_weight_check(weight, scale, groups, algorithm)
+    checks.pack_conv_weight_check(weight, scale, groups, algorithm)
     if weight.dtype == torch.float64:
         return reference.pack_conv_weight(weight, scale, groups, algorithm)
     k, cg, r, s = weight.shape

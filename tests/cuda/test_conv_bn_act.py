@@ -16,7 +16,8 @@ from conv_case import (
     same,
 )
 
-from fastres import _packed, ops, reference
+from fastres import ops, reference
+from fastres.schema import packed_weight
 
 # One of each kernel: whole chunks of channels, single elements, each width of group.
 KINDS = ("3x3 wide", "3x3/2", "3x3 groups of 4, /2", "3x3 groups of 8", "3x3 groups of 16",
@@ -111,7 +112,7 @@ def test_packs_as_the_reference_does(shape, dtype):
     weight, scale = torch.randn(shape).to(dtype), torch.randn(shape[0])
     for layout in (torch.contiguous_format, torch.channels_last):
         packed = ops.pack_conv_weight(weight.to(memory_format=layout), scale, 2)
-        expected = reference.pack_conv_weight(weight, scale, 2, layout=_packed.KRSC)
+        expected = reference.pack_conv_weight(weight, scale, 2, layout=packed_weight.KRSC)
         assert torch.equal(packed, expected)
     scaled = weight.float() * scale[:, None, None, None]
     assert torch.equal(reference.unpack_conv_weight(packed), scaled)

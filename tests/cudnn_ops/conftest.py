@@ -13,7 +13,7 @@ import pytest
 import torch
 from gpu_kernels import gpu_kernels
 
-from fastres import _composed, _library, cudnn
+from fastres import _library, composed, cudnn
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -28,7 +28,7 @@ def cudnn_operators() -> Iterator[None]:
     library = torch.library.Library("fastres", "IMPL")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that kernels are overridden
-        for name, kernel in (cudnn.OPERATORS | _composed.OPERATORS).items():
+        for name, kernel in (cudnn.OPERATORS | composed.OPERATORS).items():
             library.impl(name, kernel, "CPU", allow_override=True)
     yield
     library._destroy()

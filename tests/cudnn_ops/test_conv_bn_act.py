@@ -16,9 +16,10 @@ from conv_case import (
     same,
 )
 
-from fastres import _packed, ops, reference
+from fastres import ops, reference
 from fastres.cudnn import convolve
 from fastres.cudnn.pack_conv_weight import packed_operand
+from fastres.schema import packed_weight
 
 KINDS = ("1x1", "3x3 wide", "3x3 groups of 4", "7x7/2 stem", "asymmetric padding")
 DIRECT = {name: case for name, case in PATHS.items() if case.algorithm == "direct"}
@@ -70,7 +71,7 @@ def test_a_live_weight_gives_the_same(case, dtype):
     torch.testing.assert_close(out, fused(case, inputs, "silu"))
 
 
-@pytest.mark.parametrize("layout", [_packed.PLAIN, _packed.IGEMM, _packed.LANES])
+@pytest.mark.parametrize("layout", [packed_weight.PLAIN, packed_weight.IGEMM, packed_weight.LANES])
 def test_weights_packed_by_other_backends(layout):
     case = same(16, 16, groups=4)
     inputs = make_inputs(case)
@@ -83,7 +84,7 @@ def test_weights_packed_by_other_backends(layout):
 def test_packed_weights_are_read_where_they_are(case):
     weight = make_inputs(case).weight
     packed = ops.pack_conv_weight(weight, None, case.groups)
-    assert _packed.read_header(packed).layout == _packed.KRSC
+    assert packed_weight.read_header(packed).layout == packed_weight.KRSC
     for dtype in DTYPES:
         operand = packed_operand(packed, weight.shape, case.groups, dtype)
         assert operand.untyped_storage().data_ptr() == packed.untyped_storage().data_ptr()

@@ -17,7 +17,8 @@ from conv_case import (
     same,
 )
 
-from fastres import _packed, ops, reference
+from fastres import ops, reference
+from fastres.schema import packed_weight
 
 # One of each way that channels are laid on tiles, and of each way that taps are.
 KINDS = ("1x1", "1x1/2", "3x3 wide", "3x3 groups of 4", "3x3 groups of 1, /2", "groups of 6")
@@ -108,7 +109,11 @@ def test_float64_runs_on_the_reference():
 
 @pytest.mark.parametrize(
     ("name", "layout"),
-    [("3x3", _packed.PLAIN), ("3x3 groups of 4", _packed.PLAIN), ("3x3 wide", _packed.WINOGRAD)],
+    [
+        ("3x3", packed_weight.PLAIN),
+        ("3x3 groups of 4", packed_weight.PLAIN),
+        ("3x3 wide", packed_weight.WINOGRAD),
+    ],
     ids=str,
 )
 def test_weights_that_other_backends_packed(name, layout):
@@ -133,7 +138,7 @@ def test_a_live_weight_gives_the_same_bits(case, dtype):
 def test_packs_what_the_reference_packs(case):
     inputs = make_inputs(case, torch.bfloat16)
     channels_last = inputs.weight.to(memory_format=torch.channels_last)
-    layout = _packed.native_layout(tuple(inputs.weight.shape), case.groups, "direct")
+    layout = packed_weight.native_layout(tuple(inputs.weight.shape), case.groups, "direct")
     for weight, scale in ((inputs.weight, inputs.scale), (channels_last, None)):
         packed = ops.pack_conv_weight(weight, scale, case.groups, case.algorithm)
         expected = reference.pack_conv_weight(weight, scale, case.groups, layout=layout)

@@ -1,0 +1,1 @@
+"""Parameters on their way to operators: folded and packed, and never stale."""
