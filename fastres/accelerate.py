@@ -22,8 +22,8 @@ from torch.utils import _pytree as pytree
 from torch.utils._device import DeviceContext
 
 from . import _library
+from .fx.classes import ORIGINAL_CLASS
 from .fx.structure import (
-    ORIGINAL_CLASS,
     ORIGINAL_FORWARD,
     STATE,
     Structure,
@@ -235,22 +235,30 @@ def _accelerated_class(cls: type[nn.Module]) -> type[nn.Module]:
         return accelerated
 
 
-def _make_class(cls: type[nn.Module]) -> type[nn.Module]:
-    original_forward = cls.forward
+class _ForwardOf:
+    """As an attribute of a class: the ``forward`` that another has at that time."""
 
-    @functools.wraps(original_forward)
+    def __init__(self, cls: type[nn.Module]) -> None:
+        self._cls = cls
+
+    def __get__(self, instance: object, owner: type) -> Any:
+        return self._cls.forward
+
+
+def _make_class(cls: type[nn.Module]) -> type[nn.Module]:
+    @functools.wraps(cls.forward)
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():
-            return original_forward(self, *args, **kwargs)
+            return cls.forward(self, *args, **kwargs)
         result = _run_plan(self, args, kwargs)
-        return original_forward(self, *args, **kwargs) if result is _NOT_RUN else result
+        return cls.forward(self, *args, **kwargs) if result is _NOT_RUN else result
 
     names = {
         "forward": forward,
         "__reduce_ex__": _reduce,
         "__prepare_scriptable__": plain_view,  # what TorchScript compiles
         ORIGINAL_CLASS: cls,
-        ORIGINAL_FORWARD: original_forward,
+        ORIGINAL_FORWARD: _ForwardOf(cls),
         "__module__": cls.__module__,
         "__qualname__": cls.__qualname__,
         "__doc__": cls.__doc__,

@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import nn
 
+from .classes import STANDS_FOR
 from .structure import original_class
 from .watching import TraceFailed
 
@@ -41,6 +42,7 @@ def forwards_seen(root: nn.Module, see: Callable[..., Any]) -> Iterator[None]:
                 return original(self, *args, **kwargs)
             return see(self, functools.partial(original, self), args, kwargs)
 
+        setattr(forward, STANDS_FOR, original)
         return forward
 
     originals = dict(filter(None, map(_own_forward, root.modules())))

@@ -9,20 +9,20 @@ The values of parameters and buffers are not its business (``weights/packing.py`
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Iterable, Iterator
-from operator import itemgetter
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .classes import ORIGINAL_CLASS, ClassRecord, classes_of
+from .plain import Values
 from .sources import AttributeSource
 
 #: Name of the instance attribute in which an accelerated module keeps its derived state.
 STATE = "_fastres"
 
-# What an accelerated class calls the class and the forward that it was made from.
-ORIGINAL_CLASS = "_fastres_class"
+#: What the class of an accelerated module calls the forward of the one that it was made from.
 ORIGINAL_FORWARD = "_fastres_forward"
 
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
@@ -43,12 +43,6 @@ _IGNORED = {
     "_load_state_dict_post_hooks",
 }
 
-_ATOMS = (
-    type(None), bool, int, float, complex, str, bytes, type, torch.dtype, torch.device,
-    torch.memory_format, torch.layout, types.FunctionType, types.BuiltinFunctionType,
-    types.MethodType, types.ModuleType,
-)  # fmt: skip
-
 _FOREIGN = (torch.Tensor, type, types.ModuleType, types.FunctionType)
 
 
@@ -63,46 +57,18 @@ def original_class(module: nn.Module) -> type[nn.Module]:
     return getattr(type(module), ORIGINAL_CLASS, type(module))
 
 
-def _copy_plain(value: object) -> tuple[bool, Any]:
-    """(True, a copy that == compares by content) for plain data; (False, None) for the rest."""
-    if isinstance(value, nn.Module) or type(value) in _ATOMS or isinstance(value, type):
-        return True, value
-    if isinstance(value, (list, tuple, set, frozenset)) and type(value).__module__ in (
-        "builtins",
-        "torch",
-    ):
-        copies = [_copy_plain(item) for item in value]
-        return all(ok for ok, _ in copies), type(value)(copy for _, copy in copies)
-    if isinstance(value, dict):
-        items = [(key, _copy_plain(item)) for key, item in value.items()]
-        return all(ok for _, (ok, _) in items), {key: copy for key, (_, copy) in items}
-    return False, None
-
-
 class _Record:
     """The attributes of one object, and whether they are what they were."""
 
-    __slots__ = ("_class", "_get", "_same", "_size", "_target", "_values")
+    __slots__ = ("_class", "_size", "_target", "_values")
 
     def __init__(self, target: Any, root: nn.Module, names: Iterable[str] | None = None) -> None:
         attributes = target.__dict__
         self._target = None if target is root else target  # no cycle: del model frees the model
         self._class = type(target)
         self._size = len(attributes) - (STATE in attributes) if names is None else -1
-        plain: dict[str, Any] = {}
-        same: list[tuple[str, Any]] = []
-        for name in attributes if names is None else names:
-            if name in _IGNORED or name not in attributes:
-                continue
-            value = attributes[name]
-            is_plain, copy = _copy_plain(value)
-            if is_plain:
-                plain[name] = copy
-            else:
-                same.append((name, value))
-        self._get = _getter(plain)
-        self._values = tuple(plain.values())
-        self._same = tuple(same)
+        read = attributes if names is None else [name for name in names if name in attributes]
+        self._values = Values({name: attributes[name] for name in read if name not in _IGNORED})
 
     def holds(self, root: nn.Module) -> bool:
         target = root if self._target is None else self._target
@@ -111,24 +77,7 @@ class _Record:
             return False
         if self._size >= 0 and len(attributes) - (STATE in attributes) != self._size:
             return False
-        try:
-            if self._get(attributes) != self._values:
-                return False
-        except KeyError:
-            return False
-        for name, value in self._same:  # noqa: SIM110 - a generator takes as long as the rest
-            if attributes.get(name) is not value:
-                return False
-        return True
-
-
-def _getter(names: Iterable[str]) -> Callable[[dict[str, Any]], tuple[Any, ...]]:
-    keys = list(names)
-    if not keys:
-        return lambda attributes: ()
-    if len(keys) == 1:
-        return lambda attributes: (attributes[keys[0]],)
-    return itemgetter(*keys)
+        return self._values.hold(attributes)
 
 
 class _OwnTensors:
@@ -205,7 +154,10 @@ class Structure:
         opaque: Iterable[nn.Module],
         metadata: dict[str, Facts] | None = None,
     ) -> None:
-        self._records: list[_Record | _OwnTensors | _Metadata] = []
+        traced, leaves = list(traced), list(leaves)
+        self._records: list[ClassRecord | _Record | _OwnTensors | _Metadata] = [
+            ClassRecord(cls) for cls in classes_of((*traced, *leaves))
+        ]
         for module in traced:
             self._records.append(_Record(module, root))
             self._records.extend(_Record(config, root) for config in configs(module))
