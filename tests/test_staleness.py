@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import types
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -272,6 +274,36 @@ def test_structure(change, x):
             change(m)
         torch.testing.assert_close(fused(x), model(x))
         assert runs_fused(fused, x)
+
+
+@dataclass
+class _Config:
+    act: str = "relu"
+    inner: _Config | types.SimpleNamespace | None = None
+
+
+class _Configured(nn.Module):
+    """Reads what it computes from the end of nested configs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+        self.config = _Config(inner=types.SimpleNamespace(inner=_Config(inner=_Config())))
+
+    def forward(self, x):
+        return getattr(torch, self.config.inner.inner.inner.act)(self.conv(x))
+
+
+def test_nested_configs(x):
+    fused = fastres.accelerate(_Configured())
+    with torch.no_grad():
+        before = fused(x)
+        fused.config.inner.inner.inner.act = "tanh"
+        after = fused(x)
+        assert not torch.equal(before, after)
+        torch.testing.assert_close(after, torch.tanh(fused.conv(x)))
+        fused.config.inner.inner = types.SimpleNamespace(inner=_Config("relu"))
+        torch.testing.assert_close(fused(x), before)
 
 
 def test_train_and_eval_alternate(x):

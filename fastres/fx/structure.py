@@ -8,6 +8,8 @@ The values of parameters and buffers are not its business (``weights/packing.py`
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 import types
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -44,6 +46,7 @@ _IGNORED = {
 }
 
 _FOREIGN = (torch.Tensor, type, types.ModuleType, types.FunctionType)
+_RECORDS = (types.SimpleNamespace, argparse.Namespace)
 
 
 def has_hooks(module: nn.Module) -> bool:
@@ -125,14 +128,21 @@ class _Metadata:
 
 
 def configs(module: nn.Module) -> Iterator[Any]:
-    """Objects of the user's that ``module`` refers to, such as a config read in ``forward``."""
-    for name, value in module.__dict__.items():
-        if (
-            name not in _IGNORED
-            and hasattr(value, "__dict__")
-            and not isinstance(value, (nn.Module, *_FOREIGN))
-        ):
-            yield value
+    """Objects of the user's that ``module`` refers to, such as a config read in ``forward``.
+
+    Plain records among them are looked into, so that nested configs are seen to their ends.
+    """
+    seen: set[int] = set()
+    owners: list[Any] = [module]
+    while owners:
+        for name, value in owners.pop().__dict__.items():
+            if name in _IGNORED or id(value) in seen or not hasattr(value, "__dict__"):
+                continue
+            if not isinstance(value, (nn.Module, *_FOREIGN)):
+                seen.add(id(value))
+                yield value
+                if isinstance(value, _RECORDS) or dataclasses.is_dataclass(value):
+                    owners.append(value)
 
 
 class Structure:
