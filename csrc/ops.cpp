@@ -1,8 +1,8 @@
 // Every operator of fastres and nothing else: start reading here.
 //
 // Kernels register themselves beside their code: csrc/cpu/<op>.cpp for the CPU, csrc/cuda/<op>.cu
-// for CUDA. fastres/reference/ is the same list in plain PyTorch, fastres/ops/ adds the fake kernels,
-// autograd and autocast.
+// for CUDA. fastres/reference/ is the same list in plain PyTorch, fastres/ops/ adds the fake
+// kernels, autograd and autocast.
 //
 // Names: N batch, C input channels, H W input size, K output channels, R S kernel size.
 //   weight   [K, C/groups, R, S]

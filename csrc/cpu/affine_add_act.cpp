@@ -8,9 +8,9 @@
 #include <tuple>
 #include <vector>
 
-#include "allocate.h"
-#include "prologue.h"
-#include "scratch.h"
+#include "runtime/allocate.h"
+#include "runtime/scratch.h"
+#include "training/prologue.h"
 
 namespace fastres::cpu {
 namespace {

@@ -7,9 +7,9 @@
 #include <optional>
 #include <vector>
 
-#include "allocate.h"
-#include "scratch.h"
-#include "tensor_image.h"
+#include "convolution/tensor_image.h"
+#include "runtime/allocate.h"
+#include "runtime/scratch.h"
 
 namespace fastres::cpu {
 namespace {

@@ -5,13 +5,13 @@
 #include <utility>
 #include <vector>
 
-#include "allocate.h"
-#include "bfloat16_weight.h"
-#include "cache.h"
-#include "conv.h"
-#include "conv_winograd.h"
-#include "split_rows.h"
-#include "weights.h"
+#include "convolution/bfloat16_weight.h"
+#include "convolution/conv.h"
+#include "convolution/conv_winograd.h"
+#include "convolution/split_rows.h"
+#include "convolution/weights.h"
+#include "runtime/allocate.h"
+#include "runtime/cache.h"
 
 namespace fastres::cpu {
 namespace {

@@ -6,9 +6,9 @@
 #include <string>
 #include <vector>
 
-#include "bottleneck.h"
-#include "plain_tensor.h"
-#include "tensor_image.h"
+#include "convolution/bottleneck.h"
+#include "convolution/plain_tensor.h"
+#include "convolution/tensor_image.h"
 
 namespace fastres::cpu {
 

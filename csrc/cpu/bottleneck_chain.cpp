@@ -8,8 +8,8 @@
 #include <vector>
 
 #include "../chain.h"
-#include "allocate.h"
 #include "bottleneck_arguments.h"
+#include "runtime/allocate.h"
 
 namespace fastres::cpu {
 namespace {

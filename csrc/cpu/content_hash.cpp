@@ -5,9 +5,9 @@
 
 #include <vector>
 
+#include "convolution/tensor_image.h"
 #include "microkernels.h"
-#include "parallel.h"
-#include "tensor_image.h"
+#include "runtime/parallel.h"
 
 namespace fastres::cpu {
 namespace {

@@ -1,8 +1,8 @@
 #include "conv_arguments.h"
 
-#include "allocate.h"
-#include "conv_winograd.h"
-#include "split_rows.h"
+#include "convolution/conv_winograd.h"
+#include "convolution/split_rows.h"
+#include "runtime/allocate.h"
 
 namespace fastres::cpu {
 

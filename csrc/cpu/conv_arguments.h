@@ -6,8 +6,8 @@
 #include <string>
 #include <vector>
 
-#include "conv.h"
-#include "tensor_image.h"
+#include "convolution/conv.h"
+#include "convolution/tensor_image.h"
 
 namespace fastres::cpu {
 

@@ -9,15 +9,15 @@
 #include <string>
 #include <vector>
 
-#include "allocate.h"
-#include "bfloat16_weight.h"
-#include "cache.h"
 #include "conv_arguments.h"
-#include "plain_tensor.h"
-#include "pooling.h"
-#include "scratch.h"
-#include "split_rows.h"
-#include "weights.h"
+#include "convolution/bfloat16_weight.h"
+#include "convolution/plain_tensor.h"
+#include "convolution/pooling.h"
+#include "convolution/split_rows.h"
+#include "convolution/weights.h"
+#include "runtime/allocate.h"
+#include "runtime/cache.h"
+#include "runtime/scratch.h"
 
 namespace fastres::cpu {
 namespace {

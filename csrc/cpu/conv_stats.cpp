@@ -10,13 +10,13 @@
 #include <tuple>
 #include <vector>
 
-#include "allocate.h"
-#include "cache.h"
-#include "moments.h"
-#include "prologue.h"
-#include "scratch.h"
-#include "split_rows.h"
-#include "winograd_batch.h"
+#include "convolution/split_rows.h"
+#include "convolution/winograd_batch.h"
+#include "runtime/allocate.h"
+#include "runtime/cache.h"
+#include "runtime/scratch.h"
+#include "training/moments.h"
+#include "training/prologue.h"
 
 namespace fastres::cpu {
 namespace {

@@ -8,10 +8,10 @@
 #include <tuple>
 #include <vector>
 
-#include "allocate.h"
-#include "fused_backward.h"
-#include "split_rows.h"
-#include "winograd_batch.h"
+#include "convolution/split_rows.h"
+#include "convolution/winograd_batch.h"
+#include "runtime/allocate.h"
+#include "training/fused_backward.h"
 
 namespace fastres::cpu {
 namespace {

@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "isa.h"
+#include "runtime/isa.h"
 
 namespace fastres::cpu {
 

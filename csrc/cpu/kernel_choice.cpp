@@ -1,10 +1,10 @@
 #include "kernel_choice.h"
 
-#include "conv.h"
-#include "conv_winograd.h"
-#include "plain_tensor.h"
-#include "split_rows.h"
-#include "winograd.h"
+#include "convolution/conv.h"
+#include "convolution/conv_winograd.h"
+#include "convolution/plain_tensor.h"
+#include "convolution/split_rows.h"
+#include "convolution/winograd.h"
 
 namespace fastres::cpu {
 namespace {

@@ -6,8 +6,8 @@
 #include <string>
 #include <vector>
 
-#include "isa.h"
 #include "microkernels.h"
+#include "runtime/isa.h"
 
 namespace fastres::cpu {
 

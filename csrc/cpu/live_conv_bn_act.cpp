@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "conv_arguments.h"
-#include "plain_tensor.h"
+#include "convolution/plain_tensor.h"
 
 namespace fastres::cpu {
 namespace {

@@ -4,9 +4,9 @@
 
 #include <vector>
 
-#include "allocate.h"
-#include "pooling.h"
-#include "tensor_image.h"
+#include "convolution/pooling.h"
+#include "convolution/tensor_image.h"
+#include "runtime/allocate.h"
 
 namespace fastres::cpu {
 namespace {

@@ -5,12 +5,12 @@
 #include <tuple>
 #include <vector>
 
-#include "allocate.h"
-#include "parallel.h"
-#include "pooling.h"
-#include "scratch.h"
-#include "tensor_image.h"
-#include "training_rows.h"
+#include "convolution/pooling.h"
+#include "convolution/tensor_image.h"
+#include "runtime/allocate.h"
+#include "runtime/parallel.h"
+#include "runtime/scratch.h"
+#include "training/training_rows.h"
 
 namespace fastres::cpu {
 namespace {

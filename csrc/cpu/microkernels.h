@@ -8,7 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "isa.h"
+#include "runtime/isa.h"
 
 namespace fastres::cpu {
 

@@ -6,9 +6,9 @@
 #include <optional>
 #include <string>
 
-#include "allocate.h"
-#include "bfloat16_weight.h"
-#include "plain_tensor.h"
+#include "convolution/bfloat16_weight.h"
+#include "convolution/plain_tensor.h"
+#include "runtime/allocate.h"
 
 namespace fastres::cpu {
 namespace {

@@ -1,4 +1,4 @@
-"""Argument checks and output shapes of the training operators, as in csrc/cpu/prologue.cpp."""
+"""Checks and output shapes of the training operators, as in csrc/cpu/training/prologue.cpp."""
 
 from __future__ import annotations
 

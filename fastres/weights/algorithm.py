@@ -14,7 +14,7 @@ def multiplies_bfloat16() -> bool:
 
 
 def for_output(algorithm: str, in_channels: int, dtype: torch.dtype = torch.float32) -> str:
-    """What to compute an output by where ``algorithm`` may be used: csrc/cpu/winograd.h has why.
+    """What to compute an output by where ``algorithm`` may be used; convolution/winograd.h has why.
 
     Args:
         algorithm: "direct" or "winograd".

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <bit>
 
-#include "scratch.h"
+#include "../runtime/scratch.h"
 #include "split_rows.h"
 
 namespace fastres::cpu {

@@ -5,8 +5,8 @@
 #include <cstring>
 #include <optional>
 
-#include "cache.h"
-#include "scratch.h"
+#include "../runtime/cache.h"
+#include "../runtime/scratch.h"
 #include "split_rows.h"
 
 namespace fastres::cpu {

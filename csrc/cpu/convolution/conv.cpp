@@ -4,11 +4,11 @@
 #include <optional>
 #include <vector>
 
+#include "../runtime/cache.h"
+#include "../runtime/scratch.h"
 #include "bfloat16_weight.h"
-#include "cache.h"
 #include "conv_winograd.h"
 #include "pixel_lanes.h"
-#include "scratch.h"
 #include "split_rows.h"
 #include "weights.h"
 #include "winograd.h"

@@ -4,11 +4,11 @@
 #include <span>
 #include <vector>
 
-#include "cache.h"
+#include "../runtime/cache.h"
+#include "../runtime/scratch.h"
 #include "narrow_tiles.h"
 #include "pack_on_use.h"
 #include "plain_weight.h"
-#include "scratch.h"
 #include "split_rows.h"
 #include "winograd.h"
 

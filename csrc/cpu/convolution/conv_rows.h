@@ -7,11 +7,11 @@
 #include <functional>
 #include <span>
 
-#include "../geometry.h"
-#include "../packed_weight.h"
+#include "../../geometry.h"
+#include "../../packed_weight.h"
+#include "../microkernels.h"
+#include "../runtime/parallel.h"
 #include "image.h"
-#include "microkernels.h"
-#include "parallel.h"
 
 namespace fastres::cpu {
 

@@ -7,11 +7,12 @@
 #include <cstdint>
 #include <vector>
 
-#include "../geometry.h"
-#include "../packed_weight.h"
-#include "microkernels.h"
-#include "parallel.h"
-#include "split.h"
+#include "../../geometry.h"
+#include "../../packed_weight.h"
+#include "../microkernels.h"
+#include "../runtime/parallel.h"
+#include "../runtime/scratch.h"
+#include "../split.h"
 
 namespace fastres::cpu {
 

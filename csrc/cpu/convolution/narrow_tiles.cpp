@@ -3,9 +3,9 @@
 #include <algorithm>
 #include <vector>
 
+#include "../runtime/scratch.h"
 #include "pack_on_use.h"
 #include "plain_weight.h"
-#include "scratch.h"
 
 namespace fastres::cpu {
 namespace {

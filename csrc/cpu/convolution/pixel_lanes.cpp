@@ -3,9 +3,9 @@
 #include <algorithm>
 #include <cstring>
 
-#include "cache.h"
-#include "scratch.h"
-#include "training_kernels.h"
+#include "../runtime/cache.h"
+#include "../runtime/scratch.h"
+#include "../training_kernels.h"
 
 namespace fastres::cpu {
 namespace {

@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "../checks.h"
+#include "../../checks.h"
 #include "plain_weight.h"
 
 namespace fastres::cpu {

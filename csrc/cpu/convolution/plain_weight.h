@@ -4,10 +4,10 @@
 
 #include <cstdint>
 
-#include "../packed_weight.h"
-#include "microkernels.h"
-#include "parallel.h"
-#include "split.h"
+#include "../../packed_weight.h"
+#include "../microkernels.h"
+#include "../runtime/parallel.h"
+#include "../split.h"
 
 namespace fastres::cpu {
 

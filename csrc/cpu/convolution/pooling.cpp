@@ -1,6 +1,6 @@
 #include "pooling.h"
 
-#include "scratch.h"
+#include "../runtime/scratch.h"
 
 namespace fastres::cpu {
 

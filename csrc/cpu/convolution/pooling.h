@@ -5,9 +5,9 @@
 #include <algorithm>
 #include <vector>
 
-#include "../checks.h"
+#include "../../checks.h"
+#include "../runtime/parallel.h"
 #include "image.h"
-#include "parallel.h"
 
 namespace fastres::cpu {
 

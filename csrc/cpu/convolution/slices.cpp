@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "scratch.h"
+#include "../runtime/scratch.h"
 
 namespace fastres::cpu {
 Slices::Slices(int64_t images, int64_t rows, int64_t rows_in_cache, int64_t step, int64_t fewest)

@@ -2,9 +2,9 @@
 
 #pragma once
 
+#include "../microkernels.h"
+#include "../runtime/parallel.h"
 #include "image.h"
-#include "microkernels.h"
-#include "parallel.h"
 
 namespace fastres::cpu {
 

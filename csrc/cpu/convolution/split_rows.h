@@ -5,9 +5,9 @@
 #include <optional>
 #include <vector>
 
+#include "../runtime/scratch.h"
+#include "../split.h"
 #include "conv_rows.h"
-#include "scratch.h"
-#include "split.h"
 
 namespace fastres::cpu {
 

@@ -5,7 +5,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include "../checks.h"
+#include "../../checks.h"
 #include "image.h"
 
 namespace fastres::cpu {

@@ -8,8 +8,8 @@
 #include <span>
 #include <utility>
 
-#include "buffer_pool.h"
-#include "parallel.h"
+#include "../runtime/buffer_pool.h"
+#include "../runtime/parallel.h"
 
 namespace fastres::cpu {
 namespace {

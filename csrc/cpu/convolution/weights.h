@@ -5,9 +5,9 @@
 #include <cstddef>
 #include <vector>
 
-#include "../geometry.h"
-#include "../packed_weight.h"
-#include "training_rows.h"
+#include "../../geometry.h"
+#include "../../packed_weight.h"
+#include "../microkernels.h"
 
 namespace fastres::cpu {
 

@@ -4,9 +4,9 @@
 #include <span>
 #include <vector>
 
-#include "cache.h"
+#include "../runtime/cache.h"
+#include "../runtime/scratch.h"
 #include "pack_on_use.h"
-#include "scratch.h"
 #include "split_rows.h"
 
 namespace fastres::cpu {

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "cache.h"
+#include "../runtime/cache.h"
 
 namespace fastres::cpu {
 namespace {

@@ -8,7 +8,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "../checks.h"
+#include "../../checks.h"
 #include "buffer_pool.h"
 
 namespace fastres::cpu {

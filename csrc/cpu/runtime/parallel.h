@@ -1,31 +1,23 @@
-// torch's own thread pool and thread count.
+// torch's own thread pool and thread count, without its headers: what computes knows no torch.
 
 #pragma once
-
-#include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
 
-#include "scratch.h"
-
 namespace fastres::cpu {
 
-inline int64_t thread_count() { return static_cast<int64_t>(torch::stable::get_num_threads()); }
+int64_t thread_count();
+
+// Calls call(part, i) for i in [0, parts): parallel_parts without its type.
+void run_parts(int64_t parts, const void* part, void (*call)(const void* part, int64_t i));
 
 // Calls part(i) for i in [0, parts), one per thread where there are as many. Each has the thread's
 // scratch memory for itself.
 template <class Part>
 void parallel_parts(int64_t parts, const Part& part) {
-  const auto run = [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      thread_scratch().arena.restart();
-      part(i);
-    }
-  };
-  if (parts == 1) return run(0, 1);
-  torch::stable::parallel_for(0, parts, 1, run);
+  run_parts(parts, &part, [](const void* of, int64_t i) { (*static_cast<const Part*>(of))(i); });
 }
 
 struct Range {

@@ -3,9 +3,9 @@
 #include <algorithm>
 #include <numeric>
 
-#include "cache.h"
-#include "conv_rows.h"
-#include "scratch.h"
+#include "../convolution/conv_rows.h"
+#include "../runtime/cache.h"
+#include "../runtime/scratch.h"
 
 namespace fastres::cpu {
 namespace {

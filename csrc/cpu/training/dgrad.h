@@ -7,9 +7,9 @@
 #include <optional>
 #include <vector>
 
+#include "../convolution/split_rows.h"
+#include "../runtime/scratch.h"
 #include "output_gradient.h"
-#include "scratch.h"
-#include "split_rows.h"
 
 namespace fastres::cpu {
 

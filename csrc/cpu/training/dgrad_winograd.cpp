@@ -2,9 +2,9 @@
 
 #include <algorithm>
 
+#include "../convolution/winograd_batch.h"
+#include "../runtime/scratch.h"
 #include "dgrad.h"
-#include "scratch.h"
-#include "winograd_batch.h"
 
 namespace fastres::cpu {
 namespace {

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "scratch.h"
+#include "../runtime/scratch.h"
 
 namespace fastres::cpu {
 namespace {

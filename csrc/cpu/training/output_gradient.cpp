@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "scratch.h"
+#include "../runtime/scratch.h"
 
 namespace fastres::cpu {
 OutputGradient::OutputGradient(const Tensor& grad_y, const std::optional<Tensor>& grad_scale,

@@ -2,8 +2,8 @@
 
 #include <algorithm>
 
-#include "scratch.h"
-#include "split_rows.h"
+#include "../convolution/split_rows.h"
+#include "../runtime/scratch.h"
 
 namespace fastres::cpu {
 namespace {

@@ -6,10 +6,10 @@
 #include <string>
 #include <vector>
 
-#include "conv_rows.h"
-#include "tensor_image.h"
+#include "../convolution/conv_rows.h"
+#include "../convolution/tensor_image.h"
+#include "../convolution/weights.h"
 #include "training_rows.h"
-#include "weights.h"
 
 namespace fastres::cpu {
 

@@ -1,6 +1,6 @@
 #include "training_rows.h"
 
-#include "scratch.h"
+#include "../runtime/scratch.h"
 
 namespace fastres::cpu {
 

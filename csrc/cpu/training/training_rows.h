@@ -5,10 +5,10 @@
 #include <algorithm>
 #include <vector>
 
-#include "image.h"
-#include "parallel.h"
-#include "slices.h"
-#include "training_kernels.h"
+#include "../convolution/image.h"
+#include "../convolution/slices.h"
+#include "../runtime/parallel.h"
+#include "../training_kernels.h"
 
 namespace fastres::cpu {
 

@@ -2,8 +2,8 @@
 
 #include <algorithm>
 
-#include "cache.h"
-#include "split.h"
+#include "../runtime/cache.h"
+#include "../split.h"
 #include "wgrad.h"
 #include "wgrad_split.h"
 

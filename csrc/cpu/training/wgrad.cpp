@@ -2,8 +2,8 @@
 
 #include <algorithm>
 
-#include "cache.h"
-#include "scratch.h"
+#include "../runtime/cache.h"
+#include "../runtime/scratch.h"
 
 namespace fastres::cpu {
 namespace {

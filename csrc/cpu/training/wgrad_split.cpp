@@ -3,10 +3,10 @@
 #include <algorithm>
 #include <utility>
 
-#include "../packed_weight.h"
-#include "cache.h"
-#include "scratch.h"
-#include "split.h"
+#include "../../packed_weight.h"
+#include "../runtime/cache.h"
+#include "../runtime/scratch.h"
+#include "../split.h"
 
 namespace fastres::cpu {
 namespace {

@@ -5,8 +5,8 @@
 #include <cstdint>
 #include <functional>
 
-#include "conv_rows.h"
-#include "training_kernels.h"
+#include "../convolution/conv_rows.h"
+#include "../training_kernels.h"
 
 namespace fastres::cpu {
 

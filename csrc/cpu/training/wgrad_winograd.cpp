@@ -4,11 +4,11 @@
 #include <algorithm>
 #include <functional>
 
-#include "cache.h"
-#include "scratch.h"
+#include "../convolution/winograd_batch.h"
+#include "../runtime/cache.h"
+#include "../runtime/scratch.h"
 #include "wgrad.h"
 #include "wgrad_split.h"
-#include "winograd_batch.h"
 
 namespace fastres::cpu {
 namespace {
