@@ -3,7 +3,7 @@
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import zip_longest
 from typing import Any
 
@@ -25,6 +25,8 @@ __all__ = [
 #: that convolves.
 ERROR_FACTORS = {"direct": 2.0, "winograd": 4.0}
 
+_SLICE = 1 << 16  # elements
+
 
 def output_tensors(output: Any) -> list[Tensor]:
     """The floating-point tensors in what a model returned, in order."""
@@ -38,11 +40,11 @@ def relative_error(output: Any, reference: Any) -> float:
     Infinite where shapes differ or a value is not finite and the other one another.
     """
     difference = norm = 0.0
-    for tensor, expected in _pairs(output, reference):
+    for tensor, expected in _slices(_pairs(output, reference)):
         if tensor.shape != expected.shape:
             return math.inf
-        exact = expected.detach().double()
-        error = tensor.detach().double() - exact
+        exact = expected.double()
+        error = tensor.double() - exact
         norms = [float(torch.linalg.vector_norm(t)) for t in (error, exact)]
         if not all(map(math.isfinite, norms)):
             if not torch.equal(_not_finite(tensor), _not_finite(expected)):
@@ -56,9 +58,20 @@ def relative_error(output: Any, reference: Any) -> float:
     return (difference / norm) ** 0.5
 
 
+def _slices(pairs: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Both tensors of each pair in parts that fit in a cache while they are compared."""
+    for tensor, expected in pairs:
+        both = tensor.detach(), expected.detach()
+        if tensor.shape != expected.shape or tensor.numel() <= _SLICE:
+            yield both
+            continue
+        rows = max(1, len(tensor) * _SLICE // tensor.numel())
+        yield from zip(*(whole.split(rows) for whole in both), strict=True)
+
+
 def _not_finite(tensor: Tensor) -> Tensor:
     """0 where ``tensor`` is finite, 1 where it is no number, infinities where it has them."""
-    wide = tensor.detach().double()
+    wide = tensor.double()
     return wide.masked_fill(wide.isfinite(), 0).nan_to_num(1.0, math.inf, -math.inf)
 
 
