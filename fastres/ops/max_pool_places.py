@@ -10,8 +10,6 @@ from torch import Tensor
 from ..schema import checks
 from .empty import empty_channels_last
 
-_OPS = torch.ops.fastres
-
 
 @torch.library.register_fake("fastres::max_pool_places")
 def _max_pool_places_fake(x: Tensor, *window: Sequence[int]) -> tuple[Tensor, Tensor]:

@@ -20,8 +20,23 @@ from training_case import (
 KINDS = ("3x3 wide", "1x1/2", "3x3 groups of 4, /2", "3x3 groups of 8", "3x3 groups of 16, /2",
          "3x3 groups of 32", "groups of 24", "3x3 dilated, /2")  # fmt: skip
 EVERY_KIND = pytest.mark.parametrize("case", [CASES[name] for name in KINDS], ids=KINDS)
-# Long reductions take long; those of the inference operator go the same way.
-SHORT = {name: case for name, case in CASES.items() if case.c // case.groups < 512}
+
+
+def shortened(case):
+    """The layer with a few whole tiles and one that is cut, of channels and of outputs.
+
+    Further ones are the same instructions again, of which the emulator takes long for each. The
+    inference operator goes the whole way.
+    """
+    channels = case.c // case.groups
+    if channels <= 128:
+        return case
+    outputs = case.k // case.groups
+    return case._replace(
+        c=case.groups * (64 + channels % 64),
+        k=case.groups * min(outputs, 64 + outputs % 64),
+        n=1,
+    )
 
 
 def check(assert_accurate, case, inputs, act="relu"):
@@ -40,7 +55,7 @@ def check(assert_accurate, case, inputs, act="relu"):
         assert_accurate(ours, their, exactly, magnitude=term.abs)
 
 
-@pytest.mark.parametrize("case", SHORT.values(), ids=SHORT.keys())
+@pytest.mark.parametrize("case", map(shortened, CASES.values()), ids=CASES.keys())
 def test_paths_match_eager(assert_accurate, case):
     check(assert_accurate, case, make_inputs(case))
 
