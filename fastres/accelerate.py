@@ -22,9 +22,8 @@ from torch.utils import _pytree as pytree
 from torch.utils._device import DeviceContext
 
 from . import _library
-from .fx.classes import ORIGINAL_CLASS
+from .fx.classes import ORIGINAL_CLASS, ORIGINAL_FORWARD
 from .fx.structure import (
-    ORIGINAL_FORWARD,
     STATE,
     Structure,
     eval_view,

@@ -14,8 +14,9 @@ from torch import nn
 
 from .plain import Values
 
-#: What the class of an accelerated module calls the class that it was made from.
+#: What the class of an accelerated module calls the class that it was made from, and its forward.
 ORIGINAL_CLASS = "_fastres_class"
+ORIGINAL_FORWARD = "_fastres_forward"
 
 #: On a function that stands for another while a trace runs: the other.
 STANDS_FOR = "_fastres_stands_for"

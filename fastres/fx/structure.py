@@ -24,9 +24,6 @@ from .sources import AttributeSource
 #: Name of the instance attribute in which an accelerated module keeps its derived state.
 STATE = "_fastres"
 
-#: What the class of an accelerated module calls the forward of the one that it was made from.
-ORIGINAL_FORWARD = "_fastres_forward"
-
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
 # Entries of a module's __dict__ on which no result depends, or that are compared elsewhere.

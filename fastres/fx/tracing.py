@@ -24,10 +24,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from .classes import ORIGINAL_FORWARD
 from .forwards import check_types_unread, forwards_seen
 from .metadata import MetadataReads
 from .proxies import PROXIES, TensorProxy, ValueProxy
-from .structure import ORIGINAL_FORWARD, Structure, has_hooks, original_class
+from .structure import Structure, has_hooks, original_class
 from .watching import DREW, TraceFailed, take_back, undisturbed, watch
 
 
