@@ -140,25 +140,22 @@ inline std::vector<LiveChainConv> convs_of(const LiveChainArguments& a) {
   return convs;
 }
 
-// Calls run(input, i, block) for each block with what the one before returned.
-template <class Arguments, class Run>
-Tensor run_chain(const char* op, const Tensor& x, const Arguments& a, const Run& run) {
+// Calls use(i, block) for each block.
+template <class Arguments, class Use>
+void for_each_block(const char* op, const Arguments& a, const Use& use) {
   check_chain(a);
   const auto convs = convs_of(a);
   const ChainGeometry& g = a.geometry;
-  Tensor y = x;
   auto next = convs.begin();
   for (size_t i = 0; i < g.convs.size(); ++i) {
     const auto first = next;
     next += g.convs[i];
-    const ChainBlock block{std::vector(first, next),
-                           {g.stride[2 * i], g.stride[2 * i + 1]},
-                           {g.dilation[2 * i], g.dilation[2 * i + 1]},
-                           g.groups[i],
-                           std::string(op) + ": block " + std::to_string(i)};
-    y = run(y, i, block);
+    use(i, ChainBlock{std::vector(first, next),
+                      {g.stride[2 * i], g.stride[2 * i + 1]},
+                      {g.dilation[2 * i], g.dilation[2 * i + 1]},
+                      g.groups[i],
+                      std::string(op) + ": block " + std::to_string(i)});
   }
-  return y;
 }
 
 }  // namespace fastres

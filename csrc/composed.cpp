@@ -78,20 +78,22 @@ Tensor bottleneck_chain(const Tensor& x, const Tensor& packed, const Tensor& shi
                         const Ints& sizes, const Ints& channels, const Ints& convs,
                         const Ints& stride, const Ints& dilation, const Ints& groups,
                         const std::string& act) {
-  const auto run = [&](const Tensor& input, size_t, const ChainBlock<ChainConv>& block) {
+  Tensor y = x;
+  const auto run = [&](size_t, const ChainBlock<ChainConv>& block) {
     std::array<std::optional<Tensor>, 4> weights, shifts;
     for (size_t i = 0; i < block.convs.size(); ++i) {
       const ChainConv& conv = block.convs[i];
       weights[i] = part(packed, conv.packed, conv.size);
       shifts[i] = part(shift, conv.shift, conv.channels);
     }
-    return call("fastres::grouped_bottleneck", input, *weights[0], *shifts[0], *weights[1],
-                *shifts[1], *weights[2], *shifts[2], weights[3], shifts[3], block.stride,
-                block.dilation, block.groups, act);
+    y = call("fastres::grouped_bottleneck", y, *weights[0], *shifts[0], *weights[1], *shifts[1],
+             *weights[2], *shifts[2], weights[3], shifts[3], block.stride, block.dilation,
+             block.groups, act);
   };
-  return run_chain(
-      kChainOp, x,
-      ChainArguments{packed, shift, sizes, channels, {convs, stride, dilation, groups}}, run);
+  for_each_block(kChainOp,
+                 ChainArguments{packed, shift, sizes, channels, {convs, stride, dilation, groups}},
+                 run);
+  return y;
 }
 
 Tensor live_bottleneck_chain(const Tensor& x, const std::vector<Tensor>& weights,
@@ -99,7 +101,8 @@ Tensor live_bottleneck_chain(const Tensor& x, const std::vector<Tensor>& weights
                              const std::vector<std::string>& algorithms, const Ints& convs,
                              const Ints& stride, const Ints& dilation, const Ints& groups,
                              const std::string& act) {
-  const auto run = [&](const Tensor& input, size_t i, const ChainBlock<LiveChainConv>& block) {
+  Tensor y = x;
+  const auto run = [&](size_t i, const ChainBlock<LiveChainConv>& block) {
     std::array<std::optional<Tensor>, 4> weight, scales, shifts;
     for (size_t c = 0; c < block.convs.size(); ++c) {
       const LiveChainConv& conv = block.convs[c];
@@ -107,14 +110,15 @@ Tensor live_bottleneck_chain(const Tensor& x, const std::vector<Tensor>& weights
       scales[c] = part(scale, conv.first, conv.channels);
       shifts[c] = part(shift, conv.first, conv.channels);
     }
-    return call("fastres::live_bottleneck", input, *weight[0], scales[0], *shifts[0], *weight[1],
-                scales[1], *shifts[1], *weight[2], scales[2], *shifts[2], weight[3], scales[3],
-                shifts[3], block.stride, block.dilation, block.groups, algorithms[i], act);
+    y = call("fastres::live_bottleneck", y, *weight[0], scales[0], *shifts[0], *weight[1],
+             scales[1], *shifts[1], *weight[2], scales[2], *shifts[2], weight[3], scales[3],
+             shifts[3], block.stride, block.dilation, block.groups, algorithms[i], act);
   };
-  return run_chain(
-      kLiveChainOp, x,
+  for_each_block(
+      kLiveChainOp,
       LiveChainArguments{weights, scale, shift, algorithms, {convs, stride, dilation, groups}},
       run);
+  return y;
 }
 
 }  // namespace

@@ -24,9 +24,19 @@ CheckedLayer plain_layer(CheckedWeight source);
 // Adds a shift to a layer, whose header tells how many channels it has.
 void set_shift(CheckedLayer& checked, const Tensor& shift, const char* op, const char* name);
 
+// What is known of a block's input before it is there.
+struct BlockInput {
+  int64_t batch, channels;
+  Extent size;
+  StorageType type;
+};
+
+// Checks x.
+BlockInput block_input(const Tensor& x, const char* op);
+
 // The arguments that both have; of the layers the weights are checked by themselves.
 struct BottleneckArguments {
-  const Tensor& x;
+  const BlockInput& x;
   const CheckedLayer& reduce;
   const CheckedLayer& spatial;
   const CheckedLayer& expand;
@@ -45,8 +55,24 @@ struct WeightNames {
 inline constexpr WeightNames kConvNames{"the weight of conv1", "the weight of conv2",
                                         "the weight of conv3", "the weight of the shortcut"};
 
-// Checks that the layers fit together and runs the block.
-Tensor bottleneck(const BottleneckArguments& arguments, int64_t groups, const WeightNames& names,
-                  const char* op);
+// A block that only lacks its input and output.
+struct CheckedBottleneck {
+  Bottleneck block;
+  const Microkernels* kernels;
+  bool depth_first;
+  std::vector<Tensor> kept;
+
+  BlockInput output(StorageType type) const {
+    return {block.batch, block.expand.header.out_channels, block.out, type};
+  }
+};
+
+// Checks that the layers fit together.
+CheckedBottleneck checked_bottleneck(const BottleneckArguments& arguments, int64_t groups,
+                                     const WeightNames& names, const char* op);
+
+// Runs blocks one after the other. All are checked before the first is run: between two that read
+// megabytes of weights nothing else is in the caches, and what it would take then adds up.
+Tensor run_bottlenecks(const Tensor& x, const std::vector<CheckedBottleneck>& blocks);
 
 }  // namespace fastres::cpu

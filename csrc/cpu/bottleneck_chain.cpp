@@ -35,7 +35,8 @@ Tensor bottleneck_chain(const Tensor& x, const Tensor& packed, const Tensor& shi
   check_cpu(shift, kChainOp, "shift");
   const Tensor shifts = as_contiguous(shift);
   const auto* weights = static_cast<const char*>(packed.const_data_ptr());
-  const auto run = [&](const Tensor& input, size_t, const ChainBlock<ChainConv>& block) {
+  std::vector<CheckedBottleneck> blocks;
+  const auto add = [&](size_t, const ChainBlock<ChainConv>& block) {
     const char* op = block.name.c_str();
     const auto layer = [&](size_t i, const char* name) {
       return layer_at(block.convs[i], weights, shifts.const_data_ptr<float>(), op, name);
@@ -45,12 +46,16 @@ Tensor bottleneck_chain(const Tensor& x, const Tensor& packed, const Tensor& shi
     const CheckedLayer expand = layer(2, kConvNames.expand);
     std::optional<CheckedLayer> down;
     if (block.convs.size() == 4) down = layer(3, kConvNames.down);
-    return bottleneck({input, reduce, spatial, expand, down, block.stride, block.dilation, act},
-                      block.groups, kConvNames, op);
+    const BlockInput input =
+        blocks.empty() ? block_input(x, op) : blocks.back().output(storage_type(x));
+    blocks.push_back(checked_bottleneck(
+        {input, reduce, spatial, expand, down, block.stride, block.dilation, act}, block.groups,
+        kConvNames, op));
   };
-  return run_chain(
-      kChainOp, x,
-      ChainArguments{packed, shift, sizes, channels, {convs, stride, dilation, groups}}, run);
+  for_each_block(kChainOp,
+                 ChainArguments{packed, shift, sizes, channels, {convs, stride, dilation, groups}},
+                 add);
+  return run_bottlenecks(x, blocks);
 }
 
 Tensor join_packed(const std::vector<Tensor>& packed) {

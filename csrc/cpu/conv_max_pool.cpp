@@ -16,6 +16,7 @@
 #include "convolution/split_rows.h"
 #include "convolution/weights.h"
 #include "runtime/allocate.h"
+#include "runtime/buffer_pool.h"
 #include "runtime/cache.h"
 #include "runtime/scratch.h"
 

@@ -13,6 +13,7 @@
 #include "convolution/split_rows.h"
 #include "convolution/winograd_batch.h"
 #include "runtime/allocate.h"
+#include "runtime/buffer_pool.h"
 #include "runtime/cache.h"
 #include "runtime/scratch.h"
 #include "training/moments.h"

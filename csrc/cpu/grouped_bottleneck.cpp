@@ -39,8 +39,10 @@ Tensor grouped_bottleneck(const Tensor& x, const Tensor& packed1, const Tensor& 
   if (packed_down.has_value()) {
     down = packed_layer(*packed_down, "packed_down", *shift_down, "shift_down");
   }
-  return bottleneck({x, reduce, spatial, expand, down, stride, dilation, act}, groups,
-                    {"packed1", "packed2", "packed3", "packed_down"}, kOp);
+  return run_bottlenecks(
+      x, {checked_bottleneck(
+             {block_input(x, kOp), reduce, spatial, expand, down, stride, dilation, act}, groups,
+             {"packed1", "packed2", "packed3", "packed_down"}, kOp)});
 }
 
 }  // namespace

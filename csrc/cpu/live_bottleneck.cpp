@@ -45,8 +45,10 @@ Tensor live_bottleneck(const Tensor& x, const Tensor& weight1, const std::option
     down = checked_layer(*weight_down, "weight_down", scale_down, *shift_down, "shift_down", 1,
                          "direct");
   }
-  return bottleneck({x, reduce, spatial, expand, down, stride, dilation, act}, groups,
-                    {"weight1", "weight2", "weight3", "weight_down"}, kOp);
+  return run_bottlenecks(
+      x, {checked_bottleneck(
+             {block_input(x, kOp), reduce, spatial, expand, down, stride, dilation, act}, groups,
+             {"weight1", "weight2", "weight3", "weight_down"}, kOp)});
 }
 
 }  // namespace

@@ -22,7 +22,8 @@ Tensor live_bottleneck_chain(const Tensor& x, const std::vector<Tensor>& weights
   check_cpu(scale, kLiveChainOp, "scale");
   check_cpu(shift, kLiveChainOp, "shift");
   const Tensor scales = as_contiguous(scale), shifts = as_contiguous(shift);
-  const auto run = [&](const Tensor& input, size_t i, const ChainBlock<LiveChainConv>& block) {
+  std::vector<CheckedBottleneck> blocks;
+  const auto add = [&](size_t i, const ChainBlock<LiveChainConv>& block) {
     const char* op = block.name.c_str();
     const auto layer = [&](size_t conv, const char* name, int64_t group_count,
                            const std::string& algorithm) {
@@ -38,13 +39,17 @@ Tensor live_bottleneck_chain(const Tensor& x, const std::vector<Tensor>& weights
     const CheckedLayer expand = layer(2, kConvNames.expand, 1, "direct");
     std::optional<CheckedLayer> down;
     if (block.convs.size() == 4) down = layer(3, kConvNames.down, 1, "direct");
-    return bottleneck({input, reduce, spatial, expand, down, block.stride, block.dilation, act},
-                      block.groups, kConvNames, op);
+    const BlockInput input =
+        blocks.empty() ? block_input(x, op) : blocks.back().output(storage_type(x));
+    blocks.push_back(checked_bottleneck(
+        {input, reduce, spatial, expand, down, block.stride, block.dilation, act}, block.groups,
+        kConvNames, op));
   };
-  return run_chain(
-      kLiveChainOp, x,
+  for_each_block(
+      kLiveChainOp,
       LiveChainArguments{weights, scale, shift, algorithms, {convs, stride, dilation, groups}},
-      run);
+      add);
+  return run_bottlenecks(x, blocks);
 }
 
 }  // namespace

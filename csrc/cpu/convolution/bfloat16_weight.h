@@ -5,9 +5,9 @@
 
 #include <optional>
 
+#include "../runtime/buffer_pool.h"
 #include "conv_rows.h"
 #include "plain_weight.h"
-#include "weights.h"
 
 namespace fastres::cpu {
 

@@ -1,4 +1,4 @@
-// A whole bottleneck over all threads, depth-first.
+// A whole bottleneck over all threads.
 
 #pragma once
 
@@ -26,8 +26,10 @@ struct Bottleneck {
   Image y;  // dense NHWC
 };
 
-// Depth-first: each thread takes a band of output rows through all convolutions, so that the inner
-// activations never leave its level-2 cache. All layers are packed.
-void run_depth_first(const Microkernels& kernels, const Bottleneck& block);
+// Whether the block is computed depth-first, by this many threads as there are now; the others are
+// layer by layer.
+bool prefers_depth_first(const Microkernels& kernels, const Bottleneck& block);
+
+void run_bottleneck(const Microkernels& kernels, const Bottleneck& block, bool depth_first);
 
 }  // namespace fastres::cpu

@@ -4,6 +4,7 @@
 #include <optional>
 #include <vector>
 
+#include "../runtime/buffer_pool.h"
 #include "../runtime/cache.h"
 #include "../runtime/scratch.h"
 #include "bfloat16_weight.h"

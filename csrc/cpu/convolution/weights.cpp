@@ -273,13 +273,6 @@ class WinogradBlocks {
 
 }  // namespace
 
-PooledFloats::PooledFloats(int64_t count)
-    : data_(static_cast<float*>(acquire_buffer(static_cast<size_t>(count) * sizeof(float)))) {
-  if (data_ == nullptr) throw std::bad_alloc();
-}
-
-PooledFloats::~PooledFloats() { release_buffer(data_); }
-
 Taps all_taps(int64_t count) {
   Taps taps(static_cast<size_t>(count));
   std::iota(taps.begin(), taps.end(), 0);

@@ -22,19 +22,6 @@ struct WeightView {
   int64_t group_out_channels() const { return out_channels / groups; }
 };
 
-// A buffer of the pool for the time of a call.
-class PooledFloats {
- public:
-  explicit PooledFloats(int64_t count);
-  ~PooledFloats();
-  PooledFloats(const PooledFloats&) = delete;
-  PooledFloats& operator=(const PooledFloats&) = delete;
-  float* data() const { return data_; }
-
- private:
-  float* data_;
-};
-
 // Which taps of one axis to pack, in which order.
 using Taps = std::vector<int64_t>;
 

@@ -9,6 +9,7 @@
 
 #include <algorithm>
 
+#include "../runtime/buffer_pool.h"
 #include "slices.h"
 #include "weights.h"
 #include "winograd.h"

@@ -5,6 +5,7 @@
 #include <iterator>
 #include <map>
 #include <mutex>
+#include <new>
 #include <unordered_map>
 
 #include "pages.h"
@@ -146,6 +147,13 @@ Pool& constant_pool() {
 
 void* acquire_buffer(size_t bytes) { return pool().acquire(bytes); }
 void release_buffer(void* buffer) { pool().release(buffer); }
+PooledFloats::PooledFloats(int64_t count)
+    : data_(static_cast<float*>(acquire_buffer(static_cast<size_t>(count) * sizeof(float)))) {
+  if (data_ == nullptr) throw std::bad_alloc();
+}
+
+PooledFloats::~PooledFloats() { release_buffer(data_); }
+
 void* acquire_gradient_buffer(size_t bytes) { return gradient_pool().acquire(bytes); }
 void release_gradient_buffer(void* buffer) { gradient_pool().release(buffer); }
 void* acquire_constant(size_t bytes) { return constant_pool().acquire(bytes); }

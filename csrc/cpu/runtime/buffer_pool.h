@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 
 namespace fastres::cpu {
 
@@ -17,6 +18,19 @@ constexpr size_t kPooledBytes = size_t{1} << 16;
 void* acquire_buffer(size_t bytes);
 // Takes back what acquire_buffer returned.
 void release_buffer(void* buffer);
+
+// A buffer for the time of a call; throws std::bad_alloc.
+class PooledFloats {
+ public:
+  explicit PooledFloats(int64_t count);
+  ~PooledFloats();
+  PooledFloats(const PooledFloats&) = delete;
+  PooledFloats& operator=(const PooledFloats&) = delete;
+  float* data() const { return data_; }
+
+ private:
+  float* data_;
+};
 
 // The same for the gradients of weights, which live from one backward pass to the next and must not
 // take the activations' buffers meanwhile: of exactly such a size, and as many as are used at once.

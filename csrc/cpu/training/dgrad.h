@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "../convolution/split_rows.h"
+#include "../runtime/buffer_pool.h"
 #include "../runtime/scratch.h"
 #include "output_gradient.h"
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "../runtime/buffer_pool.h"
 #include "../runtime/cache.h"
 #include "../runtime/scratch.h"
 

@@ -5,6 +5,7 @@
 #include <functional>
 
 #include "../convolution/winograd_batch.h"
+#include "../runtime/buffer_pool.h"
 #include "../runtime/cache.h"
 #include "../runtime/scratch.h"
 #include "wgrad.h"
