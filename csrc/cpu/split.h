@@ -95,7 +95,7 @@ struct WeightRows {
 struct SplitTile {
   const Bfloat16* input;
   ptrdiff_t plane_stride;
-  const ptrdiff_t* taps;  // what each tap adds to `input`
+  const int64_t* taps;  // positions that each tap is after the output's
   int64_t tap_count;
   int64_t chunks;
   const Bfloat16* weights;

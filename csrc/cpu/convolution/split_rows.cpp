@@ -22,13 +22,6 @@ constexpr int64_t kGroupChannels = 128;
 // either way.
 constexpr int64_t kMostKeptBytes = int64_t{1} << 19;
 
-// Of the padded input, along one axis, the positions that `outputs` read and that are `phase` after
-// a multiple of the stride.
-int64_t positions_read(int64_t outputs, int64_t taps, int64_t dilation, int64_t stride,
-                       int64_t phase) {
-  return ((outputs - 1) * stride + (taps - 1) * dilation - phase) / stride + 1;
-}
-
 // What tiles convolve. Narrow groups are taken sixteen channels at a time. Else a kernel's columns
 // of so few channels that those of all fit in one row of a tile are one column of more channels.
 // Packed weights have them in this order.
@@ -51,27 +44,15 @@ PackedHeader tiled_header(const ConvLayer& layer) {
   return h;
 }
 
-// Whether some tap's offset leaves this remainder.
-bool reads_phase(int64_t taps, int64_t dilation, int64_t stride, int64_t phase) {
-  for (int64_t tap = 0; tap < taps; ++tap) {
-    if (tap * dilation % stride == phase) return true;
-  }
-  return false;
-}
-
-// How many of the stride's remainders are read along one axis.
-int64_t phases_read(int64_t taps, int64_t dilation, int64_t stride) {
-  int64_t count = 0;
-  for (int64_t phase = 0; phase < stride; ++phase) {
-    count += reads_phase(taps, dilation, stride, phase) ? 1 : 0;
-  }
-  return count;
-}
-
-int64_t all_phases_read(const ConvLayer& layer) {
+TapGrid taps_of(const ConvLayer& layer) {
   const PackedHeader h = tiled_header(layer);
-  return phases_read(h.kernel_h, layer.dilation.h, layer.stride.h) *
-         phases_read(h.kernel_w, layer.dilation.w, layer.stride.w);
+  return {{h.kernel_h, h.kernel_w}, layer.stride, layer.dilation};
+}
+
+// Of a row of so many output pixels.
+int64_t row_positions(const ConvLayer& layer, int64_t pixels) {
+  const TapGrid t = taps_of(layer);
+  return positions_read(pixels, t.kernel.w, t.dilation.w, t.stride.w, 0);
 }
 
 int64_t panel_values(const SplitKernels& kernels, const PackedHeader& h) {
@@ -148,8 +129,8 @@ bool prefers_tiles(const Microkernels& kernels, const ConvLayer& layer, int64_t 
   if (h.taps() == 1) pixels = 1;  // however many rows a band has joined
   const int64_t chunks = split_chunks(h.group_in_channels);
   if (h.taps() > 1 && 2 * panel_part_values(kernels, layer) > planes_in_cache()) return false;
-  const int64_t positions = positions_read(pixels, h.kernel_w, layer.dilation.w, layer.stride.w, 0);
-  const int64_t phases = all_phases_read(layer);
+  const int64_t positions = row_positions(layer, pixels);
+  const int64_t phases = phases_read(taps_of(layer));
   const Costs cost = costs(*kernels.split);
   const int64_t splitting = phases > 1 ? cost.scattered : cost.splitting;
   const int64_t outputs = h.group_out_channels();
@@ -168,11 +149,10 @@ int64_t shared_outputs(const PackedHeader& header, int64_t batch, Extent out) {
 
 int64_t split_rows_in_cache(const Microkernels& kernels, const ConvLayer& layer, int64_t pixels) {
   const PackedHeader h = tiled_header(layer);
-  const int64_t positions = positions_read(pixels, h.kernel_w, layer.dilation.w, layer.stride.w, 0);
   const int64_t part_channels =
       std::min<int64_t>(part_chunks(kernels, layer) * kSplitChannels, h.group_in_channels);
   const int64_t channels = part_channels * split_groups_at_once(h);
-  const int64_t values = all_phases_read(layer) * positions * channels;
+  const int64_t values = phases_read(taps_of(layer)) * row_positions(layer, pixels) * channels;
   return planes_in_cache() / (kernels.split->parts * values * int64_t{sizeof(Bfloat16)});
 }
 
@@ -191,47 +171,21 @@ SplitBand::SplitBand(const Microkernels& kernels, const ConvLayer& layer, const 
     : kernels_(*kernels.split),
       header_(tiled_header(layer)),
       narrow_width_(has_narrow_groups(layer.header) ? layer.header.group_in_channels : 0),
-      stride_(layer.stride),
-      dilation_(layer.dilation),
       groups_(groups),
-      row_positions_(positions_read(band.pixels, header_.kernel_w, dilation_.w, stride_.w, 0)),
-      phase_positions_(row_positions_ *
-                       positions_read(band.rows, header_.kernel_h, dilation_.h, stride_.h, 0)),
+      positions_(taps_of(layer), {band.rows, band.pixels}),
       parts_(reduction_parts(kernels, layer)),
       part_values_(panel_part_values(kernels, layer)),
+      // An odd number of cache lines: planes a power of two apart would fall into the same sets.
+      plane_stride_((positions_.count() | 1) * kSplitChannels),
       packed_(layer.header.layout == PackedLayout::bfloat16),
       packed_panels_(packed_ && layer.plain == nullptr && fits_kept_panels(kernels, layer)
                          ? reinterpret_cast<const Bfloat16*>(layer.weights)
                          : nullptr),
       kept_(layer.split_panels),
       has_room_ahead_(has_room_ahead(kernels, layer)) {
-  find_phases();
-  const int64_t positions = std::ssize(phases_) * phase_positions_ + kSplitPositions;
-  // An odd number of cache lines: planes a power of two apart would fall into the same cache sets.
-  plane_stride_ = (positions | 1) * kSplitChannels;
   const int64_t planes = groups.size() * split_chunks(header_.group_in_channels) * kernels_.parts;
   const int64_t bytes = planes * plane_stride_ * int64_t{sizeof(Bfloat16)};
   loads_all_parts_ = layer.plain != nullptr && bytes <= planes_in_cache();
-}
-
-void SplitBand::find_phases() {
-  std::vector<int64_t> index(static_cast<size_t>(stride_.h * stride_.w));
-  for (int64_t h = 0; h < stride_.h; ++h) {
-    for (int64_t w = 0; w < stride_.w; ++w) {
-      if (!reads_phase(header_.kernel_h, dilation_.h, stride_.h, h)) continue;
-      if (!reads_phase(header_.kernel_w, dilation_.w, stride_.w, w)) continue;
-      index[static_cast<size_t>(h * stride_.w + w)] = std::ssize(phases_);
-      phases_.push_back({h, w});
-    }
-  }
-  for (int64_t r = 0; r < header_.kernel_h; ++r) {
-    for (int64_t s = 0; s < header_.kernel_w; ++s) {
-      const int64_t h = r * dilation_.h, w = s * dilation_.w;
-      const int64_t phase = index[static_cast<size_t>(h % stride_.h * stride_.w + w % stride_.w)];
-      taps_.push_back((phase * phase_positions_ + h / stride_.h * row_positions_ + w / stride_.w) *
-                      kSplitChannels);
-    }
-  }
 }
 
 Range SplitBand::channels(int64_t part) const {
@@ -247,29 +201,10 @@ void SplitBand::load(const ConvBand& band, Range parts) {
   s.channels = groups_.size() * (channels(parts.end - 1).end - first);
   planes_ =
       thread_scratch().planes.bfloat16s(split_chunks(s.channels) * kernels_.parts * plane_stride_);
+  s.planes = planes_;
   s.plane_stride = plane_stride_;
-  s.row_positions = row_positions_;
-  const bool stored = band.input16.data != nullptr;
-  const ptrdiff_t row = stored ? band.input16.row_stride : band.input.row_stride;
-  const ptrdiff_t pixel = stored ? band.input16.pixel_stride : band.input.pixel_stride;
-  s.row_stride = stride_.h * row;
-  s.pixel_stride = stride_.w * pixel;
   s.must_be_finite = narrow_width_ > 0;
-  finite_ = true;
-  for (size_t i = 0; i < phases_.size(); ++i) {
-    const auto [h, w] = phases_[i];
-    const ptrdiff_t offset =
-        groups_.begin * header_.group_in_channels + first + h * row + w * pixel;
-    if (stored) {
-      s.input16 = band.input16.data + offset;
-    } else {
-      s.input = band.input.data + offset;
-    }
-    s.rows = positions_read(band.rows, header_.kernel_h, dilation_.h, stride_.h, h);
-    s.pixels = positions_read(band.pixels, header_.kernel_w, dilation_.w, stride_.w, w);
-    s.planes = planes_ + static_cast<int64_t>(i) * phase_positions_ * kSplitChannels;
-    finite_ = kernels_.split_pixels(s) && finite_;
-  }
+  finite_ = positions_.split(kernels_, band, groups_.begin * header_.group_in_channels + first, s);
 }
 
 bool SplitBand::is_split(const PanelPart& weights) const {
@@ -339,10 +274,10 @@ SplitTile SplitBand::tile_of(int64_t group, int64_t part, int64_t blocks) const 
   if (narrow_width_ > 0) chunk /= 2;
   t.input = planes_ + chunk * kernels_.parts * plane_stride_;
   t.plane_stride = plane_stride_;
-  t.taps = taps_.data();
+  t.taps = positions_.taps().data();
   t.tap_count = header_.taps();
   t.blocks = blocks;
-  t.row_positions = row_positions_;
+  t.row_positions = positions_.row();
   t.part_stride = (packed_ ? kBfloat16PanelBlocks : t.blocks) * kSplitBlock;
   t.chunk_stride = kernels_.parts * t.part_stride;
   t.output_block_stride = kChannelBlock;

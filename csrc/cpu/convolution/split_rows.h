@@ -8,6 +8,7 @@
 #include "../runtime/scratch.h"
 #include "../split.h"
 #include "conv_rows.h"
+#include "split_positions.h"
 
 namespace fastres::cpu {
 
@@ -70,10 +71,6 @@ std::optional<SplitPanels> kept_panels(const Microkernels& kernels, const ConvLa
                                        int64_t pixels, int64_t bands, Scratch& memory);
 
 // The input of a band in parts, in this thread's scratch memory until the next band's.
-//
-// Positions are pixels of the padded input, in planes of those that are a stride apart, row after
-// row: what one tap reads for adjacent outputs is adjacent. Between rows there are positions that
-// no output belongs to; they are multiplied all the same, so that a tile may cross rows.
 class SplitBand {
  public:
   SplitBand(const Microkernels& kernels, const ConvLayer& layer, const ConvBand& band,
@@ -124,21 +121,16 @@ class SplitBand {
   SplitWeights unsplit(const PanelPart& weights);
   const Bfloat16* remember(const PanelPart& weights, const Bfloat16* target, bool have_parts);
   SplitTile tile_of(int64_t group, int64_t part, int64_t blocks) const;
-  void find_phases();
 
   const SplitKernels& kernels_;
   const PackedHeader header_;
   const int64_t narrow_width_;  // channels of a narrow group; 0 for others
-  const Extent stride_, dilation_;
   const Range groups_;
-  const int64_t row_positions_;
-  const int64_t phase_positions_;
+  const SplitPositions positions_;
   const int64_t parts_;
+  const int64_t part_values_;  // of a panel's split weights, the most
+  const ptrdiff_t plane_stride_;
   bool loads_all_parts_;
-  const int64_t part_values_;   // of a panel's split weights, the most
-  std::vector<Extent> phases_;  // that a tap reads
-  std::vector<ptrdiff_t> taps_;
-  ptrdiff_t plane_stride_;
   const bool packed_;                    // weights, as tiles take them
   const Bfloat16* const packed_panels_;  // all of them, where they are few enough; null for not
   SplitPanels* const kept_;

@@ -100,7 +100,7 @@ class SplitSums {
  private:
   void multiply(float* sums, const Upcoming& upcoming) const {
     static constexpr float kZeros[2 * kChannelBlock] = {};
-    static constexpr ptrdiff_t kNoTap = 0;
+    static constexpr int64_t kNoTap = 0;
     SplitTile t{};
     t.input = input_;
     t.plane_stride = input_stride_;
