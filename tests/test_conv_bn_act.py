@@ -101,6 +101,13 @@ def test_odd_channel_counts(assert_accurate, c, k):
         check_case(assert_accurate, case, make_inputs(case), "relu")
 
 
+@pytest.mark.parametrize("channels", [3, 64])
+def test_strides_far_beyond_the_image(assert_accurate, channels):
+    """Nothing counts up to them."""
+    case = ConvCase(channels, 64, stride=(2**31 - 1, 2**30), padding=(1, 1, 1, 1))
+    check_case(assert_accurate, case, make_inputs(case), "relu")
+
+
 @pytest.mark.parametrize("groups", [2, 3, 5, 33])
 @pytest.mark.parametrize("group_channels", [1, 2, 3, 4, 5, 8, 16, 17, 32])
 def test_group_counts(assert_accurate, group_channels, groups):

@@ -11,6 +11,8 @@
 
 #include "conv_arguments.h"
 #include "convolution/bfloat16_weight.h"
+#include "convolution/conv_rows.h"
+#include "convolution/panels.h"
 #include "convolution/plain_tensor.h"
 #include "convolution/pooling.h"
 #include "convolution/split_rows.h"

@@ -10,6 +10,8 @@
 #include <tuple>
 #include <vector>
 
+#include "convolution/conv_rows.h"
+#include "convolution/panels.h"
 #include "convolution/split_rows.h"
 #include "convolution/winograd_batch.h"
 #include "runtime/allocate.h"

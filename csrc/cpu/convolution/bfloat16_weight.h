@@ -6,7 +6,7 @@
 #include <optional>
 
 #include "../runtime/buffer_pool.h"
-#include "conv_rows.h"
+#include "conv_layer.h"
 #include "plain_weight.h"
 
 namespace fastres::cpu {

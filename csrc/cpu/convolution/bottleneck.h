@@ -4,7 +4,7 @@
 
 #include <optional>
 
-#include "conv_rows.h"
+#include "conv_layer.h"
 #include "plain_weight.h"
 
 namespace fastres::cpu {

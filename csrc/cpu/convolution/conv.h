@@ -4,7 +4,7 @@
 
 #include <optional>
 
-#include "conv_rows.h"
+#include "conv_layer.h"
 #include "pack_on_use.h"
 
 namespace fastres::cpu {

@@ -7,6 +7,8 @@
 
 #include "../runtime/cache.h"
 #include "../runtime/scratch.h"
+#include "conv_rows.h"
+#include "panels.h"
 #include "split_rows.h"
 
 namespace fastres::cpu {

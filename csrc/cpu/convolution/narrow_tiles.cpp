@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "../runtime/scratch.h"
+#include "conv_rows.h"
 #include "pack_on_use.h"
 #include "plain_weight.h"
 

@@ -2,7 +2,7 @@
 
 #pragma once
 
-#include "conv_rows.h"
+#include "conv_layer.h"
 #include "split_rows.h"
 
 namespace fastres::cpu {

@@ -10,7 +10,7 @@
 
 #include "../../geometry.h"
 #include "../split.h"
-#include "conv_rows.h"
+#include "conv_layer.h"
 
 namespace fastres::cpu {
 

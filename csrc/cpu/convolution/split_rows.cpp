@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "../runtime/cache.h"
+#include "panels.h"
 
 namespace fastres::cpu {
 namespace {

@@ -7,7 +7,7 @@
 
 #include "../runtime/scratch.h"
 #include "../split.h"
-#include "conv_rows.h"
+#include "conv_layer.h"
 #include "split_positions.h"
 
 namespace fastres::cpu {

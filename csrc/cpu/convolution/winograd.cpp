@@ -6,7 +6,9 @@
 
 #include "../runtime/cache.h"
 #include "../runtime/scratch.h"
+#include "conv_rows.h"
 #include "pack_on_use.h"
+#include "panels.h"
 #include "split_rows.h"
 
 namespace fastres::cpu {

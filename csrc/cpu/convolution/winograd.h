@@ -5,7 +5,7 @@
 
 #include <span>
 
-#include "conv_rows.h"
+#include "conv_layer.h"
 #include "plain_weight.h"
 
 namespace fastres::cpu {

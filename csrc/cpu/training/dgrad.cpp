@@ -4,6 +4,7 @@
 #include <numeric>
 
 #include "../convolution/conv_rows.h"
+#include "../convolution/panels.h"
 #include "../runtime/cache.h"
 #include "../runtime/scratch.h"
 

@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "../convolution/conv_rows.h"
+#include "../convolution/conv_layer.h"
 #include "../convolution/tensor_image.h"
 #include "../convolution/weights.h"
 #include "training_rows.h"

@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <functional>
 
-#include "../convolution/conv_rows.h"
+#include "../convolution/conv_layer.h"
 #include "../training_kernels.h"
 
 namespace fastres::cpu {
