@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import types
 from collections.abc import Callable, Mapping
 from operator import itemgetter
@@ -15,6 +16,10 @@ _ATOMS = (
     torch.memory_format, torch.layout, types.FunctionType, types.BuiltinFunctionType,
     types.MethodType, types.ModuleType,
 )  # fmt: skip
+
+
+#: Objects that hold values and do nothing else.
+RECORDS = (types.SimpleNamespace, argparse.Namespace)
 
 
 def copy_plain(value: object) -> tuple[bool, Any]:

@@ -8,7 +8,6 @@ The values of parameters and buffers are not its business (``weights/packing.py`
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import types
 from collections.abc import Iterable, Iterator
@@ -18,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from .classes import ORIGINAL_CLASS, ClassRecord, classes_of
-from .plain import Values
+from .outside import ClosureRecord, OutsideRecord, outside_records
+from .plain import RECORDS, Values
 from .sources import AttributeSource
 
 #: Name of the instance attribute in which an accelerated module keeps its derived state.
@@ -43,7 +43,6 @@ _IGNORED = {
 }
 
 _FOREIGN = (torch.Tensor, type, types.ModuleType, types.FunctionType)
-_RECORDS = (types.SimpleNamespace, argparse.Namespace)
 
 
 def has_hooks(module: nn.Module) -> bool:
@@ -124,6 +123,9 @@ class _Metadata:
         return tensor is not None and facts(tensor) == self._then
 
 
+_AnyRecord = ClassRecord | OutsideRecord | ClosureRecord | _Record | _OwnTensors | _Metadata
+
+
 def configs(module: nn.Module) -> Iterator[Any]:
     """Objects of the user's that ``module`` refers to, such as a config read in ``forward``.
 
@@ -138,7 +140,7 @@ def configs(module: nn.Module) -> Iterator[Any]:
             if not isinstance(value, (nn.Module, *_FOREIGN)):
                 seen.add(id(value))
                 yield value
-                if isinstance(value, _RECORDS) or dataclasses.is_dataclass(value):
+                if isinstance(value, RECORDS) or dataclasses.is_dataclass(value):
                     owners.append(value)
 
 
@@ -162,9 +164,10 @@ class Structure:
         metadata: dict[str, Facts] | None = None,
     ) -> None:
         traced, leaves = list(traced), list(leaves)
-        self._records: list[ClassRecord | _Record | _OwnTensors | _Metadata] = [
+        self._records: list[_AnyRecord] = [
             ClassRecord(cls) for cls in classes_of((*traced, *leaves))
         ]
+        self._records.extend(outside_records(traced))
         for module in traced:
             self._records.append(_Record(module, root))
             self._records.extend(_Record(config, root) for config in configs(module))
