@@ -22,6 +22,7 @@ def activate(x):
 """
 
 SOURCE = """
+import functools
 from types import SimpleNamespace
 
 from torch import nn
@@ -31,7 +32,7 @@ import fastres_test_settings as settings
 SCALE = 1.0
 SHIFTS = [0.125]
 STEPS = 0
-CONFIG = SimpleNamespace(head=SimpleNamespace(power=1.0))
+CONFIG = SimpleNamespace(head=SimpleNamespace(power=1.0), last=0.0)
 
 
 class Limits:
@@ -40,11 +41,14 @@ class Limits:
 
 class Mixer:
     weight = 0.5
+    calls = 0
 
     def mix(self, x):
+        self.calls += 1
         return x * self.weight
 
 MIXER = Mixer()
+LAST = {"step": functools.partial(lambda y, x: x + y * CONFIG.last, 1.0)}
 
 
 def scaled(x):
@@ -85,7 +89,7 @@ class Net(nn.Module):
     def forward(self, x):
         y = settings.activate(self.bn(self.conv(x))) + settings.SHIFT
         y = self.limited(doubled(scaled(y))) ** self.power
-        return MIXER.mix(y) + SHIFTS[0]
+        return LAST["step"](MIXER.mix(y)) + SHIFTS[0]
 
     def training_step(self, x):
         global STEPS
@@ -112,6 +116,7 @@ CHANGES: dict[str, Callable[[User], None]] = {
     "a setting in another module": lambda user: setattr(user.settings, "SHIFT", 2.0),
     "a function in another module": lambda user: setattr(user.settings, "activate", torch.tanh),
     "a setting within a setting": lambda user: setattr(user.CONFIG.head, "power", 2.0),
+    "a setting of a function in a dict": lambda user: setattr(user.CONFIG, "last", 2.0),
     "an object's attribute": lambda user: setattr(user.MIXER, "weight", 4.0),
     "a method of an object": lambda user: setattr(user.Mixer, "mix", lambda self, x: -x),
     "another object": lambda user: setattr(user, "MIXER", types.SimpleNamespace(mix=torch.neg)),
@@ -153,6 +158,7 @@ def test_what_other_methods_read_is_nobodys_business(user):
     traced = state.misses
     for _ in range(3):
         model.training_step(x)
+        user.MIXER.mix(x)  # counts, too
     assert (user.STEPS, state.misses) == (4, traced)
     with torch.no_grad():
         assert runs_fused(model.eval(), x)

@@ -8,11 +8,12 @@ and the functions that it mentions are compiled to. Libraries are not looked int
 from __future__ import annotations
 
 import builtins
+import dis
 import functools
 import sys
 import types
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -65,22 +66,33 @@ def outside_records(modules: Iterable[nn.Module]) -> Iterator[OutsideRecord | Cl
     yield from search.records()
 
 
+class _Code(NamedTuple):
+    """What a function and those inside it mention."""
+
+    names: frozenset[str]
+    """Of globals and attributes."""
+    assigned: frozenset[str]
+    """Of those, what is assigned: state of the code's own, such as a counter, and no setting."""
+
+
 class _Search:
     def __init__(self) -> None:
         self._names: dict[int, tuple[Mapping[str, Any], dict[str, None]]] = {}
-        self._closures: list[types.FunctionType] = []
+        self._closures: dict[types.FunctionType, None] = {}
+        self._assigned: set[str] = set()
         self._seen: set[tuple[types.FunctionType, int]] = set()
+        self._followed: set[tuple[int, frozenset[str]]] = set()
 
     def records(self) -> Iterator[OutsideRecord | ClosureRecord]:
         for namespace, names in self._names.values():
-            yield OutsideRecord(namespace, names)
+            yield OutsideRecord(namespace, [n for n in names if n not in self._assigned])
         yield from map(ClosureRecord, self._closures)
 
     def look_into_forward(self, module: nn.Module) -> None:
         self._look_into(_function_of(vars(module).get("forward")), module)
-        self._look_into_methods(module, {"forward"})
+        self._look_into_methods(module, frozenset({"forward"}))
 
-    def _look_into_methods(self, target: Any, names: Iterable[str]) -> None:
+    def _look_into_methods(self, target: Any, names: frozenset[str]) -> None:
         """Functions of these names of an object's class and those that it derives from."""
         for base in _classes(type(target)):
             for name in names:
@@ -93,40 +105,52 @@ class _Search:
         if (function, id(target)) in self._seen:
             return
         self._seen.add((function, id(target)))
-        names = set(_names(function.__code__))
+        names, assigned = _mentioned(function.__code__)
+        self._assigned.update(assigned)
         self._read(function.__globals__, function.__globals__, names, builtins)
         if function.__closure__:
-            self._closures.append(function)
+            self._closures[function] = None
             self._follow(_closure(function).values(), names)
-        if target is not None:
-            self._follow([target], names)
+        self._follow([target, *(function.__defaults__ or ())], names)
         self._look_into(_function_of(vars(function).get("__wrapped__")), target)
 
-    def _follow(self, values: Iterable[Any], names: set[str]) -> None:
+    def _follow(self, values: Iterable[Any], names: frozenset[str]) -> None:
         """What code that mentions ``names`` reads of values that it has."""
         for value in values:
-            function = _function_of(value)
-            if function is not None:
-                self._look_into(function, None)
-            elif isinstance(value, nn.Module):  # its attributes and its class are looked at anyway
-                self._look_into_methods(value, names)
-            elif isinstance(value, type):
-                for base in _classes(value):
-                    self._read(base, vars(base), names)
-            elif _has_attributes(value):
-                is_object = not isinstance(value, types.ModuleType)
-                self._read(value, vars(value), names, type(value) if is_object else None)
-                if is_object:
-                    self._follow([type(value)], names)
-                    self._look_into_methods(value, names)
+            if (id(value), names) not in self._followed:
+                self._followed.add((id(value), names))
+                self._follow_one(value, names)
+
+    def _follow_one(self, value: Any, names: frozenset[str]) -> None:
+        function = _function_of(value)
+        if function is not None:
+            self._look_into(function, getattr(value, "__self__", None))
+        elif isinstance(value, nn.Module):  # its attributes and its class are looked at anyway
+            self._look_into_methods(value, names)
+        elif isinstance(value, type):
+            for base in _classes(value):
+                self._read(base, vars(base), names)
+        elif isinstance(value, (list, tuple)):
+            self._follow(value, names)
+        elif isinstance(value, dict):
+            self._follow(value.values(), names)
+        elif isinstance(value, functools.partial):
+            self._follow([value.func, *value.args, *value.keywords.values()], names)
+        elif isinstance(value, types.ModuleType):
+            if not _is_of_library(value):
+                self._read(value, vars(value), names)
+        elif _has_attributes(value):
+            self._read(value, vars(value), names, type(value))
+            self._follow([type(value)], names)
+            self._look_into_methods(value, names)
 
     def _read(
-        self, owner: Any, namespace: Mapping[str, Any], names: set[str], elsewhere: Any = None
+        self, owner: Any, namespace: Mapping[str, Any], names: frozenset[str], elsewhere: Any = None
     ) -> None:
+        """Notes what ``names`` mean there; of those it lacks, the ones to be found elsewhere."""
         known = self._names.setdefault(id(owner), (namespace, {}))[1]
-        new = [name for name in names if name not in known]
-        there = [name for name in new if name in namespace]
-        lacking = [name for name in new if name not in namespace and hasattr(elsewhere, name)]
+        there = [name for name in names if name in namespace]
+        lacking = [name for name in names if name not in namespace and hasattr(elsewhere, name)]
         known.update(dict.fromkeys([*there, *lacking]))
         self._follow([namespace[name] for name in there], names)
 
@@ -163,12 +187,17 @@ def _function_of(value: Any) -> types.FunctionType | None:
     return value if isinstance(value, types.FunctionType) else None
 
 
-def _names(code: types.CodeType) -> Iterator[str]:
-    """Of globals and attributes, by functions inside too."""
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from _names(constant)
+@functools.lru_cache(maxsize=4096)
+def _mentioned(code: types.CodeType) -> _Code:
+    assigned = {i.argval for i in dis.get_instructions(code) if i.opname in _ASSIGNMENTS}
+    inside = [_mentioned(c) for c in code.co_consts if isinstance(c, types.CodeType)]
+    return _Code(
+        frozenset(code.co_names).union(*(c.names for c in inside)),
+        frozenset(assigned).union(*(c.assigned for c in inside)),
+    )
+
+
+_ASSIGNMENTS = {"STORE_ATTR", "STORE_GLOBAL", "DELETE_ATTR", "DELETE_GLOBAL"}
 
 
 def _closure(function: types.FunctionType) -> dict[str, Any]:

@@ -3,12 +3,10 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
-#include <new>
 #include <numeric>
 #include <span>
 #include <utility>
 
-#include "../runtime/buffer_pool.h"
 #include "../runtime/parallel.h"
 
 namespace fastres::cpu {

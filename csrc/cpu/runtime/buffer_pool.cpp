@@ -5,7 +5,8 @@
 #include <iterator>
 #include <map>
 #include <mutex>
-#include <new>
+#include <stdexcept>
+#include <string>
 #include <unordered_map>
 
 #include "pages.h"
@@ -147,9 +148,11 @@ Pool& constant_pool() {
 
 void* acquire_buffer(size_t bytes) { return pool().acquire(bytes); }
 void release_buffer(void* buffer) { pool().release(buffer); }
-PooledFloats::PooledFloats(int64_t count)
-    : data_(static_cast<float*>(acquire_buffer(static_cast<size_t>(count) * sizeof(float)))) {
-  if (data_ == nullptr) throw std::bad_alloc();
+PooledFloats::PooledFloats(int64_t count) {
+  const size_t bytes = static_cast<size_t>(count) * sizeof(float);
+  data_ = static_cast<float*>(acquire_buffer(bytes));
+  if (data_ != nullptr) return;
+  throw std::runtime_error("fastres: out of memory for " + std::to_string(bytes) + " bytes");
 }
 
 PooledFloats::~PooledFloats() { release_buffer(data_); }

@@ -19,7 +19,16 @@ void* acquire_buffer(size_t bytes);
 // Takes back what acquire_buffer returned.
 void release_buffer(void* buffer);
 
-// A buffer for the time of a call; throws std::bad_alloc.
+// The same for the gradients of weights, which live from one backward pass to the next and must not
+// take the activations' buffers meanwhile: of exactly such a size, and as many as are used at once.
+void* acquire_gradient_buffer(size_t bytes);
+void release_gradient_buffer(void* buffer);
+
+// The same for packed weights, which stay: one that is freed goes back to the system.
+void* acquire_constant(size_t bytes);
+void release_constant(void* buffer);
+
+// A buffer for the time of a call; throws where memory is exhausted.
 class PooledFloats {
  public:
   explicit PooledFloats(int64_t count);
@@ -31,14 +40,5 @@ class PooledFloats {
  private:
   float* data_;
 };
-
-// The same for the gradients of weights, which live from one backward pass to the next and must not
-// take the activations' buffers meanwhile: of exactly such a size, and as many as are used at once.
-void* acquire_gradient_buffer(size_t bytes);
-void release_gradient_buffer(void* buffer);
-
-// The same for packed weights, which stay: one that is freed goes back to the system.
-void* acquire_constant(size_t bytes);
-void release_constant(void* buffer);
 
 }  // namespace fastres::cpu
