@@ -1,10 +1,16 @@
 """What the commands that time whole networks, ``python -m benchmarks.X``, ask for alike."""
 
 import argparse
+from collections.abc import Sequence
+
+import torch
 
 from fastres.cli.arguments import output_file, positive_int
 
+from .contestants import BUILDERS
 from .shapes import DEFAULT_MODELS
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def network_parser(name: str, description: str | None, *, rounds: bool) -> argparse.ArgumentParser:
@@ -23,3 +29,15 @@ def network_parser(name: str, description: str | None, *, rounds: bool) -> argpa
         parser.add_argument("--rounds", type=positive_int, default=15, help="(%(default)s)")
     parser.add_argument("--json", type=output_file, metavar="FILE")
     return parser
+
+
+def add_only(parser: argparse.ArgumentParser, default: Sequence[str]) -> None:
+    """Adds ``--only``: which contestants."""
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=BUILDERS,
+        default=default,
+        metavar="NAME",
+        help=f"of {', '.join(BUILDERS)}",
+    )

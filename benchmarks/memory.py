@@ -19,7 +19,7 @@ from fastres._table import format_table
 from fastres.cli.errors import CliError
 from fastres.cli.models import load_model
 
-from .arguments import network_parser
+from .arguments import DTYPES, add_only, network_parser
 from .contestants import BUILDERS, EAGER, EAGER_CHANNELS_LAST, FASTRES, Call
 from .shapes import IMAGE_SIZE
 
@@ -51,14 +51,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = network_parser("memory", __doc__, rounds=False)
-    parser.add_argument(
-        "--only",
-        nargs="+",
-        choices=BUILDERS,
-        default=[EAGER, EAGER_CHANNELS_LAST, FASTRES],
-        metavar="NAME",
-        help=f"of {', '.join(BUILDERS)}",
-    )
+    add_only(parser, [EAGER, EAGER_CHANNELS_LAST, FASTRES])
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="(%(default)s)")
     # The child process: one contestant, one model, one batch size.
     parser.add_argument("--measure", choices=BUILDERS, help=argparse.SUPPRESS)
     return parser
@@ -66,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _peak_in_child(name: str, model: str, batch: int, args: argparse.Namespace) -> int | None:
     command = [sys.executable, "-m", "benchmarks.memory", "--measure", name, "--models", model]
-    command += ["--batch", str(batch), "--threads", str(args.threads)]
+    command += ["--batch", str(batch), "--threads", str(args.threads), "--dtype", args.dtype]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode != 0:
         reason = result.stderr.strip().splitlines()[-1:] or ["no reason given"]
@@ -100,8 +94,8 @@ def _measure(args: argparse.Namespace) -> int:
 def _build(args: argparse.Namespace) -> Call:
     """The contestant; the model that it copied is gone when this returns."""
     with torch.inference_mode(False):
-        model = load_model(args.models[0], "random").model
-    x = torch.randn(args.batch[0], 3, IMAGE_SIZE, IMAGE_SIZE)
+        model = load_model(args.models[0], "random").model.to(DTYPES[args.dtype])
+    x = torch.randn(args.batch[0], 3, IMAGE_SIZE, IMAGE_SIZE, dtype=DTYPES[args.dtype])
     return BUILDERS[args.measure](model, x, args.threads)
 
 

@@ -17,7 +17,7 @@ from fastres._table import format_table
 from fastres.cli.errors import CliError
 from fastres.cli.models import load_model
 
-from .arguments import network_parser
+from .arguments import add_only, network_parser
 from .contestants import BUILDERS, EAGER_CHANNELS_LAST, FASTRES, FREEZE, Call
 from .shapes import IMAGE_SIZE
 
@@ -59,14 +59,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = network_parser("threads", __doc__, rounds=True)
-    parser.add_argument(
-        "--only",
-        nargs="+",
-        choices=BUILDERS,
-        default=[EAGER_CHANNELS_LAST, FASTRES, FREEZE],
-        metavar="NAME",
-        help=f"of {', '.join(BUILDERS)}",
-    )
+    add_only(parser, [EAGER_CHANNELS_LAST, FASTRES, FREEZE])
     return parser
 
 

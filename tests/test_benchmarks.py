@@ -28,6 +28,7 @@ from benchmarks import (  # noqa: E402
     peers,
     roofline,
     shapes,
+    storage,
     threads,
     train_peers,
 )
@@ -271,6 +272,24 @@ def test_threads(model, tmp_path, capsys):
     assert threads.main(["--models", "absent.py:net"]) == 2
 
 
+# ---- storage -------------------------------------------------------------------------------------
+
+
+def test_dtypes_are_timed_beside_each_other(model, tmp_path, capsys):
+    before, file = torch.get_num_threads(), tmp_path / "storage.json"
+    options = ["--batch", "1", "--rounds", "1", "--only", "fastres", "--json", str(file)]
+    try:
+        assert storage.main(["--models", model, *options]) == 0
+    finally:
+        torch.set_num_threads(before)
+    (times,) = json.loads(file.read_text())["storage"]
+    assert list(times["milliseconds"]) == ["float32", "bfloat16", "float16"]
+    assert all(ms > 0 for ms in times["milliseconds"].values())
+    half, whole = times["milliseconds"]["float16"], times["milliseconds"]["float32"]
+    assert f"{half:.1f} ({half / whole:.2f})" in capsys.readouterr().out
+    assert storage.main(["--models", "absent.py:net"]) == 2
+
+
 # ---- memory --------------------------------------------------------------------------------------
 
 
@@ -281,6 +300,9 @@ def test_memory_is_measured_in_a_process_of_its_own(model, monkeypatch, capsys):
     header, _, row = capsys.readouterr().out.splitlines()
     assert header.split() == ["model", "batch", "fastres,", "MiB"]
     assert 0 < int(row.split()[-1]) < 1000
+    halved = ["--models", model, "--batch", "1", "--only", "fastres", "--dtype", "bfloat16"]
+    assert memory.main(halved) == 0
+    assert 0 < int(capsys.readouterr().out.split()[-1]) < 1000
     assert memory.main(["--models", "absent.py:net", "--batch", "1", "--only", "fastres"]) == 0
     captured = capsys.readouterr()
     assert "without fastres: MODEL: there is no file 'absent.py'" in captured.err
