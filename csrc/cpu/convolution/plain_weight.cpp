@@ -24,16 +24,25 @@ const char* channel_data(const PackedHeader& h, const PlainWeight& weight, int64
   return static_cast<const char*>(weight.data) + values * element_bytes(weight.type);
 }
 
-// As float32: where they are, or in this thread's scratch memory until the next block's.
+// As float32: where they are, or in this thread's scratch memory until the next block's, of these
+// input channels alone, each where it is among all.
 const float* float_channels(const Microkernels& kernels, const PackedHeader& h,
-                            const PlainWeight& weight, Range channels) {
+                            const PlainWeight& weight, Range channels, Range inputs) {
   const char* values = channel_data(h, weight, channels.begin);
   if (weight.type == StorageType::float32) return reinterpret_cast<const float*>(values);
   const int64_t count = channels.size() * h.group_in_channels * h.taps();
   float* target = thread_scratch().widened.floats(count);
-  kernels.widen(values, weight.type, target, count);
+  const int64_t inside = weight.channels_last ? 1 : h.taps();
+  const bool all = inputs.size() == h.group_in_channels;
+  const int64_t step = all ? count : h.group_in_channels * inside;
+  const int64_t first = inputs.begin * inside, some = all ? count : inputs.size() * inside;
+  for (int64_t at = first; at < count; at += step) {
+    kernels.widen(values + at * element_bytes(weight.type), weight.type, target + at, some);
+  }
   return target;
 }
+
+Range all_inputs(const PackedHeader& h) { return {0, h.group_in_channels}; }
 
 // The scale of a block's output channels, or 1.
 void set_factors(const PlainWeight& weight, Range channels, float* factors) {
@@ -41,13 +50,14 @@ void set_factors(const PlainWeight& weight, Range channels, float* factors) {
   if (weight.scale != nullptr) std::copy_n(weight.scale + channels.begin, channels.size(), factors);
 }
 
-// Where the weights of one block of sixteen output channels are.
+// Where the weights of one block of sixteen output channels are; of a 16-bit weight those of some
+// input channels.
 PackSource block_source(const Microkernels& kernels, const PackedHeader& h,
-                        const PlainWeight& weight, int64_t block, float* factors) {
+                        const PlainWeight& weight, int64_t block, Range inputs, float* factors) {
   const Range channels = block_channels(h, block);
   PackSource source{};
   source.lane_stride = h.group_in_channels * h.taps();
-  source.weight = float_channels(kernels, h, weight, channels);
+  source.weight = float_channels(kernels, h, weight, channels, inputs);
   source.lanes = channels.size();
   source.channels = h.group_in_channels;
   source.taps = h.taps();
@@ -92,7 +102,8 @@ void transpose_panel(const Microkernels& kernels, const PackedHeader& h, const P
   split.channels = kSplitChannels;
   for (int64_t i = 0; i < kBfloat16PanelBlocks; ++i) {
     float factors[kChannelBlock];
-    PackSource source = block_source(kernels, h, weight, panel * kBfloat16PanelBlocks + i, factors);
+    PackSource source =
+        block_source(kernels, h, weight, panel * kBfloat16PanelBlocks + i, all_inputs(h), factors);
     source.channels = kSplitChannels;
     for (int64_t chunk = 0; chunk < chunks; ++chunk) {
       kernels.pack_direct(source, packed);
@@ -133,7 +144,7 @@ FloatSpan plain_channels(const PackedHeader& h, const PlainWeight& weight, Range
 
 void pack_blocks(const Microkernels& kernels, const PackedHeader& h, const PlainWeight& weight,
                  Range blocks, float* target) {
-  pack_block_channels(kernels, h, weight, blocks, {0, h.group_in_channels}, target);
+  pack_block_channels(kernels, h, weight, blocks, all_inputs(h), target);
 }
 
 void pack_block_channels(const Microkernels& kernels, const PackedHeader& h,
@@ -142,7 +153,7 @@ void pack_block_channels(const Microkernels& kernels, const PackedHeader& h,
   const int64_t outside = weight.channels_last && !all ? h.taps() : 1;
   for (int64_t block = blocks.begin; block < blocks.end; ++block) {
     float factors[kChannelBlock];
-    PackSource source = block_source(kernels, h, weight, block, factors);
+    PackSource source = block_source(kernels, h, weight, block, channels, factors);
     source.tap_channels = h.group_in_channels;
     source.channels = channels.size();
     source.taps /= outside;
@@ -170,7 +181,7 @@ void pack_winograd_blocks(const Microkernels& kernels, const PackedHeader& h,
                           int64_t position_stride) {
   for (int64_t block = blocks.begin; block < blocks.end; ++block) {
     float factors[kChannelBlock];
-    kernels.pack_winograd(block_source(kernels, h, weight, block, factors), target,
+    kernels.pack_winograd(block_source(kernels, h, weight, block, all_inputs(h), factors), target,
                           position_stride);
     target += h.block_stride();
   }
