@@ -97,7 +97,7 @@ class Net(nn.Module):
         return self(x).sum()
 """
 
-User = types.SimpleNamespace | types.ModuleType
+User = types.ModuleType
 
 
 def _set_limit(user: User) -> None:

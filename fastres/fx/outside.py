@@ -34,11 +34,13 @@ class OutsideRecord:
     def __init__(self, namespace: Mapping[str, Any], names: Iterable[str]) -> None:
         self._namespace = namespace
         self._values = Values({name: namespace[name] for name in names if name in namespace})
-        self._lacking = {name for name in names if name not in namespace}
+        self._lacking = [name for name in names if name not in namespace]
 
     def holds(self, root: nn.Module) -> bool:
         """Whether they mean what they meant."""
-        return self._values.hold(self._namespace) and self._lacking.isdisjoint(self._namespace)
+        if not self._values.hold(self._namespace):
+            return False
+        return not any(name in self._namespace for name in self._lacking)
 
 
 class ClosureRecord:
