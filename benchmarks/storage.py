@@ -8,6 +8,7 @@ import argparse
 import json
 import sys
 from dataclasses import asdict, dataclass
+from itertools import product
 
 import torch
 
@@ -36,11 +37,8 @@ def main(argv: list[str] | None = None) -> int:
     """Prints the table."""
     args = _parser().parse_args(argv)
     torch.set_num_threads(args.threads)
-    measured = []
     try:
-        for model in args.models:
-            for batch in args.batch:
-                measured += [_measured(model, batch, name, args) for name in args.only]
+        measured = [_measured(*case, args) for case in product(args.models, args.batch, args.only)]
     except CliError as error:
         print(f"benchmarks.storage: error: {error}", file=sys.stderr)
         return 2

@@ -7,6 +7,7 @@ import argparse
 import json
 import sys
 from dataclasses import asdict, dataclass
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -36,11 +37,8 @@ class Scaling:
 def main(argv: list[str] | None = None) -> int:
     """Prints the table."""
     args = _parser().parse_args(argv)
-    scalings = []
     try:
-        for model in args.models:
-            for batch in args.batch:
-                scalings += [_measured(model, batch, name, args) for name in args.only]
+        scalings = [_measured(*case, args) for case in product(args.models, args.batch, args.only)]
     except CliError as error:
         print(f"benchmarks.threads: error: {error}", file=sys.stderr)
         return 2

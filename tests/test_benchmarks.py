@@ -255,16 +255,21 @@ def test_the_share_of_each_layer_is_told(tmp_path, capsys):
     assert "GFLOP/s of fused multiply-adds" in capsys.readouterr().out
 
 
+@pytest.fixture
+def keep_threads():
+    """For commands that set how many there are."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
 # ---- threads -------------------------------------------------------------------------------------
 
 
-def test_threads(model, tmp_path, capsys):
-    before, file = torch.get_num_threads(), tmp_path / "threads.json"
+def test_threads(model, keep_threads, tmp_path, capsys):
+    file = tmp_path / "threads.json"
     options = ["--batch", "1", "--rounds", "2", "--only", "fastres", "--json", str(file)]
-    try:
-        assert threads.main(["--models", model, *options]) == 0
-    finally:
-        torch.set_num_threads(before)
+    assert threads.main(["--models", model, *options]) == 0
     (scaling,) = json.loads(file.read_text())["threads"]
     assert scaling["contestant"] == "fastres"
     assert scaling["one"] > 0 < scaling["several"]
@@ -275,13 +280,10 @@ def test_threads(model, tmp_path, capsys):
 # ---- storage -------------------------------------------------------------------------------------
 
 
-def test_dtypes_are_timed_beside_each_other(model, tmp_path, capsys):
-    before, file = torch.get_num_threads(), tmp_path / "storage.json"
+def test_dtypes_are_timed_beside_each_other(model, keep_threads, tmp_path, capsys):
+    file = tmp_path / "storage.json"
     options = ["--batch", "1", "--rounds", "1", "--only", "fastres", "--json", str(file)]
-    try:
-        assert storage.main(["--models", model, *options]) == 0
-    finally:
-        torch.set_num_threads(before)
+    assert storage.main(["--models", model, *options]) == 0
     (times,) = json.loads(file.read_text())["storage"]
     assert list(times["milliseconds"]) == ["float32", "bfloat16", "float16"]
     assert all(ms > 0 for ms in times["milliseconds"].values())
