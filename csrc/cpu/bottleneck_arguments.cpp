@@ -121,6 +121,13 @@ CheckedBottleneck checked_bottleneck(const BottleneckArguments& a, int64_t group
   return checked;
 }
 
+BlockInput next_input(const Tensor& x, const std::vector<CheckedBottleneck>& blocks,
+                      const char* op) {
+  if (blocks.empty()) return block_input(x, op);
+  const Bottleneck& last = blocks.back().block;
+  return {last.batch, last.expand.header.out_channels, last.out, storage_type(x)};
+}
+
 Tensor run_bottlenecks(const Tensor& x, const std::vector<CheckedBottleneck>& blocks) {
   Image in = image_of(x);
   std::optional<PooledImage> between[2];

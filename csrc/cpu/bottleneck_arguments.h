@@ -61,15 +61,15 @@ struct CheckedBottleneck {
   const Microkernels* kernels;
   bool depth_first;
   std::vector<Tensor> kept;
-
-  BlockInput output(StorageType type) const {
-    return {block.batch, block.expand.header.out_channels, block.out, type};
-  }
 };
 
 // Checks that the layers fit together.
 CheckedBottleneck checked_bottleneck(const BottleneckArguments& arguments, int64_t groups,
                                      const WeightNames& names, const char* op);
+
+// Of the block after these, the first of which reads x.
+BlockInput next_input(const Tensor& x, const std::vector<CheckedBottleneck>& blocks,
+                      const char* op);
 
 // Runs blocks one after the other. All are checked before the first is run: between two that read
 // megabytes of weights nothing else is in the caches, and what it would take then adds up.

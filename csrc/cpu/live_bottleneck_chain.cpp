@@ -39,11 +39,9 @@ Tensor live_bottleneck_chain(const Tensor& x, const std::vector<Tensor>& weights
     const CheckedLayer expand = layer(2, kConvNames.expand, 1, "direct");
     std::optional<CheckedLayer> down;
     if (block.convs.size() == 4) down = layer(3, kConvNames.down, 1, "direct");
-    const BlockInput input =
-        blocks.empty() ? block_input(x, op) : blocks.back().output(storage_type(x));
-    blocks.push_back(checked_bottleneck(
-        {input, reduce, spatial, expand, down, block.stride, block.dilation, act}, block.groups,
-        kConvNames, op));
+    blocks.push_back(checked_bottleneck({next_input(x, blocks, op), reduce, spatial, expand, down,
+                                         block.stride, block.dilation, act},
+                                        block.groups, kConvNames, op));
   };
   for_each_block(
       kLiveChainOp,

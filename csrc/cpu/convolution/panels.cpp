@@ -1,5 +1,7 @@
 #include "panels.h"
 
+#include <algorithm>
+
 #include "../runtime/cache.h"
 #include "../runtime/scratch.h"
 #include "pack_on_use.h"

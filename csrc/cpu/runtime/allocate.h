@@ -20,10 +20,6 @@ inline std::vector<int64_t> dense_strides(const std::vector<int64_t>& sizes, boo
   return {c * r * s, r * s, s, 1};
 }
 
-inline void check_buffer(const void* buffer, int64_t bytes) {
-  check(buffer != nullptr, "fastres: out of memory for ", bytes, " bytes");
-}
-
 // Dense channels_last [n, c, size.h, size.w].
 inline Tensor empty_nhwc(int64_t n, int64_t c, Extent size, ScalarType type, const Tensor& like) {
   const int64_t bytes = n * c * size.h * size.w * (type == ScalarType::Float ? 4 : 2);

@@ -148,11 +148,15 @@ Pool& constant_pool() {
 
 void* acquire_buffer(size_t bytes) { return pool().acquire(bytes); }
 void release_buffer(void* buffer) { pool().release(buffer); }
-PooledFloats::PooledFloats(int64_t count) {
-  const size_t bytes = static_cast<size_t>(count) * sizeof(float);
-  data_ = static_cast<float*>(acquire_buffer(bytes));
-  if (data_ != nullptr) return;
+void check_buffer(const void* buffer, int64_t bytes) {
+  if (buffer != nullptr) return;
   throw std::runtime_error("fastres: out of memory for " + std::to_string(bytes) + " bytes");
+}
+
+PooledFloats::PooledFloats(int64_t count) {
+  const int64_t bytes = count * int64_t{sizeof(float)};
+  data_ = static_cast<float*>(acquire_buffer(static_cast<size_t>(bytes)));
+  check_buffer(data_, bytes);
 }
 
 PooledFloats::~PooledFloats() { release_buffer(data_); }

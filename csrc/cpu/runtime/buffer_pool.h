@@ -28,6 +28,9 @@ void release_gradient_buffer(void* buffer);
 void* acquire_constant(size_t bytes);
 void release_constant(void* buffer);
 
+// Throws where what one of those returned is null.
+void check_buffer(const void* buffer, int64_t bytes);
+
 // A buffer for the time of a call; throws where memory is exhausted.
 class PooledFloats {
  public:
