@@ -29,6 +29,12 @@ constexpr int kLineFloats = kLineBytes / sizeof(float);
 // Pixels addressed off one pointer, by 0, 1 and 2 strides: what x86's addressing modes offer.
 constexpr int kPixelsPerPointer = 3;
 
+// So many input channels between two branches, and a line fetched for every four of them: where
+// another thread has every second cycle of the front end, each instruction that multiplies nothing
+// counts. AVX-512's tiles have twice the products.
+constexpr int kUnrolled = kLanes == 8 ? 8 : 1;
+constexpr int kChannelsPerFetch = kLanes == 8 ? 4 : 1;
+
 // Of kPixels pixels in each of kRows rows of outputs: rows of a few pixels come two at a time,
 // since weights are loaded once for a tile.
 template <int kRows, int kPixels, int kVecs>
@@ -48,7 +54,7 @@ constexpr int64_t kProductsAlone = 64;
 // panel of weights waits for the shared cache: with 7 tiles a panel that was a sixth of the time.
 struct Prefetch {
   const char* at;
-  ptrdiff_t step;  // bytes per input channel and tap
+  ptrdiff_t step;  // bytes at a time
 };
 
 // Where a tile reads next.
@@ -59,59 +65,99 @@ struct Cursor {
   bool first;  // nothing has been summed yet
 };
 
+// Where a register tile reads. Its methods are inlined, so that all of it is in registers.
+template <int kRows, int kPixels, int kVecs>
+struct Operands {
+  static constexpr int kRowPointers = (kPixels + kPixelsPerPointer - 1) / kPixelsPerPointer;
+  static constexpr int kPointers = kRows * kRowPointers;
+
+  [[gnu::always_inline]] Operands(const ConvTile& t, const Cursor& at)
+      : weights(at.weights),
+        block_stride(t.weight_block_stride),
+        pixel_stride(t.input_pixel_stride),
+        prefetch(at.prefetch) {
+#pragma GCC unroll 8
+    for (int g = 0; g < kPointers; ++g) {
+      pointers[g] = at.input + g / kRowPointers * t.input_row_stride +
+                    kPixelsPerPointer * (g % kRowPointers) * pixel_stride;
+    }
+  }
+
+  [[gnu::always_inline]] void move(ptrdiff_t floats) {
+#pragma GCC unroll 8
+    for (int g = 0; g < kPointers; ++g) pointers[g] += floats;
+  }
+
+  // The next kCount input channels of all pixels.
+  template <int kCount>
+  [[gnu::always_inline]] void multiply(Vec (&acc)[kRows * kPixels][kVecs]) {
+#pragma GCC unroll 8
+    for (int c = 0; c < kCount; ++c) {
+      if (c % kChannelsPerFetch == 0) {
+        __builtin_prefetch(prefetch.at, 0, 2);
+        prefetch.at += prefetch.step;
+      }
+      if (kCount > 1) stay_here();
+      Vec w[kVecs];
+#pragma GCC unroll 3
+      for (int j = 0; j < kVecs; ++j) {
+        w[j] = load(weights + (j / kVecsPerBlock) * block_stride + (j % kVecsPerBlock) * kLanes +
+                    16 * c);
+      }
+#pragma GCC unroll 16
+      for (int i = 0; i < kRows * kPixels; ++i) {
+        const int pixel = i % kPixels;
+        const float* pointer = pointers[i / kPixels * kRowPointers + pixel / kPixelsPerPointer];
+        const Vec x = broadcast(pointer[(pixel % kPixelsPerPointer) * pixel_stride + c]);
+#pragma GCC unroll 3
+        for (int j = 0; j < kVecs; ++j) multiply_add(acc[i][j], x, w[j]);
+      }
+    }
+    weights += 16 * kCount;
+    move(kCount);
+  }
+
+  // The loads of an unrolled step stay behind the step before: the compiler would move them ahead
+  // of it, and spill accumulators, or work out all their addresses before the loop.
+  [[gnu::always_inline]] void stay_here() {
+    asm volatile("" : "+r"(pixel_stride), "+r"(weights));
+#pragma GCC unroll 8
+    for (int g = 0; g < kPointers; ++g) asm volatile("" : "+r"(pointers[g]));
+  }
+
+  const float* pointers[kPointers];
+  const float* weights;
+  ptrdiff_t block_stride;
+  ptrdiff_t pixel_stride;
+  Prefetch prefetch;
+};
+
 // Adds the products of rows x cols taps, `channels` adjacent input values each, to the total. Not
 // inlined: the compiler would give registers to the total and spill the accumulators.
 template <int kRows, int kPixels, int kVecs>
 [[gnu::noinline]] void multiply_taps(const ConvTile& t, int64_t rows, int64_t cols,
                                      int64_t channels, Cursor& at,
                                      Accumulators<kRows, kPixels, kVecs>& total) {
-  constexpr int kRowPointers = (kPixels + kPixelsPerPointer - 1) / kPixelsPerPointer;
-  constexpr int kPointers = kRows * kRowPointers;
-  const ptrdiff_t pixel_stride = t.input_pixel_stride;
-  const ptrdiff_t block_stride = t.weight_block_stride;
-  const float* weights = at.weights;
-  Prefetch prefetch = at.prefetch;
+  Operands<kRows, kPixels, kVecs> operands(t, at);
   Vec acc[kRows * kPixels][kVecs] = {};
-  const float* pointers[kPointers];
-#pragma GCC unroll 8
-  for (int g = 0; g < kPointers; ++g) {
-    pointers[g] = at.input + g / kRowPointers * t.input_row_stride +
-                  kPixelsPerPointer * (g % kRowPointers) * pixel_stride;
-  }
   const ptrdiff_t next_col = t.tap_col_stride - channels;
   const ptrdiff_t next_row = t.tap_row_stride - cols * t.tap_col_stride;
   int64_t left = cols;  // of the row
   for (int64_t tap = 0; tap < rows * cols; ++tap) {
-    for (int64_t c = 0; c < channels; ++c) {
-      __builtin_prefetch(prefetch.at, 0, 2);
-      prefetch.at += prefetch.step;
-      Vec w[kVecs];
-#pragma GCC unroll 3
-      for (int j = 0; j < kVecs; ++j) {
-        w[j] = load(weights + (j / kVecsPerBlock) * block_stride + (j % kVecsPerBlock) * kLanes);
-      }
-#pragma GCC unroll 16
-      for (int i = 0; i < kRows * kPixels; ++i) {
-        const int pixel = i % kPixels;
-        const float* pointer = pointers[i / kPixels * kRowPointers + pixel / kPixelsPerPointer];
-        const Vec x = broadcast(pointer[(pixel % kPixelsPerPointer) * pixel_stride]);
-#pragma GCC unroll 3
-        for (int j = 0; j < kVecs; ++j) acc[i][j] += x * w[j];
-      }
-      weights += 16;
-#pragma GCC unroll 8
-      for (int g = 0; g < kPointers; ++g) ++pointers[g];
+    int64_t c = 0;
+    for (; c + kUnrolled <= channels; c += kUnrolled) {
+      operands.template multiply<kUnrolled>(acc);
     }
+    for (; c < channels; ++c) operands.template multiply<1>(acc);
     ptrdiff_t step = next_col;
     if (--left == 0) {
       left = cols;
       step += next_row;
     }
-#pragma GCC unroll 8
-    for (int g = 0; g < kPointers; ++g) pointers[g] += step;
+    operands.move(step);
   }
-  at.weights = weights;
-  at.prefetch = prefetch;
+  at.weights = operands.weights;
+  at.prefetch = operands.prefetch;
 #pragma GCC unroll 16
   for (int i = 0; i < kRows * kPixels; ++i) {
 #pragma GCC unroll 3
@@ -246,7 +292,9 @@ class TileFetching {
     int64_t floats = 0;
     for (const FloatSpan& span : t.upcoming.spans) floats += span.count;
     if (floats == 0) return;
-    const int64_t steps = t.tap_rows * t.tap_cols * t.channels;
+    const int64_t steps = t.tap_rows * t.tap_cols *
+                          (t.channels / kUnrolled * (kUnrolled / kChannelsPerFetch) +
+                           t.channels % kUnrolled);
     const auto bytes = floats * static_cast<int64_t>(sizeof(float));
     step_ = std::min<int64_t>(kLineBytes, bytes / (tiles * steps) + 1);
     tile_floats_ = step_ * steps / static_cast<int64_t>(sizeof(float));

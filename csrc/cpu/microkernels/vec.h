@@ -36,6 +36,16 @@ inline void store(float* p, Vec v) { *reinterpret_cast<UnalignedVec*>(p) = v; }
 // x - 0 is x for every x, -0 included, so the compiler drops the subtraction.
 inline Vec broadcast(float x) { return x - Vec{}; }
 
+// sum += x * y. With AVX2 spelled out: of the three forms of the instruction GCC takes those that
+// overwrite a factor, too, and then copies the sums of an unrolled loop between registers.
+inline void multiply_add(Vec& sum, Vec x, Vec y) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  asm("vfmadd231ps %2, %1, %0" : "+x"(sum) : "x"(x), "x"(y));
+#else
+  sum += x * y;
+#endif
+}
+
 inline Vec load_partial(const float* p, int64_t count) {
   float lanes[kLanes] = {};
   std::memcpy(lanes, p, static_cast<size_t>(count) * sizeof(float));
