@@ -91,31 +91,39 @@ inline Vec join(Vec* sums) {
   }
 }
 
+// Adds shift and residual, applies ReLU and stores, each of them to all pixels: what the tile says
+// is read once. Other activations run over the stored tile.
 template <int kPixels, bool kPartial>
 inline void finish(const ConvTile& t, const float* residual, float* output, const Slice& slice,
-                   const Vec* joined) {
+                   Vec* v) {
   const int64_t count = slice.count;
-  const float* shift_at = t.shift + slice.channel;
-  const Vec shift = kPartial ? load_partial(shift_at, count) : load(shift_at);
+  const auto read = [count](const float* p) { return kPartial ? load_partial(p, count) : load(p); };
+  const Vec shift = read(t.shift + slice.channel);
+#pragma GCC unroll 16
+  for (int i = 0; i < kPixels; ++i) v[i] += shift;
+  if (residual != nullptr) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kPixels; ++i) v[i] += read(residual + i * t.residual_pixel_stride);
+  }
+  const Activation act = t.act;
+  if (act == Activation::relu) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kPixels; ++i) v[i] = at_least(v[i], Vec{});
+  }
+  const ptrdiff_t pixel_stride = t.output_pixel_stride;
 #pragma GCC unroll 16
   for (int i = 0; i < kPixels; ++i) {
-    Vec v = joined[i] + shift;
-    if (residual != nullptr) {
-      const float* p = residual + i * t.residual_pixel_stride;
-      v += kPartial ? load_partial(p, count) : load(p);
-    }
-    if (t.act == Activation::relu) v = at_least(v, Vec{});
-    float* p = output + i * t.output_pixel_stride;
+    float* p = output + i * pixel_stride;
     if constexpr (kPartial) {
-      store_partial(p, v, count);
+      store_partial(p, v[i], count);
     } else {
-      store(p, v);
+      store(p, v[i]);
     }
   }
-  if (t.act == Activation::none || t.act == Activation::relu) return;
+  if (act == Activation::none || act == Activation::relu) return;
   for (int i = 0; i < kPixels; ++i) {
-    float* p = output + i * t.output_pixel_stride;
-    store_partial(p, activate(load_partial(p, count), t.act, t.act_slope), count);
+    float* p = output + i * pixel_stride;
+    store_partial(p, activate(load_partial(p, count), act, t.act_slope), count);
   }
 }
 
@@ -192,12 +200,17 @@ template <int kGroup>
 void blocks(const ConvTile& t) {
   const int64_t vecs = (t.out_channels + kLanes - 1) / kLanes;
   Fetching fetching(t.upcoming, t.rows * vecs * tiles_per_row<kGroup>(t));
-  for (int64_t channel = 0; channel < t.out_channels; channel += kLanes) {
-    const int vec = static_cast<int>(channel % kBlock / kLanes);
-    const float* weights = t.weights + channel / kBlock * t.weight_block_stride + vec * kLanes;
-    const int64_t count = std::min<int64_t>(kLanes, t.out_channels - channel);
-    const Slice slice{weights, vec, channel, count};
-    for (int64_t row = 0; row < t.rows; ++row) row_of_slice<kGroup>(t, row, slice, fetching);
+  for (int64_t first = 0; first < t.out_channels; first += kBlock) {
+    const int64_t end = std::min<int64_t>(first + kBlock, t.out_channels);
+    const float* weights = t.weights + first / kBlock * t.weight_block_stride;
+    for (int64_t row = 0; row < t.rows; ++row) {
+      // All of a block, while the lines that its vectors share are in the level-1 cache.
+      for (int64_t channel = first; channel < end; channel += kLanes) {
+        const int vec = static_cast<int>((channel - first) / kLanes);
+        const int64_t count = std::min<int64_t>(kLanes, end - channel);
+        row_of_slice<kGroup>(t, row, {weights + vec * kLanes, vec, channel, count}, fetching);
+      }
+    }
   }
 }
 
