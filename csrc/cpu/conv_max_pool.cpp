@@ -21,6 +21,7 @@
 #include "runtime/buffer_pool.h"
 #include "runtime/cache.h"
 #include "runtime/scratch.h"
+#include "runtime/shares.h"
 
 namespace fastres::cpu {
 namespace {
@@ -45,15 +46,21 @@ class PooledRows {
   PooledRows(const PooledRows&) = delete;
   PooledRows& operator=(const PooledRows&) = delete;
 
-  // Output rows [first, last) of image n.
-  void walk(int64_t n, int64_t first, int64_t last) const {
-    const int64_t bands = ceil_div(last - first, rows_at_once());
-    Range held{0, 0};  // rows of the convolution that are in the buffer
-    for (int64_t i = 0; i < bands; ++i) {
-      const Range rows = even_range(last - first, bands, i);
-      held = advance(n, {first + rows.begin, first + rows.end}, held);
-      for (int64_t h = first + rows.begin; h < first + rows.end; ++h) pool(n, h, held.begin);
-    }
+  // Which of some output rows, of all images, to do first: a band, as high as the others of an
+  // image.
+  Range first_of(Range rows) const {
+    const int64_t per_image = conv_.out.height;
+    const int64_t left = std::min(per_image - rows.begin % per_image, rows.size());
+    return {rows.begin, rows.begin + ceil_div(left, ceil_div(left, rows_at_once()))};
+  }
+
+  void run(Range rows) {
+    const int64_t n = rows.begin / conv_.out.height;
+    const int64_t first = rows.begin % conv_.out.height;
+    if (rows.begin != next_row_ || first == 0) held_ = {0, 0};
+    held_ = advance(n, {first, first + rows.size()}, held_);
+    next_row_ = rows.end;
+    for (int64_t h = first; h < first + rows.size(); ++h) pool(n, h, held_.begin);
   }
 
  private:
@@ -116,6 +123,8 @@ class PooledRows {
   const int64_t row_floats_;
   ConvLayer layer_;
   std::optional<SplitPanels> kept_;
+  int64_t next_row_ = -1;  // after the last band
+  Range held_{0, 0};       // rows of the convolution that are in the buffer
 };
 
 void run(const Microkernels& kernels, Conv conv, const PoolWindow& window) {
@@ -127,15 +136,15 @@ void run(const Microkernels& kernels, Conv conv, const PoolWindow& window) {
     packed.emplace(conv.layer.header.payload_floats());
     set_packed(kernels, conv.plain, packed->data(), conv.layer, packing);
   }
-  const int64_t per_image = conv.out.height;
-  const int64_t rows = conv.out.batch * per_image;
+  const int64_t rows = conv.out.batch * conv.out.height;
   const int64_t parts = std::min(thread_count(), rows);
+  Shares shares(rows, parts, prefers_tiles(kernels, conv.layer, conv.geometry.out.w));
   parallel_parts(parts, [&](int64_t i) {
-    const Range share = even_range(rows, parts, i);
-    const PooledRows pooled(kernels, conv, window, share.size(),
-                            static_cast<double>(i) / static_cast<double>(parts));
-    for_each_image(share, per_image,
-                   [&](int64_t n, Range mine) { pooled.walk(n, mine.begin, mine.end); });
+    PooledRows pooled(kernels, conv, window, ceil_div(rows, parts),
+                      static_cast<double>(i) / static_cast<double>(parts));
+    shares.run(
+        i, [&](Range share) { return pooled.first_of(share); },
+        [&](Range band, Range) { pooled.run(band); });
   });
 }
 

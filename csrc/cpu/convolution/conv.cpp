@@ -7,6 +7,7 @@
 #include "../runtime/buffer_pool.h"
 #include "../runtime/cache.h"
 #include "../runtime/scratch.h"
+#include "../runtime/shares.h"
 #include "bfloat16_weight.h"
 #include "conv_rows.h"
 #include "conv_winograd.h"
@@ -67,12 +68,6 @@ int64_t slices_per_image(const Conv& conv) {
   return ceil_div(conv.geometry.out.h, rows);
 }
 
-// What one thread does: some slices (of the whole batch) and some panels of channels.
-struct Share {
-  Range slices;
-  Range panels;
-};
-
 // Splitting the rows makes every thread read all weights, splitting the channels makes every thread
 // read the whole input: takes the cheaper, counting what a thread waits for the slowest one.
 class Partition {
@@ -94,10 +89,9 @@ class Partition {
 
   int64_t parts() const { return parts_; }
   bool by_panels() const { return by_panels_; }
-  Share share(int64_t i) const {
-    if (by_panels_) return {{0, slices_}, even_range(panels_, parts_, i)};
-    return {even_range(slices_, parts_, i), {0, panels_}};
-  }
+  // Of the whole batch.
+  int64_t slices() const { return slices_; }
+  int64_t panels() const { return panels_; }
 
  private:
   // Time of the slowest thread in units of one FLOP: a byte from the shared cache costs about as
@@ -135,7 +129,8 @@ class BandRunner {
                         weight_bytes(conv.layer) <= level2_cache_bytes() / 4),
         loaded_stride_(scratch_pixel_stride(conv.layer)),
         slices_alone_(slices_in_cache(Prefetch::no)),
-        slices_at_once_(slices_in_cache(Prefetch::yes)) {}
+        slices_at_once_(slices_in_cache(Prefetch::yes)),
+        images_together_(images_together()) {}
 
   // Whether each panel of weights is used once.
   bool uses_panels_once(Range slices) const {
@@ -144,23 +139,25 @@ class BandRunner {
            conv_.geometry.out.h <= chunk_rows();
   }
 
-  // About how many bands it takes.
-  int64_t bands(Range slices) const { return slices.size() / slices_at_once_; }
+  // Whether nothing has to be copied before it is convolved.
+  bool reads_in_place() const { return direct_input_; }
 
-  void run(Range slices) const {
-    const int64_t together = images_together();
-    while (slices.size() > 0) {
-      const int64_t images = std::min(together, slices.size() / slices_per_image(conv_));
-      if (images > 1 && slices.begin % slices_per_image(conv_) == 0) {
-        const int64_t n = slices.begin / slices_per_image(conv_);
-        run_images({n, n + images});
-        slices.begin += images * slices_per_image(conv_);
-        continue;
-      }
-      const Range band = first_band(slices);
-      slices.begin = band.end;
-      run_band(place(band), place(first_band(slices)));
-    }
+  // About how many bands it takes.
+  int64_t bands(int64_t slices) const { return slices / slices_at_once_; }
+
+  // Which of some slices to do first: a band, or whole images that are taken together.
+  Range first_of(Range slices) const {
+    const int64_t images = images_first_of(slices);
+    if (images < 2) return first_band(slices);
+    return {slices.begin, slices.begin + images * slices_per_image(conv_)};
+  }
+
+  // What first_of() has said, and what comes after it.
+  void run(Range slices, Range left) const {
+    const int64_t n = slices.begin / slices_per_image(conv_);
+    const int64_t images = images_first_of(slices);
+    if (images >= 2) return run_images({n, n + images});
+    run_band(place(slices), place(left.size() > 0 ? first_band(left) : left));
   }
 
  private:
@@ -210,6 +207,12 @@ class BandRunner {
 
   int64_t chunk_rows() const {
     return winograd_rows_in_cache(kernels_, conv_.layer, conv_.geometry.out.w);
+  }
+
+  // 0 or 1 where some slices begin with a band.
+  int64_t images_first_of(Range slices) const {
+    if (slices.begin % slices_per_image(conv_) != 0) return 0;
+    return std::min(images_together_, slices.size() / slices_per_image(conv_));
   }
 
   // Images that are taken at once, so that the weights are read less often.
@@ -330,13 +333,79 @@ class BandRunner {
   const int64_t loaded_stride_;  // floats between the pixels of an input that is not direct
   // Of a band after which none is fetched, and of one after which one is.
   const int64_t slices_alone_, slices_at_once_;
+  const int64_t images_together_;
 };
+
+// One thread's bands of a convolution.
+class Bands {
+ public:
+  // `slices` about as many as there are to do.
+  Bands(const Microkernels& kernels, const Conv& conv, Range panels, int64_t slices)
+      : conv_(conv), runner_(kernels, conv_, panels) {
+    conv_.layer = arranged(kernels, conv_.layer, panels);
+    kept_ = kept_panels(kernels, conv_.layer, conv_.geometry.out.w, runner_.bands(slices),
+                        thread_scratch().kept_panels[0]);
+    if (kept_.has_value()) conv_.layer.split_panels = &*kept_;
+  }
+  Bands(const Bands&) = delete;
+  Bands& operator=(const Bands&) = delete;
+
+  Range first_of(Range slices) const { return runner_.first_of(slices); }
+  void run(Range slices, Range left) const { runner_.run(slices, left); }
+  void run_all(Range slices) const {
+    while (slices.size() > 0) {
+      const Range first = first_of(slices);
+      slices.begin = first.end;
+      run(first, slices);
+    }
+  }
+
+ private:
+  Conv conv_;
+  const BandRunner runner_;
+  std::optional<SplitPanels> kept_;
+};
+
+void share_slices(const Microkernels& kernels, const Conv& conv, const Partition& partition) {
+  const int64_t parts = partition.parts();
+  Shares shares(partition.slices(), parts, prefers_tiles(kernels, conv.layer, conv.geometry.out.w));
+  parallel_parts(parts, [&](int64_t i) {
+    Conv part = conv;
+    part.layer.first_panel = partition.panels() * i / parts;
+    const Bands bands(kernels, part, {0, partition.panels()}, ceil_div(partition.slices(), parts));
+    shares.run(
+        i, [&](Range slices) { return bands.first_of(slices); },
+        [&](Range slices, Range left) { bands.run(slices, left); });
+  });
+}
+
+// Each thread goes through all rows. Those that have to be loaded are loaded once.
+void share_panels(const Microkernels& kernels, const Conv& conv, const Partition& partition) {
+  const int64_t parts = partition.parts();
+  const Range slices{0, partition.slices()};
+  const bool stays = prefers_tiles(kernels, conv.layer, conv.geometry.out.w) ||
+                     !BandRunner(kernels, conv, {0, partition.panels()}).reads_in_place();
+  Shares shares(partition.panels(), parts, stays);
+  parallel_parts(parts, [&](int64_t i) {
+    shares.run(
+        i,
+        [&](Range panels) {
+          const int64_t count = stays ? panels.size() : ceil_div(panels.size(), 2);
+          return Range{panels.begin, panels.begin + count};
+        },
+        [&](Range panels, Range left) {
+          Conv part = conv;
+          if (left.size() > 0) part.layer.next_panel = left.begin;
+          Bands(kernels, part, panels, slices.size()).run_all(slices);
+        });
+  });
+}
 
 // Whether each panel is used once, by one thread: then it need not be kept.
 bool packs_by_panel(const Microkernels& kernels, const Conv& conv, const Partition& partition) {
-  const Share share = partition.share(0);
   return partition.by_panels() && conv.layer.header.layout != PackedLayout::lanes &&
-         BandRunner(kernels, conv, share.panels).uses_panels_once(share.slices);
+         BandRunner(kernels, conv, even_range(partition.panels(), partition.parts(), 0))
+             .uses_panels_once({0, partition.slices()});
 }
 
 }  // namespace
@@ -383,19 +452,11 @@ void run_conv(const Microkernels& kernels, Conv conv) {
     conv.plain = {};
   }
   if (batches) return run_winograd_batches(kernels, conv);
-  parallel_parts(partition.parts(), [&](int64_t i) {
-    const Share share = partition.share(i);
-    Conv part = conv;
-    if (!partition.by_panels())
-      part.layer.first_panel = share.panels.size() * i / partition.parts();
-    part.layer = arranged(kernels, part.layer, share.panels);
-    const BandRunner runner(kernels, part, share.panels);
-    std::optional<SplitPanels> kept =
-        kept_panels(kernels, part.layer, part.geometry.out.w, runner.bands(share.slices),
-                    thread_scratch().kept_panels[0]);
-    if (kept.has_value()) part.layer.split_panels = &*kept;
-    runner.run(share.slices);
-  });
+  if (partition.by_panels()) {
+    share_panels(kernels, conv, partition);
+  } else {
+    share_slices(kernels, conv, partition);
+  }
 }
 
 }  // namespace fastres::cpu

@@ -47,6 +47,7 @@ struct ConvLayer {
   PackOnUse* packing = nullptr;  // prepares panels of `weights` before their use; null if they are
   const PlainWeight* plain = nullptr;  // in place of `weights`: each panel is used once; igemm only
   int64_t first_panel = 0;             // where this thread begins with the panels it is given
+  int64_t next_panel = -1;             // whose weights come after those, or -1
   const float* weights = nullptr;      // packed, from block `first_block` on
   int64_t first_block = 0;
   const float* arranged = nullptr;      // by arranged(), null for not yet

@@ -7,6 +7,7 @@
 
 #include "../runtime/cache.h"
 #include "../runtime/scratch.h"
+#include "../runtime/shares.h"
 #include "conv_rows.h"
 #include "panels.h"
 #include "split_rows.h"
@@ -53,24 +54,31 @@ class BandWalker {
               kept(block.expand, block.out.w, pairs, 2),
               block.down.has_value() ? kept(*block.down, block.out.w, pairs, 3) : std::nullopt} {}
 
-  // Output rows [first, last) of image n; first is even, so that Winograd's tiles do not depend on
-  // where a share begins.
-  void walk(int64_t n, int64_t first, int64_t last) {
-    // Bands of nearly equal height, in pairs of rows: what Winograd's tiles are made of.
-    const int64_t pairs = (last - first + 1) / 2;
-    const int64_t pairs_in_cache = std::max<int64_t>(1, rows_in_cache() / 2);
-    const int64_t bands = ceil_div(pairs, pairs_in_cache);
-    int64_t computed = first * block_.stride.h - block_.dilation.h;  // inner rows before this one
-    for (int64_t i = 0; i < bands; ++i) {
-      const Range pair = even_range(pairs, bands, i);
-      const int64_t row = first + 2 * pair.begin;
-      const int64_t rows = std::min(2 * pair.size(), last - row);
-      computed = advance(n, row, rows, computed);
-      run_band(n, row, rows, i + 1 < bands ? computed : block_.in.h);
-    }
+  // Which of some pairs of output rows, of all images, to do first: a band. Bands of an image are
+  // of nearly equal height, and pairs of rows what Winograd's tiles are made of.
+  Range first_of(Range pairs) const {
+    const int64_t per_image = pairs_per_image();
+    const int64_t left = std::min(per_image - pairs.begin % per_image, pairs.size());
+    const int64_t bands = ceil_div(left, std::max<int64_t>(1, rows_in_cache() / 2));
+    return {pairs.begin, pairs.begin + ceil_div(left, bands)};
+  }
+
+  // A band, and what comes after it.
+  void run(Range pairs, Range left) {
+    const int64_t n = pairs.begin / pairs_per_image();
+    const int64_t row = 2 * (pairs.begin % pairs_per_image());
+    const int64_t rows = std::min(2 * pairs.size(), block_.out.h - row);
+    if (pairs.begin != next_pair_ || row == 0)
+      computed_ = row * block_.stride.h - block_.dilation.h;
+    computed_ = advance(n, row, rows, computed_);
+    next_pair_ = pairs.end;
+    const bool goes_on = left.size() > 0 && left.begin % pairs_per_image() != 0;
+    run_band(n, row, rows, goes_on ? computed_ : block_.in.h);
   }
 
  private:
+  int64_t pairs_per_image() const { return ceil_div(block_.out.h, 2); }
+
   // Whether tiles read and write bfloat16 values as they are stored.
   bool stores(const ConvLayer& layer, int64_t pixels) const {
     return multiplies_bfloat16(kernels_) && prefers_tiles(kernels_, layer, pixels);
@@ -286,6 +294,9 @@ class BandWalker {
   const bool direct_output_;
   std::array<std::optional<SplitPanels>, ThreadScratch::kKeptPanels> kept_;
   int64_t last_rows_offset_ = 0;
+  // The pair after the last band, and the first inner row that has not been computed for it.
+  int64_t next_pair_ = -1;
+  int64_t computed_ = 0;
 };
 
 }  // namespace
@@ -295,13 +306,13 @@ void run_depth_first(const Microkernels& kernels, const Bottleneck& block) {
   const int64_t pairs = block.batch * pairs_per_image;
   if (pairs == 0) return;
   const int64_t parts = std::min(thread_count(), pairs);
+  Shares shares(pairs, parts, prefers_tiles(kernels, block.reduce, block.in.w));
   parallel_parts(parts, [&](int64_t i) {
-    const Range share = even_range(pairs, parts, i);
     BandWalker walker(kernels, block, static_cast<double>(i) / static_cast<double>(parts),
-                      share.size());
-    for_each_image(share, pairs_per_image, [&](int64_t n, Range mine) {
-      walker.walk(n, 2 * mine.begin, std::min(2 * mine.end, block.out.h));
-    });
+                      ceil_div(pairs, parts));
+    shares.run(
+        i, [&](Range pairs) { return walker.first_of(pairs); },
+        [&](Range pairs, Range left) { walker.run(pairs, left); });
   });
 }
 

@@ -131,7 +131,8 @@ ConvTile panel_tile(const Microkernels& kernels, const ConvLayer& layer, ConvTil
 
 void set_next(const Microkernels& kernels, const ConvLayer& layer, Range panels, int64_t i,
               int64_t later, const Reduction& reduction, ConvTile& t) {
-  const int64_t next = nth_panel(layer, panels, i + later);
+  const bool more = i + later < panels.size();
+  const int64_t next = more ? nth_panel(layer, panels, i + later) : layer.next_panel;
   FloatSpan weights;
   bool plain = false;
   if (next >= 0) weights = next_weights(kernels, layer, next, reduction, plain);

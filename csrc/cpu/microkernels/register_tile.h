@@ -32,7 +32,6 @@ constexpr int kPixelsPerPointer = 3;
 // another thread has every second cycle of the front end, each instruction that multiplies nothing
 // counts. AVX-512's tiles have twice the products.
 constexpr int kUnrolled = kLanes == 8 ? 8 : 1;
-constexpr int kFewer = kLanes == 8 ? 4 : 1;
 constexpr int kChannelsPerFetch = kLanes == 8 ? 4 : 1;
 
 // The sums of kPixels pixels in each of kRows rows of outputs: rows of a few pixels come two at a
@@ -125,9 +124,7 @@ struct Operands {
 
 // How often a tile fetches a line in so many input channels of a tap.
 constexpr int64_t fetches(int64_t channels) {
-  if (kUnrolled == 1) return channels;
-  const int64_t left = channels % kUnrolled;
-  return channels / kUnrolled * (kUnrolled / kChannelsPerFetch) + left / kFewer + left % kFewer;
+  return channels / kUnrolled * (kUnrolled / kChannelsPerFetch) + channels % kUnrolled;
 }
 
 // Adds the products of rows x cols taps, `channels` adjacent input values each.
@@ -142,10 +139,6 @@ template <int kRows, int kPixels, int kVecs>
   for (int64_t tap = 0; tap < rows * cols; ++tap) {
     int64_t c = 0;
     for (; c + kUnrolled <= channels; c += kUnrolled) operands.template multiply<kUnrolled>(sums);
-    if (kUnrolled > kFewer && c + kFewer <= channels) {
-      operands.template multiply<kFewer>(sums);
-      c += kFewer;
-    }
     for (; c < channels; ++c) operands.template multiply<1>(sums);
     ptrdiff_t step = next_col;
     if (--left == 0) {
