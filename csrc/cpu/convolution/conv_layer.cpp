@@ -22,7 +22,9 @@ void Upcoming::add_rows(const Image& image, int64_t n, int64_t begin, int64_t en
 }
 
 FetchList part_of(FetchList list, int64_t parts, int64_t i, int64_t count) {
+  if (count == parts) return list;
   for (FloatSpan& span : list.spans) {
+    if (span.count == 0) continue;
     const int64_t begin = even_range(span.count, parts, i).begin;
     span = {span.data + begin, even_range(span.count, parts, i + count - 1).end - begin};
   }

@@ -1,6 +1,7 @@
 #include "conv_rows.h"
 
 #include <span>
+#include <vector>
 
 #include "../runtime/scratch.h"
 #include "narrow_tiles.h"
@@ -36,18 +37,19 @@ void join_rows(const ConvLayer& layer, ConvBand& band) {
 // On register tiles, a panel for all bands before the next.
 void register_panels(const Microkernels& kernels, const ConvLayer& layer,
                      std::span<const ConvBand> bands, Range panels) {
+  std::vector<ConvTile> tiles;
+  for (const ConvBand& band : bands) tiles.push_back(tile_of(layer, band));
   for (int64_t i = 0; i < panels.size(); ++i) {
     const int64_t panel = nth_panel(layer, panels, i);
     const float* weights = ready_weights(kernels, layer, panel, i, all_channels(layer));
     FetchList next;
-    for (int64_t b = 0; b < std::ssize(bands); ++b) {
-      const ConvTile band = tile_of(layer, bands[static_cast<size_t>(b)]);
-      ConvTile t = panel_tile(kernels, layer, band, panel, weights);
+    for (int64_t b = 0; b < std::ssize(tiles); ++b) {
+      ConvTile t = panel_tile(kernels, layer, tiles[static_cast<size_t>(b)], panel, weights);
       if (b == 0) {
         set_next(kernels, layer, panels, i, 1, {{0, t.channels}, true}, t);
         next = t.upcoming;
       }
-      t.upcoming = part_of(next, std::ssize(bands), b);
+      t.upcoming = part_of(next, std::ssize(tiles), b);
       kernels.igemm(t);
     }
   }

@@ -25,7 +25,7 @@ bool weights_stay_in_cache(const Microkernels& kernels, const Bottleneck& block)
   return all <= (tiles ? level2_cache_bytes() * 3 / 10 : level2_cache_bytes());
 }
 
-// One thread's walk down the rows of one image.
+// One thread's walk down the rows of images.
 class BandWalker {
  public:
   // `start` is where, between 0 and 1, to begin with each layer's panels; `pairs` are the pairs of
@@ -63,8 +63,9 @@ class BandWalker {
     return {pairs.begin, pairs.begin + ceil_div(left, bands)};
   }
 
-  // A band, and what comes after it.
-  void run(Range pairs, Range left) {
+  // A band, and what comes after it. Of a band that begins where the last one ended nothing is
+  // computed twice.
+  void walk(Range pairs, Range left) {
     const int64_t n = pairs.begin / pairs_per_image();
     const int64_t row = 2 * (pairs.begin % pairs_per_image());
     const int64_t rows = std::min(2 * pairs.size(), block_.out.h - row);
@@ -312,7 +313,7 @@ void run_depth_first(const Microkernels& kernels, const Bottleneck& block) {
                       ceil_div(pairs, parts));
     shares.run(
         i, [&](Range pairs) { return walker.first_of(pairs); },
-        [&](Range pairs, Range left) { walker.run(pairs, left); });
+        [&](Range pairs, Range left) { walker.walk(pairs, left); });
   });
 }
 

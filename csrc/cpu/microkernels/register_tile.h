@@ -28,10 +28,7 @@ constexpr int kLineFloats = kLineBytes / sizeof(float);
 // Pixels addressed off one pointer, by 0, 1 and 2 strides: what x86's addressing modes offer.
 constexpr int kPixelsPerPointer = 3;
 
-// So many input channels between two branches, and a line fetched for every four of them: where
-// another thread has every second cycle of the front end, each instruction that multiplies nothing
-// counts. AVX-512's tiles have twice the products.
-constexpr int kUnrolled = kLanes == 8 ? 8 : 1;
+// Input channels for which a line is fetched.
 constexpr int kChannelsPerFetch = kLanes == 8 ? 4 : 1;
 
 // The sums of kPixels pixels in each of kRows rows of outputs: rows of a few pixels come two at a

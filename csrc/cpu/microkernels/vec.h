@@ -26,6 +26,11 @@ constexpr int kLanes = 8;
 constexpr int kLanes = 4;
 #endif
 
+// Steps of a register tile's loop between two branches. Where a core's other thread takes every
+// second cycle of its front end, each instruction that multiplies nothing counts; AVX-512's tiles
+// have more than twice the products a step.
+constexpr int kUnrolled = kLanes == 8 ? 8 : 1;
+
 typedef float Vec __attribute__((vector_size(kLanes * sizeof(float))));
 typedef int32_t IntVec __attribute__((vector_size(kLanes * sizeof(float))));
 typedef float UnalignedVec

@@ -39,23 +39,43 @@ struct Sums {
   }
 };
 
-// A run of adjacent pixels.
-template <int kChannels, int kVecs>
-inline void add_pixels(const float* x, ptrdiff_t x_stride, const float* grad, ptrdiff_t grad_stride,
-                       int64_t pixels, Sums<kChannels, kVecs>& acc) {
-  for (int64_t pixel = 0; pixel < pixels; ++pixel) {
+// Where the next pixel of a run is.
+struct Pixel {
+  const float* x;
+  const float* grad;
+};
+
+// kCount adjacent pixels.
+template <int kCount, int kChannels, int kVecs>
+[[gnu::always_inline]] inline void add_some(Pixel& at, ptrdiff_t x_stride, ptrdiff_t grad_stride,
+                                            Sums<kChannels, kVecs>& acc) {
+#pragma GCC unroll 8
+  for (int pixel = 0; pixel < kCount; ++pixel) {
+    // Each pixel's loads stay behind the pixel before: see Operands of register_tile.h.
+    if (kCount > 1) asm volatile("" : "+r"(at.x), "+r"(at.grad));
     Vec g[kVecs];
 #pragma GCC unroll 4
-    for (int j = 0; j < kVecs; ++j) g[j] = load(grad + j * kLanes);
+    for (int j = 0; j < kVecs; ++j) g[j] = load(at.grad + j * kLanes);
 #pragma GCC unroll 16
     for (int i = 0; i < kChannels; ++i) {
-      const Vec value = broadcast(x[i]);
+      const Vec value = broadcast(at.x[i]);
 #pragma GCC unroll 4
-      for (int j = 0; j < kVecs; ++j) acc.at[i][j] += value * g[j];
+      for (int j = 0; j < kVecs; ++j) multiply_add(acc.at[i][j], value, g[j]);
     }
-    grad += grad_stride;
-    x += x_stride;
+    at.grad += grad_stride;
+    at.x += x_stride;
   }
+}
+
+// A run of adjacent pixels.
+template <int kChannels, int kVecs>
+inline void add_pixels(Pixel at, ptrdiff_t x_stride, ptrdiff_t grad_stride, int64_t pixels,
+                       Sums<kChannels, kVecs>& acc) {
+  int64_t pixel = 0;
+  for (; pixel + kUnrolled <= pixels; pixel += kUnrolled) {
+    add_some<kUnrolled>(at, x_stride, grad_stride, acc);
+  }
+  for (; pixel < pixels; ++pixel) add_some<1>(at, x_stride, grad_stride, acc);
 }
 
 template <int kChannels, int kVecs>
@@ -70,8 +90,8 @@ void tile(const WgradTile& t, int64_t first_channel) {
       const float* grad = t.grad + n * t.grad_image_stride + row * t.grad_row_stride;
       for (int64_t pixel = 0; pixel < t.pixels;) {
         const int64_t run = std::min(kPixelsPerSum, t.pixels - pixel);
-        add_pixels(x + pixel * t.input_pixel_stride, t.input_pixel_stride,
-                   grad + pixel * t.grad_pixel_stride, t.grad_pixel_stride, run, acc);
+        add_pixels({x + pixel * t.input_pixel_stride, grad + pixel * t.grad_pixel_stride},
+                   t.input_pixel_stride, t.grad_pixel_stride, run, acc);
         pixel += run;
         summed += run;
         if (summed < kPixelsPerSum) continue;
