@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.grad import conv2d_input, conv2d_weight
+from torch.nn.grad import conv2d_weight
 
 from ..schema import checks, training_checks
 from ..schema.checks import Shape
@@ -185,7 +185,12 @@ def conv_stats_backward(
     inside = apply_act(before, in_act, in_act_slope) if activated is None else activated.to(wide)
     padded = with_usual_strides(_pad(inside, padding))
     if need_x or (need_affine and in_mean is not None):
-        g = conv2d_input(padded.shape, weight.to(wide), grad, stride, 0, dilation, groups)
+        # With the input itself, whose strides choose PyTorch's kernel: conv2d_input's stand-in has
+        # none, and then an AVX2 processor's sums have twice the error.
+        g, _, _ = torch.ops.aten.convolution_backward(
+            grad, padded, weight.to(wide), None, stride, [0, 0], dilation, False, [0, 0], groups,
+            [True, False, False],
+        )  # fmt: skip
         top, _, left, _ = padding
         g = g[:, :, top : top + x.shape[2], left : left + x.shape[3]]
         if grad_in is not None:
