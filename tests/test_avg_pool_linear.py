@@ -81,10 +81,12 @@ def test_without_bias_and_without_images():
     assert ops.avg_pool_linear(x, weight[:0], bias[:0]).shape == (3, 0)
 
 
-def test_any_strides_of_the_weight():
+def test_any_strides_of_the_weight(assert_accurate, kernels):
     x, weight, bias = make(2, 33, 3, 5, 12)
     expected = ops.avg_pool_linear(x, weight, bias)
-    assert torch.equal(ops.avg_pool_linear(x, weight.t().contiguous().t(), bias), expected)
+    found = check(assert_accurate, x, weight.t().contiguous().t(), bias)
+    if kernels != "reference":  # PyTorch's product depends on them, on some processors
+        assert torch.equal(found, expected)
     wide = torch.stack([bias, bias], dim=1)
     assert torch.equal(ops.avg_pool_linear(x, weight, wide[:, 0]), expected)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import copy
 
 import pytest
@@ -49,16 +50,23 @@ def autocast_gradients(net: nn.Module, x: torch.Tensor) -> dict[str, torch.Tenso
     ("groups", "width"), [(1, 64), (32, 4)], ids=["ResNet", "ResNeXt, groups of 4 to 32"]
 )
 def test_gradients_under_autocast(groups, width):
-    """Against float64, at most twice as far off as eager's in bfloat16, for every parameter."""
+    """Against float64, at most twice as far off as eager's in bfloat16, for every parameter.
+
+    Of several batches together: the five errors of the last bias are small by luck in one.
+    """
     net = torchvision.models.ResNet(
         torchvision.models.resnet.Bottleneck, [2, 1, 1, 1], 5, groups=groups, width_per_group=width
     )
-    x = torch.randn(8, 3, 64, 64)
-    exact = autocast_gradients(copy.deepcopy(net).double(), x.double())
-    eager = autocast_gradients(copy.deepcopy(net), x)
-    ours = autocast_gradients(fastres.accelerate(copy.deepcopy(net)), x)
-    for name, expected in exact.items():
-        assert (ours[name] - expected).norm() <= 2 * (eager[name] - expected).norm(), name
+    ours, eager = collections.Counter[str](), collections.Counter[str]()
+    for _ in range(4):
+        x = torch.randn(8, 3, 64, 64)
+        exact = autocast_gradients(copy.deepcopy(net).double(), x.double())
+        for model, errors in ((fastres.accelerate(copy.deepcopy(net)), ours), (net, eager)):
+            found = autocast_gradients(copy.deepcopy(model), x)
+            for name, expected in exact.items():
+                errors[name] += (found[name] - expected).square().sum().item()
+    for name, error in ours.items():
+        assert error <= 2**2 * eager[name], name
 
 
 def losses(net: nn.Module, memory_format: torch.memory_format) -> torch.Tensor:
