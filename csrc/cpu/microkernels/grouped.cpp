@@ -9,10 +9,10 @@
 #include <cstring>
 #include <utility>
 
-#include "activation.h"
 #include "fetching.h"
 #include "kernels.h"
 #include "spread.h"
+#include "tile_outputs.h"
 
 namespace fastres::cpu::FASTRES_ISA_NAMESPACE {
 namespace {
@@ -91,42 +91,6 @@ inline Vec join(Vec* sums) {
   }
 }
 
-// Adds shift and residual, applies ReLU and stores, each of them to all pixels: what the tile says
-// is read once. Other activations run over the stored tile.
-template <int kPixels, bool kPartial>
-inline void finish(const ConvTile& t, const float* residual, float* output, const Slice& slice,
-                   Vec* v) {
-  const int64_t count = slice.count;
-  const auto read = [count](const float* p) { return kPartial ? load_partial(p, count) : load(p); };
-  const Vec shift = read(t.shift + slice.channel);
-#pragma GCC unroll 16
-  for (int i = 0; i < kPixels; ++i) v[i] += shift;
-  if (residual != nullptr) {
-#pragma GCC unroll 16
-    for (int i = 0; i < kPixels; ++i) v[i] += read(residual + i * t.residual_pixel_stride);
-  }
-  const Activation act = t.act;
-  if (act == Activation::relu) {
-#pragma GCC unroll 16
-    for (int i = 0; i < kPixels; ++i) v[i] = at_least(v[i], Vec{});
-  }
-  const ptrdiff_t pixel_stride = t.output_pixel_stride;
-#pragma GCC unroll 16
-  for (int i = 0; i < kPixels; ++i) {
-    float* p = output + i * pixel_stride;
-    if constexpr (kPartial) {
-      store_partial(p, v[i], count);
-    } else {
-      store(p, v[i]);
-    }
-  }
-  if (act == Activation::none || act == Activation::relu) return;
-  for (int i = 0; i < kPixels; ++i) {
-    float* p = output + i * pixel_stride;
-    store_partial(p, activate(load_partial(p, count), act, t.act_slope), count);
-  }
-}
-
 template <int kGroup, int kPixels, bool kPartial>
 void tile(const ConvTile& t, const float* input, const float* residual, float* output,
           const Slice& slice) {
@@ -152,10 +116,15 @@ void tile(const ConvTile& t, const float* input, const float* residual, float* o
       weights += 2 * kHalf;
     }
   }
-  Vec joined[kPixels];
+  TileSums<1, kPixels, 1> joined;
 #pragma GCC unroll 16
-  for (int i = 0; i < kPixels; ++i) joined[i] = join<kSums<kGroup>>(sums.at[i]);
-  finish<kPixels, kPartial>(t, residual, output, slice, joined);
+  for (int i = 0; i < kPixels; ++i) joined.at[i][0] = join<kSums<kGroup>>(sums.at[i]);
+  const float* shift = t.shift + slice.channel;
+  if constexpr (kPartial) {
+    finish_partial(t, slice.count, shift, residual, output, joined);
+  } else {
+    finish(t, shift, residual, output, joined);
+  }
 }
 
 using Tile = void (*)(const ConvTile&, const float*, const float*, float*, const Slice&);

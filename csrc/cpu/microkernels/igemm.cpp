@@ -36,9 +36,9 @@ bool one_sum(const ConvTile& t) {
 // total and spill the sum's.
 template <int kRows, int kPixels, int kVecs>
 [[gnu::noinline]] void add_sum(const ConvTile& t, int64_t rows, int64_t cols, int64_t channels,
-                               Cursor& at, Sums<kRows, kPixels, kVecs>& total) {
+                               Cursor& at, TileSums<kRows, kPixels, kVecs>& total) {
   const bool first = at.weights == t.weights;
-  Sums<kRows, kPixels, kVecs> sums = {};
+  TileSums<kRows, kPixels, kVecs> sums = {};
   add_taps(t, rows, cols, channels, at, sums);
 #pragma GCC unroll 16
   for (int i = 0; i < kRows * kPixels; ++i) {
@@ -51,7 +51,7 @@ template <int kRows, int kPixels, int kVecs>
 
 template <int kRows, int kPixels, int kVecs>
 void add_sums(const ConvTile& t, const float* input, Prefetch prefetch,
-              Sums<kRows, kPixels, kVecs>& total) {
+              TileSums<kRows, kPixels, kVecs>& total) {
   Cursor at{input, t.weights, prefetch};
   if (sums_rows(t)) {
     const int64_t rows = rows_per_sum(t);
@@ -117,10 +117,10 @@ struct Place {
 // A tile whose products are one sum, which is finished where it is. Not inlined, for the registers.
 template <int kRows, int kPixels, int kVecs>
 [[gnu::noinline]] void sum_tile(const ConvTile& t, const Place& place, Prefetch prefetch) {
-  Sums<kRows, kPixels, kVecs> sums = {};
+  TileSums<kRows, kPixels, kVecs> sums = {};
   Cursor at{place.input, t.weights, prefetch};
   add_taps(t, t.tap_rows, t.tap_cols, t.channels, at, sums);
-  finish(t, place.residual, place.output, sums);
+  finish(t, t.shift, place.residual, place.output, sums);
 }
 
 // `count` tiles of a row, of the same width.
@@ -137,12 +137,12 @@ void tiles(const ConvTile& t, Place& place, int64_t count, TileFetching& fetchin
     if (summed_at_once) {
       sum_tile<kRows, kPixels, kVecs>(t, place, fetching.next());
     } else {
-      Sums<kRows, kPixels, kVecs> total;
+      TileSums<kRows, kPixels, kVecs> total;
       add_sums(t, place.input, fetching.next(), total);
       if (whole) {
-        finish(t, place.residual, place.output, total);
+        finish(t, t.shift, place.residual, place.output, total);
       } else {
-        finish_partial(t, place.residual, place.output, total);
+        finish_partial(t, t.out_channels, t.shift, place.residual, place.output, total);
       }
     }
     place.input += kPixels * t.input_pixel_stride;

@@ -7,9 +7,9 @@
 #include <algorithm>
 #include <utility>
 
-#include "activation.h"
 #include "kernels.h"
 #include "spread.h"
+#include "tile_outputs.h"
 
 namespace fastres::cpu::FASTRES_ISA_NAMESPACE {
 namespace {
@@ -82,33 +82,6 @@ inline void accumulate(const ConvTile& t, const float* input, Slice slice, Vec* 
   }
 }
 
-template <int kPixels, bool kPartial>
-inline void finish(const ConvTile& t, const float* residual, float* output, Slice slice,
-                   const Vec* acc) {
-  const float* shift_at = t.shift + slice.channel;
-  const Vec shift = kPartial ? load_partial(shift_at, slice.count) : load(shift_at);
-#pragma GCC unroll 16
-  for (int i = 0; i < kPixels; ++i) {
-    Vec v = acc[i] + shift;
-    if (residual != nullptr) {
-      const float* p = residual + i * t.residual_pixel_stride + slice.channel;
-      v += kPartial ? load_partial(p, slice.count) : load(p);
-    }
-    if (t.act == Activation::relu) v = at_least(v, Vec{});
-    float* p = output + i * t.output_pixel_stride + slice.channel;
-    if constexpr (kPartial) {
-      store_partial(p, v, slice.count);
-    } else {
-      store(p, v);
-    }
-  }
-  if (t.act == Activation::none || t.act == Activation::relu) return;
-  for (int i = 0; i < kPixels; ++i) {
-    float* p = output + i * t.output_pixel_stride + slice.channel;
-    store_partial(p, activate(load_partial(p, slice.count), t.act, t.act_slope), slice.count);
-  }
-}
-
 template <int kGroup, int kPixels, bool kPartial>
 void tile(const ConvTile& t, const float* input, const float* residual, float* output,
           Slice slice) {
@@ -118,7 +91,17 @@ void tile(const ConvTile& t, const float* input, const float* residual, float* o
   } else {
     accumulate<kGroup, kPixels, kPartial>(t, input, slice, acc);
   }
-  finish<kPixels, kPartial>(t, residual, output, slice, acc);
+  TileSums<1, kPixels, 1> sums;
+#pragma GCC unroll 16
+  for (int i = 0; i < kPixels; ++i) sums.at[i][0] = acc[i];
+  const float* shift = t.shift + slice.channel;
+  if (residual != nullptr) residual += slice.channel;
+  output += slice.channel;
+  if constexpr (kPartial) {
+    finish_partial(t, slice.count, shift, residual, output, sums);
+  } else {
+    finish(t, shift, residual, output, sums);
+  }
 }
 
 using Tile = void (*)(const ConvTile&, const float*, const float*, float*, Slice);

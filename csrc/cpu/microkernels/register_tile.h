@@ -5,10 +5,8 @@
 
 #pragma once
 
-#include <algorithm>
-
-#include "activation.h"
 #include "kernels.h"
+#include "tile_outputs.h"
 
 namespace fastres::cpu::FASTRES_ISA_NAMESPACE {
 
@@ -30,13 +28,6 @@ constexpr int kPixelsPerPointer = 3;
 
 // Input channels for which a line is fetched.
 constexpr int kChannelsPerFetch = kLanes == 8 ? 4 : 1;
-
-// The sums of kPixels pixels in each of kRows rows of outputs: rows of a few pixels come two at a
-// time, since weights are loaded once for a tile.
-template <int kRows, int kPixels, int kVecs>
-struct Sums {
-  Vec at[kRows * kPixels][kVecs];
-};
 
 // Walks over a share of what comes next while a tile computes. Without it the first tile of a
 // panel of weights waits for the shared cache: with 7 tiles a panel that was a sixth of the time.
@@ -77,14 +68,14 @@ struct Operands {
 
   // The next kCount input channels of all pixels.
   template <int kCount>
-  [[gnu::always_inline]] void multiply(Sums<kRows, kPixels, kVecs>& sums) {
+  [[gnu::always_inline]] void multiply(TileSums<kRows, kPixels, kVecs>& sums) {
 #pragma GCC unroll 8
     for (int c = 0; c < kCount; ++c) {
       if (c % kChannelsPerFetch == 0) {
         __builtin_prefetch(prefetch.at, 0, 2);
         prefetch.at += prefetch.step;
       }
-      if (kCount > 1) stay_here();
+      if (kCount > 1) keep_order();
       Vec w[kVecs];
 #pragma GCC unroll 3
       for (int j = 0; j < kVecs; ++j) {
@@ -104,12 +95,11 @@ struct Operands {
     move(kCount);
   }
 
-  // The loads of an unrolled step stay behind the step before: the compiler would move them ahead
-  // of it, and spill accumulators, or work out all their addresses before the loop.
-  [[gnu::always_inline]] void stay_here() {
-    asm volatile("" : "+r"(pixel_stride), "+r"(weights));
+  [[gnu::always_inline]] void keep_order() {
+    keep_loads_behind(weights);
+    keep_loads_behind(pixel_stride);
 #pragma GCC unroll 8
-    for (int g = 0; g < kPointers; ++g) asm volatile("" : "+r"(pointers[g]));
+    for (int g = 0; g < kPointers; ++g) keep_loads_behind(pointers[g]);
   }
 
   const float* pointers[kPointers];
@@ -128,7 +118,7 @@ constexpr int64_t fetches(int64_t channels) {
 template <int kRows, int kPixels, int kVecs>
 [[gnu::always_inline]] inline void add_taps(const ConvTile& t, int64_t rows, int64_t cols,
                                             int64_t channels, Cursor& at,
-                                            Sums<kRows, kPixels, kVecs>& sums) {
+                                            TileSums<kRows, kPixels, kVecs>& sums) {
   Operands<kRows, kPixels, kVecs> operands(t, at);
   const ptrdiff_t next_col = t.tap_col_stride - channels;
   const ptrdiff_t next_row = t.tap_row_stride - cols * t.tap_col_stride;
@@ -146,79 +136,6 @@ template <int kRows, int kPixels, int kVecs>
   }
   at.weights = operands.weights;
   at.prefetch = operands.prefetch;
-}
-
-// Where the i-th of a tile's pixels is.
-template <int kPixels>
-[[gnu::always_inline]] inline ptrdiff_t offset_of(int i, ptrdiff_t row_stride,
-                                                  ptrdiff_t pixel_stride) {
-  return i / kPixels * row_stride + i % kPixels * pixel_stride;
-}
-
-// Adds shift and residual, applies ReLU and stores, each of them to all pixels: what `t` says is
-// read once. Other activations run over the stored tile, to keep their code out of the loops.
-template <int kRows, int kPixels, int kVecs>
-[[gnu::always_inline]] inline void finish(const ConvTile& t, const float* residual, float* output,
-                                          Sums<kRows, kPixels, kVecs>& sums) {
-  constexpr int kAll = kRows * kPixels;
-  Vec shift[kVecs];
-#pragma GCC unroll 3
-  for (int j = 0; j < kVecs; ++j) shift[j] = load(t.shift + j * kLanes);
-#pragma GCC unroll 16
-  for (int i = 0; i < kAll; ++i) {
-#pragma GCC unroll 3
-    for (int j = 0; j < kVecs; ++j) sums.at[i][j] += shift[j];
-  }
-  if (residual != nullptr) {
-#pragma GCC unroll 16
-    for (int i = 0; i < kAll; ++i) {
-      const float* from =
-          residual + offset_of<kPixels>(i, t.residual_row_stride, t.residual_pixel_stride);
-#pragma GCC unroll 3
-      for (int j = 0; j < kVecs; ++j) sums.at[i][j] += load(from + j * kLanes);
-    }
-  }
-  const Activation act = t.act;
-  if (act == Activation::relu) {
-#pragma GCC unroll 16
-    for (int i = 0; i < kAll; ++i) {
-#pragma GCC unroll 3
-      for (int j = 0; j < kVecs; ++j) sums.at[i][j] = at_least(sums.at[i][j], Vec{});
-    }
-  }
-  const ptrdiff_t row_stride = t.output_row_stride;
-  const ptrdiff_t pixel_stride = t.output_pixel_stride;
-#pragma GCC unroll 16
-  for (int i = 0; i < kAll; ++i) {
-    float* to = output + offset_of<kPixels>(i, row_stride, pixel_stride);
-#pragma GCC unroll 3
-    for (int j = 0; j < kVecs; ++j) store(to + j * kLanes, sums.at[i][j]);
-  }
-  if (act == Activation::relu || act == Activation::none) return;
-  for (int i = 0; i < kAll; ++i) {
-    float* to = output + offset_of<kPixels>(i, row_stride, pixel_stride);
-    for (int j = 0; j < kVecs; ++j) {
-      store(to + j * kLanes, activate(load(to + j * kLanes), act, t.act_slope));
-    }
-  }
-}
-
-// The last panel of a group whose channels do not fill it.
-template <int kRows, int kPixels, int kVecs>
-void finish_partial(const ConvTile& t, const float* residual, float* output,
-                    const Sums<kRows, kPixels, kVecs>& sums) {
-  for (int i = 0; i < kRows * kPixels; ++i) {
-    float* to = output + offset_of<kPixels>(i, t.output_row_stride, t.output_pixel_stride);
-    const ptrdiff_t from = offset_of<kPixels>(i, t.residual_row_stride, t.residual_pixel_stride);
-    for (int j = 0; j < kVecs; ++j) {
-      const int64_t count = std::min<int64_t>(kLanes, t.out_channels - j * kLanes);
-      if (count <= 0) break;
-      Vec v = sums.at[i][j] + load_partial(t.shift + j * kLanes, count);
-      if (residual != nullptr) v += load_partial(residual + from + j * kLanes, count);
-      v = activate(v, t.act, t.act_slope);
-      store_partial(to + j * kLanes, v, count);
-    }
-  }
 }
 
 // Fetches a tile's lines of the residual or the output before finish() needs them: they are far

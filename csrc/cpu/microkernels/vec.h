@@ -51,6 +51,14 @@ inline void multiply_add(Vec& sum, Vec x, Vec y) {
 #endif
 }
 
+// What is loaded by this pointer or distance stays behind what comes before: the compiler would
+// move the loads of an unrolled loop's step ahead of the step before and spill its sums, or work
+// out all addresses before the loop.
+template <class T>
+[[gnu::always_inline]] inline void keep_loads_behind(T& address) {
+  asm volatile("" : "+r"(address));
+}
+
 inline Vec load_partial(const float* p, int64_t count) {
   float lanes[kLanes] = {};
   std::memcpy(lanes, p, static_cast<size_t>(count) * sizeof(float));

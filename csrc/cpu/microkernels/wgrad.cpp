@@ -51,8 +51,10 @@ template <int kCount, int kChannels, int kVecs>
                                             Sums<kChannels, kVecs>& acc) {
 #pragma GCC unroll 8
   for (int pixel = 0; pixel < kCount; ++pixel) {
-    // Each pixel's loads stay behind the pixel before: see Operands of register_tile.h.
-    if (kCount > 1) asm volatile("" : "+r"(at.x), "+r"(at.grad));
+    if (kCount > 1) {
+      keep_loads_behind(at.x);
+      keep_loads_behind(at.grad);
+    }
     Vec g[kVecs];
 #pragma GCC unroll 4
     for (int j = 0; j < kVecs; ++j) g[j] = load(at.grad + j * kLanes);
