@@ -46,13 +46,8 @@ class PooledRows {
   PooledRows(const PooledRows&) = delete;
   PooledRows& operator=(const PooledRows&) = delete;
 
-  // Which of some output rows, of all images, to do first: a band, as high as the others of an
-  // image.
-  Range first_of(Range rows) const {
-    const int64_t per_image = conv_.out.height;
-    const int64_t left = std::min(per_image - rows.begin % per_image, rows.size());
-    return {rows.begin, rows.begin + ceil_div(left, ceil_div(left, rows_at_once()))};
-  }
+  // Which of some output rows, of all images, to do first.
+  Range first_of(Range rows) const { return first_band(rows, conv_.out.height, rows_at_once()); }
 
   void run(Range rows) {
     const int64_t n = rows.begin / conv_.out.height;

@@ -46,14 +46,14 @@ BandRunner::BandRunner(const Microkernels& kernels, const Conv& conv, Range pane
       images_together_(images_together()) {}
 
 bool BandRunner::uses_panels_once(Range slices) const {
-  if (first_band(slices).size() < slices.size()) return false;
+  if (next_band(slices).size() < slices.size()) return false;
   return conv_.layer.header.layout != PackedLayout::winograd ||
          conv_.geometry.out.h <= chunk_rows();
 }
 
 Range BandRunner::first_of(Range slices) const {
   const int64_t images = images_first_of(slices);
-  if (images < 2) return first_band(slices);
+  if (images < 2) return next_band(slices);
   return {slices.begin, slices.begin + images * slices_per_image(conv_)};
 }
 
@@ -61,7 +61,7 @@ void BandRunner::run(Range slices, Range left) const {
   const int64_t n = slices.begin / slices_per_image(conv_);
   const int64_t images = images_first_of(slices);
   if (images >= 2) return run_images({n, n + images});
-  run_band(place(slices), place(left.size() > 0 ? first_band(left) : left));
+  run_band(place(slices), place(left.size() > 0 ? next_band(left) : left));
 }
 
 BandRunner::Place BandRunner::place(Range slices) const {
@@ -71,12 +71,11 @@ BandRunner::Place BandRunner::place(Range slices) const {
           std::min(slices.size() * rows_per_slice(conv_), conv_.geometry.out.h - row)};
 }
 
-Range BandRunner::first_band(Range slices) const {
+Range BandRunner::next_band(Range slices) const {
   const int64_t per_image = slices_per_image(conv_);
-  const int64_t left = std::min(per_image - slices.begin % per_image, slices.size());
-  if (left == slices.size() && left <= slices_alone_) return slices;
-  const int64_t bands = ceil_div(left, slices_at_once_);
-  return {slices.begin, slices.begin + ceil_div(left, bands)};
+  const bool alone = slices.size() <= per_image - slices.begin % per_image;
+  if (alone && slices.size() <= slices_alone_) return slices;
+  return first_band(slices, per_image, slices_at_once_);
 }
 
 int64_t BandRunner::slices_in_cache(Prefetch prefetch) const {

@@ -43,8 +43,7 @@ class BandRunner {
 
   Place place(Range slices) const;
 
-  // Bands of an image are of equal height: its last one must not be a narrow remainder.
-  Range first_band(Range slices) const;
+  Range next_band(Range slices) const;
 
   int64_t slices_in_cache(Prefetch prefetch) const;
 

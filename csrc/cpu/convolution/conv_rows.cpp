@@ -36,9 +36,7 @@ void join_rows(const ConvLayer& layer, ConvBand& band) {
 
 // On register tiles, a panel for all bands before the next.
 void register_panels(const Microkernels& kernels, const ConvLayer& layer,
-                     std::span<const ConvBand> bands, Range panels) {
-  std::vector<ConvTile> tiles;
-  for (const ConvBand& band : bands) tiles.push_back(tile_of(layer, band));
+                     std::span<const ConvTile> tiles, Range panels) {
   for (int64_t i = 0; i < panels.size(); ++i) {
     const int64_t panel = nth_panel(layer, panels, i);
     const float* weights = ready_weights(kernels, layer, panel, i, all_channels(layer));
@@ -101,12 +99,15 @@ void conv_rows(const Microkernels& kernels, const ConvLayer& layer, ConvBand ban
     return lanes_panels(kernels, arranged(kernels, layer, panels), tile_of(layer, band), panels);
   }
   if (prefers_tiles(kernels, layer, band.pixels)) return tile_panels(kernels, layer, band, panels);
-  register_panels(kernels, layer, {&band, 1}, panels);
+  const ConvTile tile = tile_of(layer, band);
+  register_panels(kernels, layer, {&tile, 1}, panels);
 }
 
 void conv_bands(const Microkernels& kernels, const ConvLayer& layer,
                 std::span<const ConvBand> bands, Range panels) {
-  register_panels(kernels, layer, bands, panels);
+  std::vector<ConvTile> tiles;
+  for (const ConvBand& band : bands) tiles.push_back(tile_of(layer, band));
+  register_panels(kernels, layer, tiles, panels);
 }
 
 }  // namespace fastres::cpu

@@ -54,13 +54,10 @@ class BandWalker {
               kept(block.expand, block.out.w, pairs, 2),
               block.down.has_value() ? kept(*block.down, block.out.w, pairs, 3) : std::nullopt} {}
 
-  // Which of some pairs of output rows, of all images, to do first: a band. Bands of an image are
-  // of nearly equal height, and pairs of rows what Winograd's tiles are made of.
+  // Which of some pairs of output rows, of all images, to do first. Pairs, since Winograd's tiles
+  // are of two rows.
   Range first_of(Range pairs) const {
-    const int64_t per_image = pairs_per_image();
-    const int64_t left = std::min(per_image - pairs.begin % per_image, pairs.size());
-    const int64_t bands = ceil_div(left, std::max<int64_t>(1, rows_in_cache() / 2));
-    return {pairs.begin, pairs.begin + ceil_div(left, bands)};
+    return first_band(pairs, pairs_per_image(), std::max<int64_t>(1, rows_in_cache() / 2));
   }
 
   // A band, and what comes after it. Of a band that begins where the last one ended nothing is

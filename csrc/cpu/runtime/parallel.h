@@ -30,6 +30,14 @@ inline Range even_range(int64_t count, int64_t parts, int64_t i) {
   return {count * i / parts, count * (i + 1) / parts};
 }
 
+// The first band of some rows of images of so many rows each: one of nearly equal ones, of at most
+// `most` rows, of the image in which they begin. Its last one must not be a narrow remainder.
+inline Range first_band(Range rows, int64_t rows_per_image, int64_t most) {
+  const int64_t left = std::min(rows_per_image - rows.begin % rows_per_image, rows.size());
+  const int64_t bands = (left + most - 1) / most;
+  return {rows.begin, rows.begin + (left + bands - 1) / bands};
+}
+
 // Calls use(image, rows) for each image's part of a share of the rows of images of so many rows.
 template <class Use>
 void for_each_image(Range share, int64_t rows_per_image, const Use& use) {
